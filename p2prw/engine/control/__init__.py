@@ -1,0 +1,1 @@
+"""The control channel: messages (pure), handshake (pure), channel (TCP and deadlines)."""

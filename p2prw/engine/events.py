@@ -1,0 +1,26 @@
+"""What a running transfer says about itself while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One sample, taken by time (5-10 Hz), never per completion."""
+
+    phase: str
+    """One of `p2prw.engine.model.PHASES`."""
+    bytes_done: int
+    """Bytes whose completion was seen."""
+    bytes_total: int
+    elapsed_s: float
+    """Since the first post; 0.0 before it."""
+    bw_bytes_per_s: float
+    """Over the last second or so; 0.0 when nothing moved."""
+    wqes_in_flight: int
+    wqes_total: int
+    route: str
+    """The local route: `cpu`, `pin`, ..."""
+    retries: int = 0
+    """Retransmissions (packets or bursts) the device knows of so far."""

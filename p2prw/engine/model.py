@@ -1,0 +1,467 @@
+"""The nouns of p2prw: every arrow of the flow is one of these frozen dataclasses. Data only, no behaviour, no I/O.
+
+Glossary, one word for one thing:
+    segment     one (address, length, key) entry of a dma vec
+    dma vec     tuple of segments: local memory as a device sees it; no page, no CPU pointer
+    SGE         one entry of a work request's local list; it lies within one segment
+    WR / WQE    a work request as we build it / as it sits in the send queue
+    region      memory a server offers under a name
+    lease       the right of one client to one byte range of a region
+    staging     registered host chunks that files and bounced memory pass through, one slot each
+    route       how bytes get between memory and wire: dmabuf, pin, odp, dm, cpu, bounce
+    burst       up to 64 KiB of equal RoCE packets sent or received by one system call
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag, StrEnum
+from typing import Any, NamedTuple
+
+
+class Operation(StrEnum):
+    """What the client asks for; it names the direction seen from the client."""
+
+    WRITE = "write"
+    READ = "read"
+
+
+class Access(IntFlag):
+    """Rights of a registration; values of `enum ibv_access_flags` (libibverbs/verbs.h)."""
+
+    LOCAL_READ = 0
+    LOCAL_WRITE = 1
+    REMOTE_WRITE = 2
+    REMOTE_READ = 4
+
+
+class Opcode(IntEnum):
+    """Values of `enum ibv_wr_opcode` (libibverbs/verbs.h)."""
+
+    RDMA_WRITE = 0
+    RDMA_WRITE_WITH_IMM = 1
+    SEND = 2
+    SEND_WITH_IMM = 3
+    RDMA_READ = 4
+
+
+class WcStatus(IntEnum):
+    """Values and names of `enum ibv_wc_status` (libibverbs/verbs.h), without the IBV_WC_ prefix."""
+
+    SUCCESS = 0
+    LOC_LEN_ERR = 1
+    LOC_QP_OP_ERR = 2
+    LOC_EEC_OP_ERR = 3
+    LOC_PROT_ERR = 4
+    WR_FLUSH_ERR = 5
+    MW_BIND_ERR = 6
+    BAD_RESP_ERR = 7
+    LOC_ACCESS_ERR = 8
+    REM_INV_REQ_ERR = 9
+    REM_ACCESS_ERR = 10
+    REM_OP_ERR = 11
+    RETRY_EXC_ERR = 12
+    RNR_RETRY_EXC_ERR = 13
+    LOC_RDD_VIOL_ERR = 14
+    REM_INV_RD_REQ_ERR = 15
+    REM_ABORT_ERR = 16
+    INV_EECN_ERR = 17
+    INV_EEC_STATE_ERR = 18
+    FATAL_ERR = 19
+    RESP_TIMEOUT_ERR = 20
+    GENERAL_ERR = 21
+
+
+class Route(StrEnum):
+    """How bytes get between memory and wire (docs/contract.md, Routes)."""
+
+    DMABUF = "dmabuf"
+    PIN = "pin"
+    ODP = "odp"
+    DM = "dm"
+    CPU = "cpu"
+    BOUNCE = "bounce"
+
+
+class Offer(StrEnum):
+    """What a kind of memory can give to a device that wants to reach it."""
+
+    PAGES = "pages"
+    CPU_MAPPING = "cpu_mapping"
+    DMABUF = "dmabuf"
+    STAGED = "staged"
+    """Reached only by pread and pwrite through staging chunks."""
+
+
+PHASES = (
+    "open",
+    "map",
+    "register",
+    "exchange",
+    "connect",
+    "first_byte",
+    "steady",
+    "drain",
+    "verify",
+    "close",
+)
+
+
+# --- the dma vec and the rw context's words ---------------------------------------------------------------
+
+
+class DmaSegment(NamedTuple):
+    """One entry of a dma vec: what a scatterlist entry was, without its page."""
+
+    address: int
+    """DMA address (MR iova + offset), not a CPU pointer."""
+    length_bytes: int
+    lkey: int
+
+
+DmaVec = tuple[DmaSegment, ...]
+
+
+class Sge(NamedTuple):
+    """`struct ibv_sge`: address, length (< 2^32), lkey."""
+
+    address: int
+    length_bytes: int
+    lkey: int
+
+
+class RemoteSegment(NamedTuple):
+    """One contiguous piece of the peer's region; at most `MAX_REMOTE_SEGMENTS` make a region."""
+
+    address: int
+    length_bytes: int
+    rkey: int
+
+
+MAX_REMOTE_SEGMENTS = 256
+
+
+class WorkRequest(NamedTuple):
+    """One one-sided work request, as computed by `RwContext.wr(i)`."""
+
+    opcode: Opcode
+    sges: tuple[Sge, ...]
+    remote_addr: int
+    rkey: int
+    length_bytes: int
+
+
+class Completion(NamedTuple):
+    """`struct ibv_wc`. When status is an error only wr_id, status, qp_num and vendor_err mean anything."""
+
+    wr_id: int
+    status: WcStatus
+    opcode: Opcode
+    byte_len: int
+    qp_num: int
+    imm_data: bytes | None = None
+    vendor_err: int = 0
+
+
+# --- devices and queue pairs --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GidEntry:
+    """One row of a port's GID table; zero GIDs are never listed."""
+
+    index: int
+    gid: str
+    """32 hex digits; IPv4 as ::ffff:a.b.c.d."""
+    type: str
+    """`rocev2`, `rocev1` or `ib`."""
+    netdev: str | None = None
+    up: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """What bounds a work request on a device and port."""
+
+    max_sge: int = 32
+    max_sge_rd: int = 32
+    max_msg_bytes: int = 1 << 31
+    """`port_attr.max_msg_sz`; InfiniBand's own limit is 2^31."""
+    max_qp_wr: int = 16384
+    max_rd_atomic: int = 16
+    max_dest_rd_atomic: int = 16
+    iwarp: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What a device says about itself; `mover` is who carries the bytes: `nic` or `cpu`."""
+
+    name: str
+    provider: str
+    """`soft`, `verbs` or `scripted`."""
+    driver: str
+    mover: str
+    link_layer: str
+    state: str
+    active_mtu_bytes: int
+    gids: tuple[GidEntry, ...]
+    limits: DeviceLimits
+    netdev: str | None = None
+    address: str | None = None
+    udp_port: int | None = None
+    pci_address: str | None = None
+    numa_node: int | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePairOptions:
+    """Settable queue pair attributes; the defaults of docs/contract.md (Providers)."""
+
+    depth: int = 128
+    max_send_sge: int = 16
+    mtu_bytes: int | None = None
+    """Path MTU wanted (256..4096); None takes the port's."""
+    timeout: int = 17
+    """Exponent: 4.096 us x 2^timeout (17 is 0.54 s)."""
+    retry_cnt: int = 6
+    rnr_retry: int = 6
+    min_rnr_timer: int = 12
+    max_rd_atomic: int = 16
+    traffic_class: int = 0
+    service_level: int = 0
+    pkey_index: int = 0
+    gid_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePairAttributes:
+    """What one side tells the other so that a reliable connected queue pair can be brought to RTS."""
+
+    qpn: int
+    psn: int
+    gid: str
+    """32 hex digits."""
+    mtu_bytes: int
+    max_rd_atomic: int
+    max_dest_rd_atomic: int
+    udp_port: int = 4791
+    lid: int = 0
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySpec:
+    """`KIND[:ARG][,key=value...]`, parsed but not opened."""
+
+    kind: str
+    arg: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    text: str = ""
+    """As the user wrote it, for messages."""
+
+
+# --- requests and results -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a server listens."""
+
+    host: str
+    port: int = 18515
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Every wait has a name and a deadline, in seconds."""
+
+    connect_retry_s: float = 10.0
+    """Go on trying to reach the server for this long."""
+    handshake_s: float = 10.0
+    """Each answer of the control channel before data moves."""
+    idle_s: float = 30.0
+    """No byte, frame or completion for this long ends the transfer."""
+    drain_s: float = 5.0
+    """After Ctrl-C: for what is in flight."""
+    time_limit_s: float | None = None
+    """The whole command."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferRequest:
+    """Everything `write` and `read` need; built by the command line or by a program."""
+
+    operation: Operation
+    peer: PeerAddress
+    region: str
+    memory: MemorySpec
+    region_offset: int = 0
+    size_bytes: int | None = None
+    """None: the smaller of local size and region size minus offset."""
+    device: str = "auto"
+    queue_pair: QueuePairOptions = QueuePairOptions()
+    chunk_bytes: int = 1024 * 1024
+    """Most bytes of one work request."""
+    signal_every: int | None = None
+    """One in N is signalled; None: chosen from depth."""
+    staging_bytes: int = 32 * 1024 * 1024
+    staging_chunk_bytes: int = 4 * 1024 * 1024
+    timeouts: Timeouts = Timeouts()
+    token: bytes | None = field(default=None, repr=False)
+    verify: bool = True
+    shared: bool = False
+    route: Route | None = None
+    require_direct: bool = False
+    force_route: bool = False
+    overwrite: bool = False
+    force_bound_device: bool = False
+    via: str | None = None
+    max_sgl_rd: int = 0
+    """The kernel's device hint, unreadable from user space; 0 is never."""
+    force_mr: bool = False
+    inject: str | None = None
+    """Faults made on purpose by the software device: `drop=1%,dup=...,reorder=...,seed=N`."""
+    pcap: str | None = None
+    gso: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedRegion:
+    """One `--region NAME=MEMORY,access=...` of a server."""
+
+    name: str
+    memory: MemorySpec
+    access: str = "rw"
+    """`r`, `w` or `rw`, seen from the client: r may be READ, w may be written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeRequest:
+    """Everything `serve` needs."""
+
+    regions: tuple[ServedRegion, ...]
+    listen: PeerAddress = PeerAddress("127.0.0.1", 18515)
+    device: str = "auto"
+    queue_pair: QueuePairOptions = QueuePairOptions()
+    once: bool = False
+    ready_file: str | None = None
+    token: bytes | None = field(default=None, repr=False)
+    insecure: bool = False
+    max_clients: int = 64
+    timeouts: Timeouts = Timeouts()
+    staging_bytes: int = 32 * 1024 * 1024
+    staging_chunk_bytes: int = 4 * 1024 * 1024
+    overwrite: bool = False
+    force_bound_device: bool = False
+    inject: str | None = None
+    pcap: str | None = None
+    gso: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RouteAttempt:
+    """One rung of the ladder: what was tried and what came back."""
+
+    route: str
+    ok: bool
+    errno: str | None = None
+    wc_status: str | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteReport:
+    """How one end reached its memory. `peer_to_peer` is true only for device memory moved by a NIC."""
+
+    chosen: str
+    mover: str
+    peer_to_peer: bool
+    memory: str
+    """The memory kind: `host`, `file`, `bar`, ..."""
+    device: str
+    driver: str
+    staged: bool = False
+    attempts: tuple[RouteAttempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TransferStats:
+    """One row of `results`."""
+
+    operation: str
+    size_bytes: int
+    bytes: int
+    """Bytes whose completion was seen."""
+    elapsed_s: float
+    """First post to last completion; registration and verification are outside."""
+    bw_bytes_per_s: float | None
+    wqes_posted: int
+    wqes_signalled: int
+    kernel_wqes: int
+    chunk_bytes: int
+    retransmitted_packets: int = 0
+    rnr_naks: int = 0
+    sequence_naks: int = 0
+    timeouts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What verification found. `status`: verified, unverified, mismatch, unstable."""
+
+    status: str
+    method: str | None = None
+    """`owner-cpu`, `owner-loopback-read` or `client-read-back`."""
+    algorithm: str | None = None
+    block_bytes: int | None = None
+    blocks: int = 0
+    elapsed_s: float = 0.0
+    local_digest: str | None = None
+    remote_digest: str | None = None
+    first_bad_offset: int | None = None
+    classification: str | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReport:
+    """An error as it stands in the JSON result."""
+
+    code: str
+    what: str
+    why: str | None = None
+    fix: str | None = None
+    wc_status: str | None = None
+    errno: str | None = None
+    side: str = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class TransferResult:
+    """The whole outcome; reporters turn it into text or the `p2prw/1` document."""
+
+    command: str
+    status: str
+    """`ok`, `failed`, `interrupted`, `planned` (dry run)."""
+    exit_code: int
+    params: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    local_route: RouteReport | None
+    remote_route: RouteReport | None
+    results: tuple[TransferStats, ...]
+    verify: VerifyReport
+    phases: Mapping[str, float]
+    """Seconds for each of PHASES that was reached."""
+    warnings: tuple[str, ...] = ()
+    partial: bool = False
+    error: ErrorReport | None = None
+    plan: Mapping[str, Any] | None = None
+    """Only for a dry run: see `p2prw.engine.plan`."""

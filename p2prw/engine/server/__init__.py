@@ -1,0 +1,1 @@
+"""The serving end: one loop, many regions, many clients."""

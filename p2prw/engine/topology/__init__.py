@@ -1,0 +1,1 @@
+"""What sysfs says about PCI devices; read through one door, `sysfs.SysfsRoot`."""

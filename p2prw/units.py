@@ -1,0 +1,91 @@
+"""Sizes, times and rates: text to numbers and back. K = 1024; rates are shown as MiB/s and Gb/s side by side."""
+
+from __future__ import annotations
+
+import re
+
+from p2prw.errors import RequestError
+
+KIB = 1024
+MIB = 1024**2
+GIB = 1024**3
+
+_FACTORS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1024**4}
+_SIZE = re.compile(r"(0x[0-9a-f]+|\d+(?:\.\d+)?)\s*(?:([kmgt]?)(?:ib|b)?)?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h)?", re.IGNORECASE)
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+
+
+def parse_size(text: str | int, name: str = "size") -> int:
+    """Return the bytes meant by `64K`, `64KiB`, `1M`, `4G`, `0x1000` or a plain number; `name` is for the error."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        if text < 0:
+            raise _bad_size(str(text), name)
+        return text
+    match = _SIZE.fullmatch(str(text).strip())
+    if not match:
+        raise _bad_size(str(text), name)
+    digits, suffix = match.group(1), (match.group(2) or "").lower()
+    if digits.lower().startswith("0x"):
+        # "0x1B" is hexadecimal 27, never "1 byte": the digits take what they can.
+        return int(digits, 16) * _FACTORS[suffix]
+    value = float(digits) * _FACTORS[suffix] if "." in digits else int(digits) * _FACTORS[suffix]
+    if value != int(value):
+        raise _bad_size(str(text), name, why="it is not a whole number of bytes")
+    return int(value)
+
+
+def _bad_size(
+    text: str, name: str, why: str = "a size is a number with an optional K, M, G or T (1024-based)"
+) -> RequestError:
+    return RequestError(
+        f"{name}: cannot read {text!r} as a size",
+        why=why,
+        fix="64K, 64KiB, 1M, 4G or 0x1000",
+        code="bad_size",
+    )
+
+
+def parse_duration(text: str | float, name: str = "time") -> float:
+    """Return the seconds meant by `10`, `10s`, `500ms`, `2m` or `1h`."""
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        if text < 0:
+            raise RequestError(f"{name}: a time cannot be negative: {text}", fix="10s", code="bad_duration")
+        return float(text)
+    match = _DURATION.fullmatch(str(text).strip())
+    if not match:
+        raise RequestError(
+            f"{name}: cannot read {text!r} as a time",
+            why="a time is a number with us, ms, s, m or h",
+            fix="10s, 500ms or 2m",
+            code="bad_duration",
+        )
+    unit = match.group(2)
+    return float(match.group(1)) * _SECONDS[unit.lower() if unit else None]
+
+
+def format_size(length_bytes: int) -> str:
+    """Return `64 MiB`, `1.5 GiB`, `4097 B`: exact where short, else two decimals."""
+    for factor, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if length_bytes >= factor:
+            value = length_bytes / factor
+            return f"{value:.0f} {unit}" if value == int(value) else f"{value:.2f} {unit}"
+    return f"{length_bytes} B"
+
+
+def format_rate(bytes_per_s: float | None) -> str:
+    """Return MiB/s (2^20) and Gb/s (10^9 bit) side by side, as the field reads them."""
+    if bytes_per_s is None:
+        return "-"
+    return f"{bytes_per_s / MIB:.1f} MiB/s ({bytes_per_s * 8 / 1e9:.2f} Gb/s)"
+
+
+def format_duration(seconds: float) -> str:
+    """Return `1.24 s`, `12.3 ms`, `85 us` or `2m05s`."""
+    if seconds >= 60:
+        return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    if seconds >= 1e-3:
+        return f"{seconds * 1e3:.1f} ms"
+    return f"{seconds * 1e6:.0f} us"
