@@ -24,3 +24,13 @@ class Progress:
     """The local route: `cpu`, `pin`, ..."""
     retries: int = 0
     """Retransmissions (packets or bursts) the device knows of so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeEvent:
+    """One thing that happened at a server; the command line prints `text`, programs read `fields`."""
+
+    kind: str
+    """`listening`, `joined`, `granted`, `released`, `refused`, `left`, `failed`, `warning`, `stopped`."""
+    text: str
+    fields: dict[str, object]
