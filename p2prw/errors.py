@@ -157,9 +157,7 @@ class RemoteProtocolError(ProtocolError):
 
     default_code = "remote_protocol"
 
-    def __init__(
-        self, what: str, *, why: str | None = None, fix: str | None = None, code: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, why: str | None = None, fix: str | None = None, code: str | None = None) -> None:
         super().__init__(what, why=why, fix=fix, code=code, side="remote")
 
 

@@ -441,8 +441,6 @@ def decode(body: bytes | bytearray | memoryview) -> Message:
         raise RemoteProtocolError("control frame is not an object with a type", code="bad_message")
     cls = MESSAGE_TYPES.get(document["type"])
     if cls is None:
-        raise RemoteProtocolError(
-            f"control message of unknown type {document['type'][:40]!r}", code="unknown_message"
-        )
+        raise RemoteProtocolError(f"control message of unknown type {document['type'][:40]!r}", code="unknown_message")
     message: Message = _build(cls, document, document["type"])
     return message
