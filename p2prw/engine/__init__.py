@@ -1,6 +1,7 @@
 """The engine: what the command line does, as a library. It never prints, never exits, never imports click or rich.
 
-    TransferRequest -> MemorySource -> MappedBuffers -> Device.register -> DmaVec -> RwContext -> TransferLoop -> Progress... TransferResult
+    TransferRequest -> MemorySource -> MappedBuffers -> Device.register -> DmaVec -> RwContext
+                    -> TransferLoop -> Progress... TransferResult
 
 `session.open_session` walks that line once for write and read; `server` does it for the other end. Pure parts
 (`rw`, `roce`, `control.messages`, `control.handshake`, `pattern`, `diagnose`) read no clock and open no socket.

@@ -1,7 +1,8 @@
 """The seam between the engine and everything that can move bytes: libibverbs, our software device, a script.
 
 A provider opens devices. A device registers mapped buffers, makes reliable connected queue pairs and is driven by
-polling: nothing happens behind the caller's back. `pump` is where a software device does its work and a no-op on hardware.
+polling: nothing happens behind the caller's back. `pump` is where a software device does its work; on hardware it is a
+no-op.
 """
 
 from __future__ import annotations
