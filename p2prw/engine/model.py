@@ -307,6 +307,8 @@ class TransferRequest:
     size_bytes: int | None = None
     """None: the smaller of local size and region size minus offset."""
     device: str = "auto"
+    ib_port: int = 1
+    """Port of a verbs device; the software device has one."""
     queue_pair: QueuePairOptions = QueuePairOptions()
     chunk_bytes: int = 1024 * 1024
     """Most bytes of one work request."""
@@ -350,6 +352,8 @@ class ServeRequest:
     regions: tuple[ServedRegion, ...]
     listen: PeerAddress = PeerAddress("127.0.0.1", 18515)
     device: str = "auto"
+    ib_port: int = 1
+    """Port of a verbs device; the software device has one."""
     queue_pair: QueuePairOptions = QueuePairOptions()
     once: bool = False
     ready_file: str | None = None
