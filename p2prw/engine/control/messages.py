@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, TypeAlias, get_args
 
-from p2prw.errors import LocalProtocolError, RemoteProtocolError
+from p2prw.errors import LocalProtocolError, P2prwError, PeerRefusedError, RemoteProtocolError
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 64 * 1024
@@ -31,9 +31,9 @@ Check: TypeAlias = Callable[[Any, str], Any]
 
 
 def _bad(name: str, value: Any, expected: str) -> RemoteProtocolError:
-    return RemoteProtocolError(
-        f"control message field {name!r}: expected {expected}, got {str(value)[:80]!r}", code="bad_message"
-    )
+    # A list is not shown: str() of one nested as deep as the JSON parser allows would raise RecursionError.
+    shown = f"{type(value).__name__}" if isinstance(value, (list, dict)) else repr(str(value)[:80])
+    return RemoteProtocolError(f"control message field {name!r}: expected {expected}, got {shown}", code="bad_message")
 
 
 def integer(low: int, high: int) -> Check:
@@ -47,8 +47,15 @@ def integer(low: int, high: int) -> Check:
     return check
 
 
+def printable(value: str) -> str:
+    """Return `value` with what a terminal would act on (escapes, lone surrogates) replaced; new lines stay."""
+    if value.isprintable():
+        return value
+    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in value)
+
+
 def text(pattern: str | None = None, max_chars: int = 1024) -> Check:
-    """Accept a string of at most `max_chars` that matches `pattern` whole."""
+    """Accept a string of at most `max_chars` that matches `pattern` whole; free text is made printable."""
     compiled = re.compile(pattern) if pattern else None
 
     def check(value: Any, name: str) -> str:
@@ -58,7 +65,7 @@ def text(pattern: str | None = None, max_chars: int = 1024) -> Check:
                 value,
                 f"a string{f' like {pattern}' if pattern else ''} of at most {max_chars} characters",
             )
-        return value
+        return value if compiled else printable(value)
 
     return check
 
@@ -127,7 +134,8 @@ HEX_MAC = text(r"[0-9a-f]{64}", 64)
 HEX_DIGEST = text(r"[0-9a-f]{32}", 32)
 REGION_NAME = text(r"[A-Za-z0-9_.-]{1,64}", 64)
 LEASE = text(r"[0-9a-f]{16}", 16)
-PROSE = text(max_chars=2048)
+MAX_PROSE_CHARS = 2048
+PROSE = text(max_chars=MAX_PROSE_CHARS)
 LENGTH = integer(0, _U63)
 
 
@@ -284,6 +292,8 @@ class Grant:
     queue_pair: QueuePairInfo = _field(record(QueuePairInfo))
     staging: Staging | None = _optional_field(optional(record(Staging)), None)
     region_length: int | None = _optional_field(optional(LENGTH), None)
+    flushable: bool = _optional_field(boolean, True)
+    """The keys allow READ too, so a WRITE can be flushed and read back; false for write-only memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +382,7 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The client is done with the lease. `keep`: the transfer was whole (and verified where asked): a sink may appear."""
+    """The client is done. `keep`: the transfer was whole (and verified where asked), so a sink may appear."""
 
     TYPE: ClassVar[str] = "release"
     lease: str = _field(LEASE)
@@ -442,5 +452,23 @@ def decode(body: bytes | bytearray | memoryview) -> Message:
     cls = MESSAGE_TYPES.get(document["type"])
     if cls is None:
         raise RemoteProtocolError(f"control message of unknown type {document['type'][:40]!r}", code="unknown_message")
+    version = document.get("version")
+    if cls is Hello and type(version) is int and version != PROTOCOL_VERSION and 0 <= version <= 65535:
+        # Another version's hello may look different; its version is all we need to say so.
+        return Hello(version=version, nonce="0" * 64, auth="none")
     message: Message = _build(cls, document, document["type"])
     return message
+
+
+def refuse_from(error: P2prwError) -> Refuse:
+    """Return the refusal that tells a peer about `error`, cut to what a message may hold."""
+
+    def cut(prose: str | None) -> str | None:
+        return prose[:MAX_PROSE_CHARS] if prose else None
+
+    return Refuse(code=error.code, what=error.what[:MAX_PROSE_CHARS], why=cut(error.why), fix=cut(error.fix))
+
+
+def error_from(refuse: Refuse) -> PeerRefusedError:
+    """Return the error that shows a peer's refusal to our user."""
+    return PeerRefusedError(refuse.what, why=refuse.why, fix=refuse.fix, code=refuse.code, side="remote")

@@ -1,0 +1,73 @@
+"""Proof that both ends know the same token, without sending it: HMAC-SHA-256 over role, nonces and both hellos.
+
+The role keeps a proof from being sent back to its maker, the nonces keep it from being replayed, and the hellos keep
+somebody in between from changing what they say (GIDs, ports, capabilities). It is no encryption: rkeys and data cross
+the network in clear, as RoCE itself does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from pathlib import Path
+from typing import Literal
+
+from p2prw.errors import HostError
+
+Role = Literal["client", "server"]
+
+MAX_TOKEN_BYTES = 4096
+
+
+def transcript_hash(client_hello: bytes, server_hello: bytes) -> bytes:
+    """Return SHA-256 over both hello bodies as they were on the wire, each with its length before it."""
+    digest = hashlib.sha256()
+    for body in (client_hello, server_hello):
+        digest.update(len(body).to_bytes(4, "big") + body)
+    return digest.digest()
+
+
+def compute_mac(token: bytes, role: Role, client_nonce: str, server_nonce: str, transcript: bytes) -> str:
+    """Return the 64 hex digits by which `role` proves that it knows `token`; nonces are 64 hex digits each."""
+    # Every part has a fixed length, so no two different tuples make the same message.
+    message = b"p2prw/1 " + role.encode() + bytes.fromhex(client_nonce) + bytes.fromhex(server_nonce) + transcript
+    return hmac.new(token, message, hashlib.sha256).hexdigest()
+
+
+def mac_matches(expected: str, found: str) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(expected, found)
+
+
+def load_token_file(path: str | Path) -> bytes:
+    """Return the token in `path` without white space around it; HostError when it is unsafe, empty or unreadable."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+        with path.open("rb") as file:
+            data = file.read(MAX_TOKEN_BYTES + 1)
+    except OSError as error:
+        raise HostError(
+            f"cannot read the token file {path}: {error.strerror}",
+            fix=f"(umask 077; head -c 32 /dev/urandom | base64 > {path})",
+            code="token_file",
+            errno=error.errno,
+        ) from error
+    # As ssh does with private keys: a secret that others can read is none.
+    if mode & 0o077:
+        raise HostError(
+            f"the token file {path} can be read by others (mode {mode & 0o777:04o})",
+            why="whoever reads it may write into this memory",
+            fix=f"chmod 600 {path}",
+            code="token_file_mode",
+        )
+    if len(data) > MAX_TOKEN_BYTES:
+        raise HostError(f"the token file {path} is longer than {MAX_TOKEN_BYTES} bytes", code="token_file")
+    token = data.strip()
+    if not token:
+        raise HostError(
+            f"the token file {path} is empty",
+            fix=f"(umask 077; head -c 32 /dev/urandom | base64 > {path})",
+            code="token_file_empty",
+        )
+    return token

@@ -1,0 +1,291 @@
+"""The control connection: framed messages over non-blocking TCP, with a name and a deadline for every wait.
+
+It owns the socket, the outgoing queue (bounded: a peer that never reads is dropped) and the clock of its waits. It does
+not know who says what when (`handshake.py`, the session, the server). Errors of the socket are translated here, once.
+How the connection comes to stand (names, retries) is `connect.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+
+from p2prw.engine.control.connect import connect_socket, plain_address
+from p2prw.engine.control.framing import READ_BYTES, FrameParser, frame
+from p2prw.engine.control.handshake import Handshake
+from p2prw.engine.control.messages import Hello, Message, Refuse, decode, encode, error_from
+from p2prw.engine.model import PeerAddress, Timeouts
+from p2prw.engine.stop import StopRequest
+from p2prw.errors import DeadlineExceeded, InterruptedTransfer, PeerGone, RemoteProtocolError
+
+MAX_QUEUED_BYTES = 1024 * 1024
+"""Frames queued towards a peer that does not read; beyond it the peer is dropped."""
+
+STRANGER_LINE = b"p2prw: this port takes p2prw control connections only, see `p2prw --help`\r\n"
+
+# A dead host is noticed after 10 + 3 x 5 seconds, or 30 seconds after data that nobody acknowledges.
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 10, 5, 3
+USER_TIMEOUT_MS = 30_000
+
+# How long one poll of `expect` lasts before `pump` and `stop` are looked at again.
+_SLICE_S = 0.05
+_BLIND_PUMP_SLICE_S = 0.002  # when `pump` has descriptors that we cannot wait for
+
+
+class Channel:
+    """One end of a control connection.
+
+    Nothing here blocks but `connect` and `expect`. After PeerGone or RemoteProtocolError only `close` makes sense.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._parser = FrameParser()
+        self._queue = bytearray()
+        self._broken: OSError | None = None
+        self._closed = False
+        self.received_body = b""
+        """The frame of the message that `receive` gave last, as it was on the wire."""
+        self.local_address = PeerAddress("local", 0)
+        self.peer_address = PeerAddress("local", 0)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            _set_tcp_options(sock)
+            self.local_address = plain_address(sock.getsockname())
+            try:
+                self.peer_address = plain_address(sock.getpeername())
+            except OSError as error:
+                # Accepted, and gone again before we looked: the first receive says so.
+                self._broken = error
+
+    @classmethod
+    def connect(cls, peer: PeerAddress, timeouts: Timeouts, *, stop: StopRequest | None = None) -> Channel:
+        """Connect to a server, trying again for `timeouts.connect_retry_s`.
+
+        HostError with code resolve_failed, connect_refused, connect_unreachable or connect_timeout;
+        InterruptedTransfer once `stop` is set.
+        """
+        return cls(connect_socket(peer, timeouts.connect_retry_s, stop=stop))
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "broken" if self._broken else "open"
+        return f"<Channel {self.local_address} -> {self.peer_address} {state} queued={len(self._queue)}>"
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait for: readable always, writable while `wants_write`; -1 once closed."""
+        return self._sock.fileno()
+
+    # --- sending ---
+
+    @property
+    def wants_write(self) -> bool:
+        """Bytes are queued: call `flush` when the descriptor turns writable."""
+        return bool(self._queue)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes queued; a sender of many pages goes on when it is small."""
+        return len(self._queue)
+
+    def send(self, message: Message) -> None:
+        """Queue a message and write what the socket takes. PeerGone when the peer does not read for too long.
+
+        A broken connection is reported by `receive`, after the last messages (a refusal, perhaps) that arrived.
+        """
+        data = frame(encode(message))
+        if len(self._queue) + len(data) > MAX_QUEUED_BYTES:
+            raise PeerGone(
+                f"{self.peer_address} stopped reading the control channel",
+                why=f"{len(self._queue)} bytes wait for it, at most {MAX_QUEUED_BYTES} may",
+                code="peer_not_reading",
+            )
+        self._queue += data
+        self.flush()
+
+    def flush(self) -> bool:
+        """Write what the socket takes; return True when nothing is left to write."""
+        while self._queue and not self._broken:
+            try:
+                sent = self._sock.send(self._queue)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError as error:
+                self._broken = error
+            else:
+                del self._queue[:sent]
+        if self._broken:
+            self._queue.clear()
+        return not self._queue
+
+    # --- receiving ---
+
+    def receive(self) -> Message | None:
+        """Return the next message, or None when there is no whole one; never blocks.
+
+        PeerGone on end of file or reset, RemoteProtocolError on anything that is no message of ours.
+        """
+        while True:
+            body = self._parser.next_frame()
+            if body is not None:
+                self.received_body = body
+                return decode(body)
+            try:
+                data = self._sock.recv(READ_BYTES)
+            except (BlockingIOError, InterruptedError):
+                if self._broken:
+                    raise self._gone(self._broken) from self._broken
+                return None
+            except OSError as error:
+                raise self._gone(error) from error
+            if not data:
+                raise self._gone(None)
+            self._parser.feed(data)
+
+    def expect(
+        self,
+        *types: type[Message],
+        deadline_s: float,
+        name: str,
+        pump: Callable[[], object] | None = None,
+        filenos: Iterable[int] = (),
+        stop: StopRequest | None = None,
+    ) -> Message:
+        """Wait for a message of one of `types`; `name` is the wait's name in errors ("the grant").
+
+        `pump` is called between polls, so that a software device goes on; give its `filenos` to wake up for them.
+        Errors: DeadlineExceeded after `deadline_s` seconds, PeerRefusedError for a refusal, RemoteProtocolError for a
+        message of another type, InterruptedTransfer once `stop` is set, and those of `receive`.
+        """
+        deadline = time.monotonic() + deadline_s
+        poll = select.poll()
+        extra = tuple(filenos)
+        for descriptor in extra:
+            poll.register(descriptor, select.POLLIN)
+        slice_s = _BLIND_PUMP_SLICE_S if pump and not extra else _SLICE_S
+        while True:
+            message = self.receive()
+            if message is not None:
+                return self._expected(message, types, name)
+            if stop:
+                raise InterruptedTransfer(signal_number=stop.signal_number or 2)
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                raise DeadlineExceeded(
+                    f"waited {deadline_s:g} s for {name} from {self.peer_address}",
+                    why="the peer is there but does not answer",
+                    fix="look at the peer's own output; is it busy, or stopped?",
+                    code="deadline",
+                )
+            if pump:
+                pump()
+            self.flush()
+            poll.register(self._sock, select.POLLIN | (select.POLLOUT if self._queue else 0))
+            poll.poll(max(1.0, min(remaining_s, slice_s) * 1000))
+
+    def _expected(self, message: Message, types: tuple[type[Message], ...], name: str) -> Message:
+        if isinstance(message, types):
+            return message
+        if isinstance(message, Refuse):
+            raise error_from(message)
+        raise RemoteProtocolError(
+            f"the peer sent {message.TYPE!r} instead of {name}",
+            why=f"expected {' or '.join(repr(item.TYPE) for item in types)}",
+            code="unexpected_message",
+        )
+
+    def run_handshake(
+        self,
+        handshake: Handshake,
+        *,
+        deadline_s: float,
+        pump: Callable[[], object] | None = None,
+        filenos: Iterable[int] = (),
+        stop: StopRequest | None = None,
+    ) -> Hello:
+        """Run `handshake` to its end and return the peer's hello; raises its error, and those of `expect`."""
+        end = time.monotonic() + deadline_s
+        for message in handshake.start():
+            self.send(message)
+        while not handshake.done and not handshake.failed:
+            message = self.expect(
+                *handshake.expected_types(),
+                deadline_s=max(0.0, end - time.monotonic()),
+                name="the handshake",
+                pump=pump,
+                filenos=filenos,
+                stop=stop,
+            )
+            for answer in handshake.receive(message, self.received_body):
+                self.send(answer)
+        if handshake.error:
+            raise handshake.error
+        assert handshake.peer is not None
+        return handshake.peer
+
+    def _gone(self, error: OSError | None) -> PeerGone:
+        if error is None:
+            what = f"{self.peer_address} closed the control connection"
+        else:
+            what = f"the control connection to {self.peer_address} broke: {error.strerror or error}"
+        why = None
+        if self._parser.held_bytes:
+            what += " in the middle of a message"
+        elif not self._parser.frames:
+            why = "it said nothing before: no p2prw server, or one that is shutting down"
+        return PeerGone(what, why=why, errno=error.errno if error else None)
+
+    # --- the end ---
+
+    def refuse_stranger(self) -> None:
+        """Tell whoever is no p2prw so in one plain line, and close."""
+        self._queue.clear()
+        try:
+            self._sock.send(STRANGER_LINE)
+        except OSError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Write what the socket takes at once, then close. Safe to call twice."""
+        if self._closed:
+            return
+        self.flush()
+        self._closed = True
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+            # Closing with unread bytes makes the kernel send a reset, which can overtake our last message.
+            for _ in range(16):
+                if not self._sock.recv(READ_BYTES):
+                    break
+        except OSError:
+            pass
+        self._sock.close()
+
+
+def _set_tcp_options(sock: socket.socket) -> None:
+    for level, option, value in (
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
+    ):
+        try:
+            sock.setsockopt(level, option, value)
+        except OSError as error:
+            # Some sandboxes know only the first two; a missing keepalive is no reason to refuse to work.
+            if error.errno not in (errno.ENOPROTOOPT, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
