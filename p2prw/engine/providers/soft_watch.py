@@ -1,0 +1,55 @@
+"""Watches whether segmented (UDP_SEGMENT) sends reach the peer at all. Pure: looks at counters, decides, nothing else.
+
+A NIC that segments by itself and does not count the IPv4 identification up makes every segment but the first fail the
+peer's ICRC check. The peer drops them silently, so all that shows here are timeouts, or one sequence NAK for each
+single packet of progress.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+BARREN_TIMEOUTS = 2
+"""Retransmission timeouts in a row during which nothing at all came back."""
+NAKS_TO_JUDGE = 16
+PACKETS_PER_NAK = 2
+"""Losing 30 % of all packets at random still brings 3 new packets through for each NAK."""
+
+
+class Counters(Protocol):
+    """What is looked at; `p2prw.engine.providers.base.QueuePairCounters` has it."""
+
+    packets_sent: int
+    packets_received: int
+    retransmitted_packets: int
+    sequence_naks: int
+    timeouts: int
+
+
+@dataclass(slots=True)
+class GsoWatch:
+    """One queue pair's history; `look` is called now and then with its cumulative counters."""
+
+    timeouts: int = 0
+    barren_timeouts: int = 0
+    received: int = 0
+    naks: int = 0
+    fresh_packets: int = 0
+
+    def look(self, counters: Counters) -> str | None:
+        """Return why segmented sends should stop, or None while they seem to work."""
+        if counters.timeouts > self.timeouts:
+            silent = counters.packets_received == self.received
+            self.barren_timeouts = counters.timeouts - self.timeouts + (self.barren_timeouts if silent else 0)
+            self.timeouts = counters.timeouts
+            self.received = counters.packets_received
+            if self.barren_timeouts >= BARREN_TIMEOUTS:
+                return f"{self.barren_timeouts} retransmission timeouts in a row brought no answer"
+        if counters.sequence_naks - self.naks >= NAKS_TO_JUDGE:
+            fresh = counters.packets_sent - counters.retransmitted_packets
+            naks, advanced = counters.sequence_naks - self.naks, fresh - self.fresh_packets
+            self.naks, self.fresh_packets = counters.sequence_naks, fresh
+            if advanced < PACKETS_PER_NAK * naks:
+                return f"{naks} sequence NAKs for {advanced} new packets"
+        return None
