@@ -38,7 +38,7 @@ def test_one_byte_at_a_time_and_the_largest_frame() -> None:
     body = bytes(range(256)) * (MAX_FRAME_BYTES // 256)
     stream = frame(body)
     parser = FrameParser()
-    for at in range(0, len(stream) - 1):
+    for at in range(len(stream) - 1):
         parser.feed(stream[at : at + 1])
         assert parser.next_frame() is None
     parser.feed(stream[-1:])

@@ -1,0 +1,398 @@
+"""Messages round trip; whatever else arrives is decoded or a RemoteProtocolError, never another exception."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2prw.engine.control import messages as m
+from p2prw.errors import HostError, LocalProtocolError, PeerRefusedError, RemoteProtocolError
+
+U24, U32, U63, U64 = (1 << 24) - 1, (1 << 32) - 1, (1 << 63) - 1, (1 << 64) - 1
+
+
+def hex_digits(count: int) -> st.SearchStrategy[str]:
+    return st.binary(min_size=count // 2, max_size=count // 2).map(bytes.hex)
+
+
+def shown(max_chars: int) -> st.SearchStrategy[str]:
+    """Text as it is after decoding: nothing a terminal would act on."""
+    return st.text(max_size=min(max_chars, 60)).map(m.printable)
+
+
+lengths = st.integers(0, U63)
+lease, region = hex_digits(16), st.from_regex(r"\A[A-Za-z0-9_.-]{1,64}\Z")
+gid = st.builds(
+    m.Gid,
+    st.integers(0, 65535),
+    hex_digits(32),
+    st.sampled_from(["rocev2", "rocev1", "ib"]),
+    st.none() | shown(64),
+    st.booleans(),
+)
+queue_pair = st.builds(
+    m.QueuePairInfo,
+    qpn=st.integers(0, U24),
+    psn=st.integers(0, U24),
+    gid=hex_digits(32),
+    mtu_bytes=st.integers(256, 4096),
+    max_rd_atomic=st.integers(0, 255),
+    max_dest_rd_atomic=st.integers(0, 255),
+    udp_port=st.integers(1, 65535),
+    lid=st.integers(0, 65535),
+)
+segments = st.lists(st.builds(m.Segment, st.integers(0, U64), lengths, st.integers(0, U32)), max_size=6).map(tuple)
+attempt = st.builds(
+    m.Attempt,
+    shown(16).filter(lambda t: len(t) <= 16),
+    st.booleans(),
+    st.none() | shown(64),
+    st.none(),
+    st.none() | shown(99),
+)
+route = st.builds(
+    m.RouteInfo,
+    chosen=st.sampled_from(["cpu", "dmabuf"]),
+    mover=st.sampled_from(["nic", "cpu"]),
+    peer_to_peer=st.booleans(),
+    memory=st.just("host"),
+    device=shown(60),
+    driver=shown(60),
+    staged=st.booleans(),
+    attempts=st.lists(attempt, max_size=4).map(tuple),
+)
+region_info = st.builds(
+    m.RegionInfo,
+    region,
+    st.just("file"),
+    st.none() | lengths,
+    st.sampled_from(["r", "w", "rw"]),
+    st.booleans(),
+    st.booleans(),
+)
+slot = st.integers(0, 255)
+MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
+    m.Hello: st.builds(
+        m.Hello,
+        version=st.just(m.PROTOCOL_VERSION),
+        nonce=hex_digits(64),
+        auth=st.sampled_from(["none", "token"]),
+        capabilities=st.lists(st.just("shared") | shown(20), max_size=4).map(
+            lambda items: tuple(item[:32] for item in items)
+        ),
+        gid_table=st.lists(gid, max_size=5).map(tuple),
+        udp_port=st.none() | st.integers(1, 65535),
+        agent=shown(100),
+    ),
+    m.Auth: st.builds(m.Auth, hex_digits(64)),
+    m.ListRegions: st.builds(m.ListRegions, st.integers(0, 65535)),
+    m.Regions: st.builds(m.Regions, st.lists(region_info, max_size=6).map(tuple), st.booleans()),
+    m.Open: st.builds(
+        m.Open,
+        region=region,
+        offset=lengths,
+        length=st.none() | lengths,
+        op=st.sampled_from(["write", "read"]),
+        queue_pair=queue_pair,
+        limit=st.none() | lengths,
+        shared=st.booleans(),
+        window_bytes=st.none() | st.integers(1, U63),
+    ),
+    m.Grant: st.builds(
+        m.Grant,
+        lease=lease,
+        length=lengths,
+        segments=segments,
+        window_bytes=st.integers(1, U63),
+        route=route,
+        queue_pair=queue_pair,
+        staging=st.none() | st.builds(m.Staging, st.integers(1, 1 << 30), segments),
+        region_length=st.none() | lengths,
+    ),
+    m.Refuse: st.builds(
+        m.Refuse, st.from_regex(r"\A[a-z0-9_]{1,64}\Z"), shown(99), st.none() | shown(99), st.none() | shown(99)
+    ),
+    m.Fill: st.builds(m.Fill, lease, slot, lengths, lengths),
+    m.Filled: st.builds(m.Filled, lease, slot, lengths),
+    m.Commit: st.builds(m.Commit, lease, slot, lengths, lengths),
+    m.Committed: st.builds(m.Committed, lease, slot, lengths),
+    m.Window: st.builds(m.Window, st.integers(1, U63)),
+    m.Digest: st.builds(m.Digest, lease, lengths, lengths, st.integers(4096, 1 << 30)),
+    m.Digests: st.builds(
+        m.Digests, lease, lengths, st.lists(hex_digits(32), max_size=6).map(tuple), st.booleans(), st.just("owner-cpu")
+    ),
+    m.Release: st.builds(m.Release, lease, st.booleans()),
+    m.Released: st.builds(m.Released, lease),
+}
+any_message = st.sampled_from(list(MESSAGES)).flatmap(lambda kind: MESSAGES[kind])
+
+
+def test_every_message_has_a_strategy() -> None:
+    assert set(MESSAGES) == set(m.MESSAGE_TYPES.values())
+
+
+@settings(max_examples=400)
+@given(any_message)
+def test_round_trip(message: m.Message) -> None:
+    body = m.encode(message)
+    assert m.decode(body) == message
+    assert m.decode(memoryview(bytearray(body))) == message
+
+
+def decoded_or_refused(body: bytes) -> m.Message | None:
+    """The invariant: a message, or RemoteProtocolError; any other exception fails the test."""
+    try:
+        return m.decode(body)
+    except RemoteProtocolError as error:
+        assert error.code in ("bad_message", "unknown_message", "frame_too_long")
+        assert error.side == "remote"
+        str(error).encode()  # what is shown can be printed
+        return None
+
+
+ODD_VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1.5,
+    1e308,
+    float("inf"),
+    float("nan"),
+    1 << 64,
+    1 << 400,
+    -(1 << 200),
+    10**4200,
+    "",
+    "x" * 5000,
+    "\ud800",
+    "\x1b[31m",
+    "\u0000",
+    "0x10",
+    "1",
+    [],
+    {},
+    [[]],
+    [None],
+    {"type": "hello"},
+    ["a"] * 300,
+    [{}] * 257,
+    {"a": {"b": {"c": 1}}},
+]
+
+
+def paths(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    found = [prefix] if prefix else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        found += paths(item, (*prefix, key))
+    return found
+
+
+def mutate(document: Any, dice: random.Random) -> Any:
+    """Change, drop or add one field of a document, at any depth."""
+    places = paths(document)
+    where = dice.choice(places)
+    parent = document
+    for key in where[:-1]:
+        parent = parent[key]
+    action = dice.randrange(4)
+    if action == 0:
+        del parent[where[-1]]
+    elif action == 1 and isinstance(parent, dict):
+        parent[dice.choice(["type", "lease", "__class__", "", "unknown"])] = copy.deepcopy(dice.choice(ODD_VALUES))
+    elif action == 2 and isinstance(parent[where[-1]], int) and not isinstance(parent[where[-1]], bool):
+        parent[where[-1]] += dice.choice([-1, 1, 1 << 24, 1 << 32, 1 << 63, -(1 << 63)])
+    else:
+        parent[where[-1]] = copy.deepcopy(dice.choice(ODD_VALUES))
+    return document
+
+
+def valid_documents() -> list[bytes]:
+    qp = m.QueuePairInfo(1, 2, "0" * 32, 4096, 16, 16)
+    info = m.RouteInfo("cpu", "cpu", False, "host", "soft0", "soft", False, (m.Attempt("cpu", True),))
+    staging = m.Staging(4 << 20, (m.Segment(0, 4 << 20, 9),))
+    samples: list[m.Message] = [
+        m.Hello(1, "ab" * 32, "token", ("shared",), (m.Gid(0, "0" * 32, "rocev2", "lo"),), 4791, "p2prw"),
+        m.Auth("cd" * 32),
+        m.ListRegions(3),
+        m.Regions((m.RegionInfo("a", "file", None, "rw"), m.RegionInfo("b", "host", 5, "r")), False),
+        m.Open("a", 0, 7, "write", qp, 8, True, 65536),
+        m.Grant("0" * 16, 7, (m.Segment(1, 7, 3),), 65536, info, qp, staging, 9),
+        m.Refuse("busy", "in use", "by another", "wait"),
+        m.Fill("0" * 16, 1, 2, 3),
+        m.Committed("0" * 16, 1, 2),
+        m.Window(65536),
+        m.Digest("0" * 16, 0, 1, 1 << 20),
+        m.Digests("0" * 16, 0, ("ef" * 16,), True),
+        m.Release("0" * 16, True),
+    ]
+    return [m.encode(sample) for sample in samples]
+
+
+def test_twelve_thousand_mutated_messages() -> None:
+    """Valid messages with one to three fields changed, dropped, added or retyped."""
+    dice = random.Random(1)
+    bodies = valid_documents()
+    taken = 0
+    for _ in range(12_000):
+        document = json.loads(dice.choice(bodies))
+        for _ in range(dice.randint(1, 3)):
+            if document:
+                document = mutate(document, dice)
+        taken += decoded_or_refused(json.dumps(document).encode()) is not None
+    # Neither everything nor nothing gets through: the mutations reach the checks, and unknown fields are ignored.
+    assert 500 < taken < 9000
+
+
+def test_eight_thousand_broken_bodies() -> None:
+    """Bytes flipped, cut, doubled, or from the dice altogether."""
+    dice = random.Random(2)
+    bodies = valid_documents()
+    for _ in range(8_000):
+        body = bytearray(dice.choice(bodies))
+        action = dice.randrange(5)
+        if action == 0:
+            body = body[: dice.randrange(len(body))]
+        elif action == 1:
+            for _ in range(dice.randint(1, 4)):
+                body[dice.randrange(len(body))] = dice.randrange(256)
+        elif action == 2:
+            at = dice.randrange(len(body))
+            body[at:at] = body[dice.randrange(len(body)) :]
+        elif action == 3:
+            body = bytearray(dice.randbytes(dice.randrange(200)))
+        else:
+            body = bytearray(body.decode().encode(dice.choice(["utf-16", "utf-32-le", "utf-8-sig"])))
+        decoded_or_refused(bytes(body))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300)
+@given(json_values)
+def test_any_json_is_no_message_or_a_checked_one(value: Any) -> None:
+    decoded_or_refused(json.dumps(value).encode())
+
+
+@settings(max_examples=400)
+@given(kind=st.sampled_from(sorted(m.MESSAGE_TYPES)), data=st.data())
+def test_right_names_with_any_values(kind: str, data: st.DataObject) -> None:
+    names = [item.name for item in fields(m.MESSAGE_TYPES[kind])]
+    document = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(names, json_values)))
+    decoded_or_refused(json.dumps({**document, "type": kind}).encode())
+
+
+@pytest.mark.parametrize("depth", [10, 500, 900, 985, 995, 1500, 16_000])
+@pytest.mark.parametrize(
+    "shape", ["{}", '{{"type":"fill","lease":{}}}', '{{"type":"hello","gid_table":{}}}', '{{"type":"x","a":{}}}']
+)
+def test_deep_nesting(depth: int, shape: str) -> None:
+    """Deeper than the interpreter's recursion limit, and just below it, where showing the value would overflow."""
+    for left, right in (("[", "]"), ('{"a":', "}")):
+        body = shape.replace("{{", "{").replace("}}", "}").replace("{}", left * depth + (right * depth)).encode()
+        if len(body) <= m.MAX_FRAME_BYTES:
+            assert decoded_or_refused(body) is None
+
+
+@pytest.mark.parametrize("digits", [20, 4000, 5000, 60_000])
+def test_numbers_of_many_digits(digits: int) -> None:
+    assert decoded_or_refused(b'{"type":"window","window_bytes":' + b"9" * digits + b"}") is None
+
+
+@pytest.mark.parametrize("number", [b"1e2", b"1.0", b"NaN", b"-Infinity", b"1E400", b"-0", b"true", b'"1"'])
+def test_only_integers_are_integers(number: bytes) -> None:
+    assert decoded_or_refused(b'{"type":"window","window_bytes":' + number + b"}") is None
+
+
+def test_a_body_longer_than_a_frame_is_not_parsed() -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        m.decode(b" " * (m.MAX_FRAME_BYTES + 1))
+    assert caught.value.code == "frame_too_long"
+
+
+def test_a_message_longer_than_a_frame_is_our_own_mistake() -> None:
+    long_names = tuple(m.Gid(0, "0" * 32, "rocev2", "\U0001f40d" * 64) for _ in range(256))
+    with pytest.raises(LocalProtocolError):
+        m.encode(m.Hello(1, "0" * 64, "none", gid_table=long_names))
+
+
+def test_the_longest_pages_fit_a_frame() -> None:
+    digests = m.Digests("0" * 16, U63, ("f" * 32,) * m.DIGESTS_PER_PAGE, True, "owner-loopback-read")
+    info = m.RegionInfo("x" * 64, "k" * 32, U63, "rw", True, True)
+    regions = m.Regions((info,) * m.REGIONS_PER_PAGE, True)
+    segments = (m.Segment(U64, U63, U32),) * 256
+    grant = m.Grant(
+        "0" * 16,
+        U63,
+        segments,
+        U63,
+        m.RouteInfo("cpu", "cpu", False, "host", "d" * 64, "e" * 64),
+        m.QueuePairInfo(U24, U24, "f" * 32, 4096, 255, 255),
+        m.Staging(1 << 30, segments),
+        U63,
+    )
+    for page in (digests, regions, grant):
+        assert m.decode(m.encode(page)) == page
+
+
+@pytest.mark.parametrize("version", [0, 2, 65535])
+def test_a_hello_of_another_version_tells_at_least_its_version(version: int) -> None:
+    """Its other fields may look different in that version; they are not read."""
+    message = m.decode(json.dumps({"type": "hello", "version": version, "auth": {"scheme": "x"}}).encode())
+    assert isinstance(message, m.Hello)
+    assert message.version == version
+
+
+@pytest.mark.parametrize("version", [-1, 65536, True, "1", None])
+def test_a_hello_of_no_version_is_refused(version: Any) -> None:
+    body = json.dumps({"type": "hello", "version": version, "nonce": "0" * 64, "auth": "none"}).encode()
+    assert decoded_or_refused(body) is None
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert m.decode(b'{"type":"window","window_bytes":1,"since_version_9":true}') == m.Window(1)
+
+
+def test_what_a_terminal_would_act_on_is_replaced() -> None:
+    body = b'{"type":"refuse","code":"x","what":"a\\u001b[31mb\\nc\\ud800\\u009b"}'
+    message = m.decode(body)
+    assert isinstance(message, m.Refuse)
+    assert message.what == "a\ufffd[31mb\nc\ufffd\ufffd"
+
+
+def test_an_error_travels_as_a_refusal() -> None:
+    error = HostError("w" * 5000, why="because", fix="try", code="no_space")
+    refusal = m.refuse_from(error)
+    shown_error = m.error_from(m.decode(m.encode(refusal)))  # type: ignore[arg-type]
+    assert isinstance(shown_error, PeerRefusedError)
+    assert shown_error.what == "w" * m.MAX_PROSE_CHARS
+    assert (shown_error.why, shown_error.fix, shown_error.code, shown_error.side) == (
+        "because",
+        "try",
+        "no_space",
+        "remote",
+    )
+    assert shown_error.exit_code == 7
+
+
+def test_every_field_of_every_message_is_checked() -> None:
+    """A field without a check would let a stranger's value in as it is."""
+    for cls in m.MESSAGE_TYPES.values():
+        assert "TYPE" in get_type_hints(cls, include_extras=True)
+        for item in fields(cls):
+            assert callable(item.metadata["check"]), f"{cls.__name__}.{item.name}"
+            assert ("required" in item.metadata) == (item.default is MISSING)
