@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
+from weakref import WeakSet
 
 from p2prw.engine.inject import FaultedBurst, FaultInjector, moved_icrc, parse_faults
 from p2prw.engine.model import (
@@ -42,6 +43,7 @@ from p2prw.errors import HostError
 if TYPE_CHECKING:
     from p2prw.engine.memory.base import MappedBuffer
     from p2prw.engine.providers.base import QueuePair, QueuePairCounters, Registration
+    from p2prw.engine.roce.memory_table import MemoryRegistration
     from p2prw.engine.roce.queue_pair import RoceQueuePair
 
 RECEIVES_PER_PUMP = 16
@@ -231,7 +233,7 @@ class SoftDevice:
         self._injector = injector
         self._capture = capture
         self._queue_pairs: list[SoftQueuePair] = []
-        self._registrations: list[Registration] = []
+        self._registrations: WeakSet[MemoryRegistration] = WeakSet()
         self._closed = False
 
         # --- the socket and what it needs on each call
@@ -258,7 +260,7 @@ class SoftDevice:
     ) -> Registration:
         """Make mapped buffers reachable; no page is pinned, the CPU copies when packets pass."""
         registration = self.core.memory.register(buffers, access, offset, length_bytes)
-        self._registrations.append(registration)
+        self._registrations.add(registration)
         return registration
 
     def create_queue_pair(self, options: QueuePairOptions) -> QueuePair:
@@ -509,9 +511,8 @@ class SoftDevice:
         self._closed = True
         for pair in list(self._queue_pairs):
             pair.close()
-        for registration in self._registrations:
+        for registration in list(self._registrations):
             registration.close()
-        self._registrations.clear()
         self._waiting.clear()
         if self._capture:
             try:
