@@ -1,0 +1,73 @@
+"""Block digests of final memory: XXH3-128 for each block, and one digest over them; run by the side that owns it.
+
+A generator, so that one thread can drive a device between two blocks. Memory passes through one reused buffer of at
+most 4 MiB. XXH3 finds accidents, not attackers: it is no proof against a peer that lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from p2prw.errors import HostError, RequestError
+from p2prw.units import MIB
+
+ALGORITHM = "xxh3-128"
+BLOCK_BYTES = MIB
+MAX_READ_BYTES = 4 * MIB
+"""Most bytes of one `read_at` (see `MemorySource.read_at`)."""
+
+
+class Readable(Protocol):
+    """The part of `MemorySource` that a digest needs."""
+
+    def read_at(self, offset: int, into: memoryview) -> int:
+        """Copy bytes from `offset` into `into`; return the count, short only at the end."""
+
+
+def digest_block(data: bytes | bytearray | memoryview) -> str:
+    """Return the XXH3-128 of one block, 32 hex digits."""
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def digest_blocks(source: Readable, offset: int, length_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
+    """Yield the XXH3-128 (32 hex digits) of each block of [offset, offset + length_bytes); the last may be shorter.
+
+    Blocks longer than 4 MiB are hashed in pieces; shorter ones are read one by one, at most `block_bytes` between two
+    yields. HostError (EIO) when the memory ends before the range does.
+    """
+    if block_bytes < 1:
+        raise RequestError(f"a digest block of {block_bytes} bytes", fix=str(BLOCK_BYTES), code="bad_size")
+    import xxhash
+
+    buffer = memoryview(bytearray(min(MAX_READ_BYTES, block_bytes, length_bytes)))
+    hasher = xxhash.xxh3_128()
+    end = offset + length_bytes
+    while offset < end:
+        block_end = min(offset + block_bytes, end)
+        while offset < block_end:
+            piece = buffer[: block_end - offset]
+            got = source.read_at(offset, piece)
+            if not 0 < got <= len(piece):
+                raise HostError(
+                    f"the memory ended at byte {offset}, {end - offset} bytes early, while it was digested",
+                    why="it got shorter since it was opened",
+                    code="short_memory",
+                    errno="EIO",
+                )
+            hasher.update(piece[:got])
+            offset += got
+        yield hasher.hexdigest()
+        hasher.reset()
+
+
+def total_digest(block_digests: Iterable[str]) -> str:
+    """Return the XXH3-128 over the concatenated 16-byte block digests; works for blocks digested on different sides."""
+    import xxhash
+
+    hasher = xxhash.xxh3_128()
+    for digest in block_digests:
+        hasher.update(bytes.fromhex(digest))
+    return hasher.hexdigest()

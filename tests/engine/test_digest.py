@@ -1,0 +1,92 @@
+"""Digests are those of xxhash over the same blocks, whatever way the memory hands out its bytes."""
+
+from __future__ import annotations
+
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2prw.engine.digest import ALGORITHM, BLOCK_BYTES, MAX_READ_BYTES, digest_block, digest_blocks, total_digest
+from p2prw.errors import HostError, RequestError
+from p2prw.units import KIB, MIB
+
+
+class Bytes:
+    """Memory that notes how it was read, at most `most` bytes a call."""
+
+    def __init__(self, data: bytes, most: int = 1 << 62) -> None:
+        self.data, self.most = data, most
+        self.reads: list[tuple[int, int]] = []
+        self.buffers: set[int] = set()
+
+    def read_at(self, offset: int, into: memoryview) -> int:
+        self.reads.append((offset, len(into)))
+        self.buffers.add(id(into.obj))
+        piece = self.data[offset : offset + min(len(into), self.most)]
+        into[: len(piece)] = piece
+        return len(piece)
+
+
+def of(data: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+@given(
+    st.binary(min_size=1, max_size=3000),
+    st.integers(0, 500),
+    st.integers(0, 3000),
+    st.integers(1, 700),
+    st.integers(1, 900),
+)
+def test_blocks_are_hashed_one_by_one(data, offset, length, block, most):
+    offset = min(offset, len(data))
+    length = min(length, len(data) - offset)
+    part = data[offset : offset + length]
+    expected = [of(part[k : k + block]) for k in range(0, length, block)]
+    assert list(digest_blocks(Bytes(data, most), offset, length, block)) == expected
+
+
+def test_an_algorithm_has_a_name_and_a_known_value():
+    assert ALGORITHM == "xxh3-128"
+    assert BLOCK_BYTES == MIB
+    # XXH3-128 of no bytes, from the xxHash specification's test values.
+    assert digest_block(b"") == "99aa06d3014798d86001c324468d497f"
+
+
+def test_long_blocks_pass_through_one_buffer_of_4_mib():
+    data = bytes(range(256)) * (9 * MIB // 256)
+    source = Bytes(data)
+    assert list(digest_blocks(source, 0, len(data), 16 * MIB)) == [of(data)]
+    assert [size for _, size in source.reads] == [MAX_READ_BYTES, MAX_READ_BYTES, MIB]
+    assert len(source.buffers) == 1
+
+
+def test_it_can_be_interleaved_with_other_work():
+    source = Bytes(bytes(8 * KIB))
+    blocks = digest_blocks(source, 0, 8 * KIB, 4 * KIB)
+    next(blocks)
+    assert source.reads == [(0, 4 * KIB)]
+
+
+def test_size_zero_has_no_blocks():
+    assert list(digest_blocks(Bytes(b""), 0, 0)) == []
+    assert total_digest([]) == of(b"")
+
+
+def test_memory_that_ends_early_is_an_error_not_a_digest():
+    blocks = digest_blocks(Bytes(bytes(6 * KIB)), 0, 8 * KIB, 4 * KIB)
+    next(blocks)
+    with pytest.raises(HostError, match=r"ended at byte 6144, 2048 bytes early") as caught:
+        next(blocks)
+    assert (caught.value.code, caught.value.errno) == ("short_memory", "EIO")
+
+
+def test_a_block_has_at_least_one_byte():
+    with pytest.raises(RequestError):
+        next(digest_blocks(Bytes(b"x"), 0, 1, 0))
+
+
+def test_the_total_is_over_the_block_digests():
+    parts = [b"one", b"two", b"three"]
+    assert total_digest(of(p) for p in parts) == of(b"".join(xxhash.xxh3_128_digest(p) for p in parts))
