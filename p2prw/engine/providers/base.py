@@ -112,6 +112,9 @@ class Device(Protocol):
     def filenos(self) -> tuple[int, ...]:
         """Return descriptors that turn readable when `pump` has work; empty: poll by time."""
 
+    def wants_write(self) -> bool:
+        """Return True while a send waits for room in a socket buffer: wait for writable too."""
+
     def next_timer_s(self) -> float | None:
         """Return seconds until `pump` must be called though nothing arrives; None: no timer runs."""
 

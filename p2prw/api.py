@@ -1,0 +1,132 @@
+"""p2prw as a library: what the command line does, as function calls. Nothing here prints or exits.
+
+from p2prw import api
+
+result = api.write("10.0.0.1:18515/cmb", "file:image.bin")
+print(result.status, result.results[0].bw_bytes_per_s, result.verify.status)
+
+for progress in api.transfer(request): ...      # the same with live progress; see `transfer`
+with api.serving({"cmb": "host,size=64MiB"}) as address: ...
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from p2prw.engine.events import Progress
+from p2prw.engine.model import (
+    Operation,
+    PeerAddress,
+    ServedRegion,
+    ServeRequest,
+    TransferRequest,
+    TransferResult,
+)
+from p2prw.engine.stop import StopRequest
+from p2prw.errors import RequestError
+from p2prw.units import parse_size
+
+_TARGET = re.compile(
+    r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^\[\]:/]+))(?::(?P<port>\d+))?(?:/(?P<region>[A-Za-z0-9_.-]{1,64})(?:\+(?P<offset>.+))?)?"
+)
+DEFAULT_PORT = 18515
+
+
+def parse_peer(text: str, default_port: int = DEFAULT_PORT) -> tuple[PeerAddress, str | None, int]:
+    """Return (peer, region, offset in bytes) of `HOST[:PORT][/REGION[+OFFSET]]` or `[V6]:PORT/...`. RequestError."""
+    match = _TARGET.fullmatch(text)
+    if not match or (match["port"] and not 0 < int(match["port"]) < 65536):
+        raise RequestError(
+            f"cannot read {text!r} as a peer",
+            why="a peer is HOST[:PORT]/REGION[+OFFSET], an IPv6 address in brackets",
+            fix="10.0.0.1:18515/cmb+1MiB or [fd00::1]:18515/cmb",
+            code="bad_peer",
+        )
+    port = int(match["port"]) if match["port"] else default_port
+    offset = parse_size(match["offset"], "region offset") if match["offset"] else 0
+    return PeerAddress(match["v6"] or match["host"], port), match["region"], offset
+
+
+def make_request(operation: Operation, target: str, memory: str, **options: Any) -> TransferRequest:
+    """Return the request for `target` ("HOST:PORT/REGION+OFFSET") and `memory` (a memory spec).
+
+    `options` are fields of `TransferRequest`. RequestError when something cannot be read.
+    """
+    from p2prw.engine.memory.spec import parse_memory_spec
+
+    peer, region, offset = parse_peer(target)
+    if region is None:
+        raise RequestError(
+            f"{target!r} names no region", fix=f"{peer}/REGION; see `p2prw regions {peer}`", code="bad_peer"
+        )
+    return TransferRequest(
+        operation=operation,
+        peer=peer,
+        region=region,
+        region_offset=offset,
+        memory=parse_memory_spec(memory),
+        **options,
+    )
+
+
+def transfer(
+    request: TransferRequest, *, dry_run: bool = False, stop: StopRequest | None = None
+) -> Generator[Progress, None, TransferResult]:
+    """Yield Progress while the transfer runs and return its TransferResult (the generator's value)."""
+    from p2prw.engine.session import run_transfer
+
+    return (yield from run_transfer(request, dry_run=dry_run, stop=stop))
+
+
+def finish(steps: Generator[Progress, None, TransferResult]) -> TransferResult:
+    """Run a transfer to its end without looking at its progress."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            result: TransferResult = finished.value
+            return result
+
+
+def write(target: str, source: str, **options: Any) -> TransferResult:
+    """Write local memory `source` into `target` and verify it. Failures are in the result (`error`, `exit_code`)."""
+    return finish(transfer(make_request(Operation.WRITE, target, source, **options)))
+
+
+def read(target: str, sink: str, **options: Any) -> TransferResult:
+    """Read `target` into local memory `sink` and verify it. Failures are in the result (`error`, `exit_code`)."""
+    return finish(transfer(make_request(Operation.READ, target, sink, **options)))
+
+
+@contextmanager
+def serving(
+    regions: Mapping[str, str], *, listen: str = "127.0.0.1:0", access: str = "rw", **options: Any
+) -> Iterator[PeerAddress]:
+    """Serve `regions` (name -> memory spec) on a thread of this process; yields the address with its real port.
+
+    `options` are fields of `ServeRequest`. A P2prwError of opening is raised here.
+    """
+    from p2prw.engine.memory.spec import parse_memory_spec
+    from p2prw.engine.server.server import Server
+
+    host, _, port = listen.rpartition(":")
+    request = ServeRequest(
+        regions=tuple(
+            ServedRegion(name=name, memory=parse_memory_spec(spec), access=access) for name, spec in regions.items()
+        ),
+        listen=PeerAddress(host.strip("[]"), int(port)),
+        **options,
+    )
+    stop = StopRequest()
+    with Server(request) as server:
+        thread = threading.Thread(target=server.run, args=(stop,), name="p2prw-serve", daemon=True)
+        thread.start()
+        try:
+            yield server.address
+        finally:
+            stop.set()
+            thread.join(timeout=10)

@@ -1,0 +1,127 @@
+"""The client's side of a control channel: hello, lists, and answers that are waited for while the device goes on."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from p2prw import __version__
+from p2prw.engine import gids
+from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.handshake import ClientHandshake
+from p2prw.engine.control.messages import Hello, ListRegions, QueuePairInfo, RegionInfo, Regions, Window
+from p2prw.engine.deadline import Deadline
+from p2prw.engine.model import PeerAddress, QueuePairAttributes, Timeouts
+from p2prw.engine.providers.base import Device, QueuePair
+from p2prw.engine.stop import StopRequest
+from p2prw.errors import DeadlineExceeded
+
+AGENT = f"p2prw {__version__}"
+
+
+def list_regions(
+    peer: PeerAddress,
+    token: bytes | None = None,
+    timeouts: Timeouts | None = None,
+    *,
+    stop: StopRequest | None = None,
+) -> tuple[RegionInfo, ...]:
+    """Return what a server offers. HostError when it cannot be reached, PeerRefusedError when it says no."""
+    timeouts = timeouts or Timeouts()
+    regions: list[RegionInfo] = []
+    with Channel.connect(peer, timeouts, stop=stop) as channel:
+        shake_hands(channel, token, timeouts.handshake_s, stop=stop)
+        more, page = True, 0
+        while more:
+            channel.send(ListRegions(page))
+            answer = channel.expect(Regions, deadline_s=timeouts.handshake_s, name="the list of regions", stop=stop)
+            assert isinstance(answer, Regions)
+            regions += answer.regions
+            # A page that is empty ends the list whatever it says: a peer must not keep us for ever.
+            more, page = answer.more and bool(answer.regions), page + 1
+    return tuple(regions)
+
+
+def shake_hands(
+    channel: Channel,
+    token: bytes | None,
+    deadline_s: float,
+    *,
+    device: Device | None = None,
+    stop: StopRequest | None = None,
+) -> Hello:
+    """Open a control channel from the client's side and return the server's hello."""
+    handshake = ClientHandshake(
+        nonce=secrets.token_hex(32),
+        token=token,
+        gid_table=gids.to_wire(device.info.gids) if device else (),
+        udp_port=device.info.udp_port if device else None,
+        agent=AGENT,
+    )
+    return channel.run_handshake(handshake, deadline_s=deadline_s, stop=stop)
+
+
+def attributes_to_wire(attributes: QueuePairAttributes) -> QueuePairInfo:
+    """Return our end of a queue pair as the peer is told of it."""
+    return QueuePairInfo(
+        qpn=attributes.qpn,
+        psn=attributes.psn,
+        gid=attributes.gid,
+        mtu_bytes=attributes.mtu_bytes,
+        max_rd_atomic=attributes.max_rd_atomic,
+        max_dest_rd_atomic=attributes.max_dest_rd_atomic,
+        udp_port=attributes.udp_port,
+        lid=attributes.lid,
+    )
+
+
+def attributes_from_wire(info: QueuePairInfo) -> QueuePairAttributes:
+    """Return the peer's end of a queue pair."""
+    return QueuePairAttributes(
+        qpn=info.qpn,
+        psn=info.psn,
+        gid=info.gid,
+        mtu_bytes=info.mtu_bytes,
+        max_rd_atomic=info.max_rd_atomic,
+        max_dest_rd_atomic=info.max_dest_rd_atomic,
+        udp_port=info.udp_port,
+        lid=info.lid,
+    )
+
+
+@dataclass(slots=True)
+class PeerLink:
+    """A channel past its handshake, and what must go on while we wait for an answer on it."""
+
+    channel: Channel
+    device: Device
+    deadline: Deadline
+    queue_pair: QueuePair | None = None
+    windows_bind: bool = True
+    """Window frames bound what we send; not so for READ, where the responses come to us."""
+
+    def expect(self, kind: type[Any], name: str, at_most_s: float) -> Any:
+        """Wait for one message of `kind`; window frames in between are taken in.
+
+        DeadlineExceeded names the wait; a refusal is PeerRefusedError; see `Channel.expect`.
+        """
+        end_s = self.deadline.clock() + at_most_s
+        while True:
+            try:
+                message = self.channel.expect(
+                    kind,
+                    Window,
+                    deadline_s=self.deadline.left_s(max(0.0, end_s - self.deadline.clock())),
+                    name=name,
+                    pump=self.device.pump,
+                    filenos=self.device.filenos(),
+                    stop=self.deadline.stop,
+                )
+            except DeadlineExceeded:
+                self.deadline.check(f"while waiting for {name}")
+                raise
+            if not isinstance(message, Window):
+                return message
+            if self.queue_pair is not None and self.windows_bind:
+                self.queue_pair.set_window(message.window_bytes)

@@ -1,0 +1,72 @@
+"""Listening TCP sockets for the control channel; every way to fail is explained."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from p2prw.engine.model import PeerAddress
+from p2prw.errors import HostError
+
+_BACKLOG = 128
+
+
+def open_listeners(listen: PeerAddress) -> list[socket.socket]:
+    """Return non-blocking listeners for every address `listen` resolves to, all on one port.
+
+    HostError with code resolve_failed, port_in_use, bad_listen_address or port_denied.
+    """
+    try:
+        infos = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise HostError(
+            f"cannot resolve {listen.host!r}: {getattr(error, 'strerror', None) or error}",
+            fix="--listen ADDRESS:PORT with an address of this host (ip addr)",
+            code="resolve_failed",
+        ) from error
+    listeners: list[socket.socket] = []
+    port = listen.port
+    try:
+        for family, _, _, _, address in infos:
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.setblocking(False)
+            # With port 0 the first socket picks; the others must follow, or a name would have several ports.
+            listener.bind((address[0], port, *address[2:]))
+            listener.listen(_BACKLOG)
+            port = listener.getsockname()[1]
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise _explain(listen, error) from error
+    return listeners
+
+
+def _explain(listen: PeerAddress, error: OSError) -> HostError:
+    if error.errno == errno.EADDRINUSE:
+        return HostError(
+            f"{listen} is in use",
+            why="another process listens there, perhaps another p2prw or perftest (18515 is its port too)",
+            fix=f"ss -ltnp 'sport = :{listen.port}', or --listen {PeerAddress(listen.host, 0)} to pick a free port",
+            code="port_in_use",
+            errno=error.errno,
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return HostError(
+            f"{listen.host} is no address of this host",
+            fix="ip addr; --listen with one of them",
+            code="bad_listen_address",
+            errno=error.errno,
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return HostError(
+            f"no right to listen on {listen}",
+            why="ports below 1024 need CAP_NET_BIND_SERVICE",
+            fix="a port above 1023",
+            code="port_denied",
+            errno=error.errno,
+        )
+    return HostError(f"cannot listen on {listen}: {error.strerror}", code="listen_failed", errno=error.errno)

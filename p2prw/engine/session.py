@@ -1,0 +1,523 @@
+"""One transfer from the client's side, phase by phase, in one place: what is opened here is closed here, in reverse.
+
+    map -> exchange (hello) -> open -> exchange (open/grant) -> connect -> register -> first_byte, steady, drain
+        -> verify -> close
+
+`run_transfer` never raises a P2prwError: the outcome, its error and its exit code are in the TransferResult, so that a
+failure says what was moved as well as a success does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from p2prw.engine import gids, outcome, routes
+from p2prw.engine.attach import (
+    SCRATCH_BYTES,
+    LocalAttachment,
+    Scratch,
+    attach_local,
+    attach_remote,
+    make_scratch,
+    rw_limits,
+)
+from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.messages import Digests, Grant, Open, Release, Released
+from p2prw.engine.deadline import Deadline
+from p2prw.engine.devices import open_device
+from p2prw.engine.ends import DirectLocal, LocalEnd, RemoteEnd
+from p2prw.engine.events import Progress
+from p2prw.engine.memory.base import MemorySource
+from p2prw.engine.memory.prepare import PreparedMemory, prepare_memory
+from p2prw.engine.model import (
+    DmaSegment,
+    Operation,
+    RemoteSegment,
+    RouteReport,
+    TransferRequest,
+    TransferResult,
+    VerifyReport,
+)
+from p2prw.engine.peer import PeerLink, attributes_from_wire, attributes_to_wire, list_regions, shake_hands
+from p2prw.engine.phases import PhaseClock
+from p2prw.engine.plan import describe_plan
+from p2prw.engine.providers.base import Device, QueuePair
+from p2prw.engine.rw import RwLimits
+from p2prw.engine.stop import StopRequest
+from p2prw.engine.transfer import PROGRESS_INTERVAL_S, LoopSettings, LoopStats, TransferLoop, signal_interval
+from p2prw.engine.verify import UNVERIFIED, Verifier
+from p2prw.errors import (
+    DeadlineExceeded,
+    P2prwError,
+    PeerGone,
+    RemoteProtocolError,
+    RequestError,
+    VerifyError,
+)
+
+__all__ = ["list_regions", "run_transfer"]
+
+_CLOSE_S = 5.0
+
+
+def run_transfer(
+    request: TransferRequest,
+    *,
+    dry_run: bool = False,
+    stop: StopRequest | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Generator[Progress, None, TransferResult]:
+    """Yield Progress a few times a second and return the TransferResult; raises no P2prwError.
+
+    `dry_run` does everything but post work requests: the plan is in `result.plan`. `clock` is monotonic seconds.
+    """
+    return (yield from _TransferRun(request, dry_run, stop or StopRequest(), clock).run())
+
+
+class _TransferRun:
+    """The state of one `run_transfer`."""
+
+    def __init__(self, request: TransferRequest, dry_run: bool, stop: StopRequest, clock: Callable[[], float]) -> None:
+        self.request = request
+        self.dry_run = dry_run
+        self.clock = clock
+        self.phases = PhaseClock(clock)
+        self.deadline = Deadline(clock, stop, request.timeouts.time_limit_s)
+        self.stack = ExitStack()
+
+        # --- what the result says, filled on the way
+        self.length_bytes: int | None = None
+        self.chunk_bytes = request.chunk_bytes
+        self.warnings: list[str] = []
+        self.environment: dict[str, Any] = outcome.environment(None)
+        self.local_route: RouteReport | None = None
+        self.remote_route: RouteReport | None = None
+        self.stats = LoopStats()
+        self.verify: VerifyReport = UNVERIFIED
+        self.plan: dict[str, Any] | None = None
+
+        # --- what is open
+        self.device: Device | None = None
+        self.queue_pair: QueuePair | None = None
+        self.memory: MemorySource | None = None
+        self.link: PeerLink | None = None
+        self.lease: str | None = None
+
+    def run(self) -> Generator[Progress, None, TransferResult]:
+        error: P2prwError | None = None
+        try:
+            try:
+                yield from self._transfer()
+            except P2prwError as caught:
+                error = self._explain(caught)
+            self.phases.enter("close")
+        finally:
+            # Also when the program drops the generator: the peer is told, and nothing stays open.
+            self._abandon()
+            self.stack.close()
+        self.phases.enter(None)
+        return self._result(error)
+
+    # --- the phases ---------------------------------------------------------------------------------------
+
+    def _transfer(self) -> Generator[Progress, None, None]:
+        request, phases = self.request, self.phases
+        phases.enter("map")
+        prepared = self._prepare()
+        phases.enter("exchange")
+        retry_s = self.deadline.left_s(request.timeouts.connect_retry_s)
+        channel = Channel.connect(
+            request.peer, replace(request.timeouts, connect_retry_s=retry_s), stop=self.deadline.stop
+        )
+        self.stack.callback(channel.close)
+        phases.enter("open")
+        device = self._open_device(channel)
+        local_route = self._choose_route(device, prepared)
+        phases.enter("exchange")
+        link = self._shake_hands(channel, device)
+        if prepared.length_bytes is not None:
+            # Everything that can fail here fails before the peer gives a lease.
+            phases.enter("map")
+            self._open_memory(prepared, None)
+        phases.enter("exchange")
+        queue_pair = self.queue_pair = link.queue_pair = device.create_queue_pair(request.queue_pair)
+        self.stack.callback(queue_pair.close)
+        grant = self._open_region(link, queue_pair, device, prepared)
+        phases.enter("map")
+        memory = self.memory or self._open_memory(prepared, grant.length)
+        phases.enter("connect")
+        window_bytes = self._connect(queue_pair, device, grant)
+        phases.enter("register")
+        limits = rw_limits(request, device.info, window_bytes)
+        self.chunk_bytes = limits.max_bytes_per_wr or request.chunk_bytes
+        if grant.length == 0:
+            # Size 0: all checks and the handshake have run, nothing is registered or posted.
+            self.verify = VerifyReport(status="verified", method="owner-cpu")
+            local = None
+        else:
+            local = attach_local(self.stack, device, memory, request, grant.length, staged=prepared.staged)
+        if self.dry_run:
+            self.plan = self._describe(grant, local, limits)
+        elif local is not None:
+            scratch = make_scratch(self.stack, device)
+            yield from self._move(link, local, limits, scratch, grant, local_route)
+            if request.verify and not request.shared:
+                phases.enter("verify")
+                yield from self._verify(link, memory, grant, scratch, limits, local_route)
+        phases.enter("close")
+        self._release(link, keep=not self.dry_run)
+
+    def _prepare(self) -> PreparedMemory:
+        request = self.request
+        if request.via is not None:
+            raise RequestError(
+                f"--via {request.via}: staging through p2pmem is not in this release",
+                fix="leave --via away: files are staged through registered host memory",
+                code="not_in_this_release",
+            )
+        prepared = prepare_memory(
+            request.memory,
+            "source" if request.operation is Operation.WRITE else "sink",
+            overwrite=request.overwrite,
+            force_bound_device=request.force_bound_device,
+        )
+        size, length = request.size_bytes, prepared.length_bytes
+        if size is not None and length is not None and size > length:
+            raise RequestError(
+                f"--size {size} is more than the local memory holds",
+                why=f"{request.memory.text or request.memory.kind} is {length} bytes",
+                fix=f"--size {length}, or leave --size away",
+                code="size_does_not_fit",
+            )
+        return prepared
+
+    def _open_device(self, channel: Channel) -> Device:
+        request = self.request
+        device, reason = open_device(
+            request.device,
+            local_address=channel.local_address.host,
+            role="client",
+            gso=request.gso,
+            inject=request.inject,
+            pcap=request.pcap,
+        )
+        self.device = device
+        self.stack.callback(device.close)
+        self.environment = outcome.environment(device.info)
+        self.environment["device"]["reason"] = reason
+        return device
+
+    def _choose_route(self, device: Device, prepared: PreparedMemory) -> RouteReport:
+        request = self.request
+        report = routes.choose_route(device.info, request.memory.kind, staged=prepared.staged, wanted=request.route)
+        self.local_route = report
+        if request.require_direct:
+            routes.require_direct(report, "local")
+        return report
+
+    def _shake_hands(self, channel: Channel, device: Device) -> PeerLink:
+        request = self.request
+        hello = shake_hands(
+            channel,
+            request.token,
+            self.deadline.left_s(request.timeouts.handshake_s),
+            device=device,
+            stop=self.deadline.stop,
+        )
+        pair = gids.pick_gid_pair(device.info.gids, gids.from_wire(hello.gid_table), request.queue_pair.gid_index)
+        self.environment["gid_pair"] = pair.reason
+        self.link = PeerLink(channel, device, self.deadline, windows_bind=request.operation is Operation.WRITE)
+        return self.link
+
+    def _open_memory(self, prepared: PreparedMemory, length_bytes: int | None) -> MemorySource:
+        memory = self.memory = prepared.open(length_bytes)
+        self.stack.callback(memory.close)
+        self.warnings += memory.warnings
+        return memory
+
+    def _open_region(self, link: PeerLink, queue_pair: QueuePair, device: Device, prepared: PreparedMemory) -> Grant:
+        request = self.request
+        link.channel.send(
+            Open(
+                region=request.region,
+                offset=request.region_offset,
+                length=request.size_bytes,
+                op=request.operation.value,
+                queue_pair=attributes_to_wire(queue_pair.local),
+                limit=prepared.length_bytes,
+                shared=request.shared,
+                window_bytes=max(1, device.receive_window_bytes()),
+            )
+        )
+        grant: Grant = link.expect(Grant, "the grant", request.timeouts.idle_s)
+        self.lease = grant.lease
+        self.length_bytes = grant.length
+        self.remote_route = routes.from_wire(grant.route)
+        asked, limit = request.size_bytes, prepared.length_bytes
+        if (limit is not None and grant.length > limit) or (asked is not None and grant.length != asked):
+            raise RemoteProtocolError("the server granted another length than was asked for", code="bad_grant")
+        if request.require_direct:
+            routes.require_direct(self.remote_route, "remote")
+        return grant
+
+    def _connect(self, queue_pair: QueuePair, device: Device, grant: Grant) -> int:
+        """Bring the queue pair up and return the window: what the server granted, for READ what our socket holds."""
+        remote = attributes_from_wire(grant.queue_pair)
+        queue_pair.connect(remote)
+        reading = self.request.operation is Operation.READ
+        window_bytes = device.receive_window_bytes() if reading else grant.window_bytes
+        queue_pair.set_window(window_bytes)
+        self.environment["negotiated"] = outcome.negotiated(
+            queue_pair.local, remote, self.request.queue_pair, window_bytes
+        )
+        return window_bytes
+
+    def _describe(self, grant: Grant, local: LocalAttachment | None, limits: RwLimits) -> dict[str, Any]:
+        """Return the plan of the transfer; where an end is staged, of one chunk, and how many chunks there are."""
+        depth = self.request.queue_pair.depth
+        segments = grant.staging.slots[:1] if grant.staging is not None else grant.segments
+        remote = tuple(RemoteSegment(s.address, s.length, s.rkey) for s in segments)
+        length = grant.length
+        sizes = [grant.staging.chunk_bytes] if grant.staging is not None else []
+        if local is not None and local.end.span_bytes is not None:
+            sizes.append(local.end.span_bytes)
+        chunk = min([*sizes, length])
+        plan = describe_plan(
+            local.vec if local is not None else (),
+            remote,
+            self.request.operation,
+            limits,
+            depth=depth,
+            signal_every=signal_interval(depth, self.chunk_bytes, self.request.signal_every),
+            length=chunk,
+        )
+        if sizes:
+            plan["staging"] = {"chunk_bytes": chunk, "chunks": -(-length // chunk) if chunk else 0}
+        plan["transfer_bytes"] = length
+        return plan
+
+    # --- moving and verifying -------------------------------------------------------------------------------
+
+    def _loop(
+        self,
+        link: PeerLink,
+        operation: Operation,
+        local: LocalEnd,
+        remote: RemoteEnd,
+        length_bytes: int,
+        limits: RwLimits,
+        route: str,
+    ) -> TransferLoop:
+        request, queue_pair = self.request, link.queue_pair
+        assert queue_pair is not None
+        depth = min(request.queue_pair.depth, queue_pair.depth)
+        return TransferLoop(
+            device=link.device,
+            queue_pair=queue_pair,
+            channel=link.channel,
+            local=local,
+            remote=remote,
+            total_bytes=length_bytes,
+            settings=LoopSettings(
+                direction=operation,
+                limits=limits,
+                depth=depth,
+                signal_every=signal_interval(depth, self.chunk_bytes, request.signal_every),
+                idle_s=request.timeouts.idle_s,
+                drain_s=request.timeouts.drain_s,
+                route=route,
+            ),
+            deadline=self.deadline,
+        )
+
+    def _move(
+        self,
+        link: PeerLink,
+        local: LocalAttachment,
+        limits: RwLimits,
+        scratch: Scratch,
+        grant: Grant,
+        route: RouteReport,
+    ) -> Generator[Progress, None, None]:
+        operation = self.request.operation
+        remote = attach_remote(link.channel, grant, operation)
+        loop = self._loop(link, operation, local.end, remote, grant.length, limits, route.chosen)
+        loop.stats = self.stats
+        loop.extra_filenos = local.filenos
+        if grant.flushable:
+            loop.flush_sge = scratch.sge
+        self.phases.enter("first_byte")
+        began_s = self.clock()
+        try:
+            yield from loop.run()
+        finally:
+            self.phases.enter(None)
+            ended_s = self.clock()
+            # The loop knows when its first and last completion came; the three phases share its time by that.
+            first_s = min(self.stats.first_completion_s or ended_s, ended_s)
+            last_s = max(first_s, self.stats.last_completion_s or ended_s)
+            self.phases.seconds["first_byte"] = first_s - began_s
+            self.phases.seconds["steady"] = last_s - first_s
+            self.phases.seconds["drain"] = max(0.0, ended_s - last_s)
+
+    def _verify(
+        self,
+        link: PeerLink,
+        memory: MemorySource,
+        grant: Grant,
+        scratch: Scratch,
+        limits: RwLimits,
+        route: RouteReport,
+    ) -> Generator[Progress, None, None]:
+        def expect_digests(name: str) -> Digests:
+            page: Digests = link.expect(Digests, name, self.request.timeouts.idle_s)
+            return page
+
+        def read_remote(offset: int, length: int) -> bytes | None:
+            return self._read_back(link, grant, scratch, limits, route, offset, length)
+
+        def tick() -> None:
+            link.device.pump()
+            self.deadline.check("while verifying")
+
+        verifier = Verifier(
+            channel=link.channel,
+            lease=grant.lease,
+            operation=self.request.operation,
+            local=memory,
+            length_bytes=grant.length,
+            clock=self.clock,
+            expect=expect_digests,
+            read_remote=read_remote,
+            tick=tick,
+        )
+        steps = verifier.run()
+        next_s = self.clock()
+        while True:
+            try:
+                compared = next(steps)
+            except StopIteration as finished:
+                self.verify = finished.value
+                break
+            if self.clock() >= next_s:
+                next_s = self.clock() + PROGRESS_INTERVAL_S
+                yield Progress(
+                    phase="verify",
+                    bytes_done=compared,
+                    bytes_total=grant.length,
+                    elapsed_s=self.stats.elapsed_s,
+                    bw_bytes_per_s=0.0,
+                    wqes_in_flight=0,
+                    wqes_total=self.stats.wqes_posted,
+                    route=route.chosen,
+                )
+        if self.verify.status != "verified":
+            raise _verify_error(self.verify)
+
+    def _read_back(
+        self,
+        link: PeerLink,
+        grant: Grant,
+        scratch: Scratch,
+        limits: RwLimits,
+        route: RouteReport,
+        offset: int,
+        length_bytes: int,
+    ) -> bytes | None:
+        """Return remote bytes by RDMA READ into the scratch memory; None where that cannot be done."""
+        if not grant.flushable or link.queue_pair is None or length_bytes > SCRATCH_BYTES:
+            return None
+        link.queue_pair.set_window(link.device.receive_window_bytes())
+        remote = attach_remote(link.channel, grant, Operation.READ, base_offset=offset)
+        local = DirectLocal((DmaSegment(*scratch.sge),))
+        loop = self._loop(link, Operation.READ, local, remote, length_bytes, limits, route.chosen)
+        loop.first_wr_id = self.stats.wqes_posted
+        try:
+            for _ in loop.run():
+                pass
+        except P2prwError:
+            # The mismatch stands whatever happened here; it is reported without its first bad byte.
+            return None
+        back = bytearray(length_bytes)
+        scratch.memory.read_at(0, memoryview(back))
+        return bytes(back)
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def _release(self, link: PeerLink, *, keep: bool) -> None:
+        """Both ends keep what arrived: the server's sink first, then ours."""
+        assert self.lease is not None
+        link.channel.send(Release(self.lease, keep))
+        link.expect(Released, "the release", max(self.request.timeouts.idle_s, self.request.timeouts.handshake_s))
+        self.lease = None
+        if keep and self.memory is not None and self.request.operation is Operation.READ:
+            self.memory.commit()
+
+    def _abandon(self) -> None:
+        """After a failure: tell the peer that nothing is to be kept; never raises, never waits long."""
+        if self.lease is None or self.link is None:
+            return
+        lease, self.lease = self.lease, None
+        try:
+            self.link.channel.send(Release(lease, keep=False))
+            self.link.channel.expect(Released, deadline_s=_CLOSE_S, name="the release", pump=self.link.device.pump)
+        except P2prwError:
+            # It may be gone, or busy with a page of digests; its end of the connection tells it the same.
+            pass
+
+    def _explain(self, error: P2prwError) -> P2prwError:
+        """Say what was moved when the peer was lost on the way."""
+        if isinstance(error, PeerGone | DeadlineExceeded) and self.length_bytes is not None:
+            moved = f"{self.stats.bytes_done} of {self.length_bytes} bytes were moved"
+            if error.why is None or "bytes were moved" not in error.why:
+                error.why = f"{error.why}; {moved}" if error.why else moved
+            error.fix = error.fix or "look at the server's output, start it again and repeat the transfer"
+        return error
+
+    def _result(self, error: P2prwError | None) -> TransferResult:
+        request = self.request
+        rows = ()
+        if self.queue_pair is not None and self.length_bytes is not None and not self.dry_run:
+            rows = (
+                outcome.stats_row(
+                    request.operation, self.length_bytes, self.chunk_bytes, self.stats, self.queue_pair.counters
+                ),
+            )
+        verify = self.verify
+        if request.shared:
+            verify = replace(UNVERIFIED, why="shared: other clients may write to the same bytes")
+        elif not request.verify:
+            verify = replace(UNVERIFIED, why="--no-verify")
+        elif self.dry_run:
+            verify = replace(UNVERIFIED, why="dry run")
+        return TransferResult(
+            command=request.operation.value,
+            status=outcome.status_of(error, planned=self.dry_run),
+            exit_code=error.exit_code if error else 0,
+            params=outcome.parameters(request, self.length_bytes),
+            environment=self.environment,
+            local_route=self.local_route,
+            remote_route=self.remote_route,
+            results=rows,
+            verify=verify,
+            phases=dict(self.phases.seconds),
+            warnings=(*self.warnings, *getattr(self.device, "warnings", ())),
+            partial=error is not None and self.stats.bytes_done > 0,
+            error=outcome.error_report(error) if error else None,
+            plan=self.plan,
+        )
+
+
+def _verify_error(report: VerifyReport) -> VerifyError:
+    where = f", first at byte {report.first_bad_offset}" if report.first_bad_offset is not None else ""
+    kind = f", {report.classification}" if report.classification else ""
+    return VerifyError(
+        f"verification failed: {report.status}{where}{kind}",
+        why=report.why,
+        fix="run again with --pcap FILE; if it fails at the same place again, suspect the memory or its path",
+        code="verify_unstable" if report.status == "unstable" else "verify_mismatch",
+    )

@@ -1,0 +1,419 @@
+"""The transfer loop: keep a window of WQEs posted, signal one in N, poll in batches, sample progress by time.
+
+One thread drives everything: send queue, completions, staging jobs, control frames. Nothing here knows memory kinds
+or prints; the ends (`ends.py`) say when bytes are ready and where they go.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.messages import Committed, Filled, Message, Refuse, Window, error_from
+from p2prw.engine.deadline import Deadline
+from p2prw.engine.ends import LocalEnd, RemoteEnd, Span, StagedRemote, contexts_for
+from p2prw.engine.events import Progress
+from p2prw.engine.model import Completion, Opcode, Operation, RemoteSegment, Sge, WcStatus
+from p2prw.engine.providers.base import Device, QueuePair
+from p2prw.engine.rw import RwLimits
+from p2prw.errors import (
+    CompletionError,
+    DeadlineExceeded,
+    RemoteProtocolError,
+)
+
+PROGRESS_INTERVAL_S = 0.125
+FLUSH_BYTES = 8
+_CHANNEL_CHECK_INTERVAL_S = 0.005
+_LONGEST_WAIT_S = 0.25
+_RATE_WINDOW_S = 1.0
+
+_WHY = {
+    WcStatus.REM_ACCESS_ERR: (
+        "the peer's device refused the key, the range or the right",
+        "look at the server's output; has the lease been released, or the server restarted?",
+    ),
+    WcStatus.RETRY_EXC_ERR: (
+        "no acknowledgement came: peer gone, packets lost or blocked, or their ICRC does not match",
+        "check that UDP port 4791 passes in both directions without address translation; --retry-cnt, --timeout",
+    ),
+    WcStatus.RNR_RETRY_EXC_ERR: (
+        "the peer had no receive posted for too long",
+        "--rnr-retry, or look at the load of the peer",
+    ),
+    WcStatus.REM_INV_REQ_ERR: (
+        "the peer's device called the request invalid",
+        "lower --chunk or --max-rd-atomic; see the server's output",
+    ),
+    WcStatus.LOC_PROT_ERR: ("a local key or range was wrong", "this is a defect in p2prw: run again with --debug"),
+}
+
+
+@dataclass(slots=True)
+class LoopStats:
+    """What the loop counted; filled while it runs, so that a failure can say what was moved."""
+
+    bytes_done: int = 0
+    wqes_posted: int = 0
+    wqes_signalled: int = 0
+    kernel_wqes: int = 0
+    wqes_in_flight: int = 0
+    first_post_s: float | None = None
+    first_completion_s: float | None = None
+    last_completion_s: float | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """First post to last data completion."""
+        if self.first_post_s is None or self.last_completion_s is None:
+            return 0.0
+        return max(0.0, self.last_completion_s - self.first_post_s)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """What bounds the loop; all times in seconds on `clock`."""
+
+    direction: Operation
+    limits: RwLimits
+    depth: int
+    signal_every: int
+    idle_s: float = 30.0
+    drain_s: float = 5.0
+    route: str = "cpu"
+
+
+@dataclass(slots=True)
+class TransferLoop:
+    """Moves [0, total_bytes) between two ends over one queue pair. Drive `run()`; then look at `stats`."""
+
+    device: Device
+    queue_pair: QueuePair
+    channel: Channel
+    local: LocalEnd
+    remote: RemoteEnd
+    total_bytes: int
+    settings: LoopSettings
+    deadline: Deadline
+    flush_sge: Sge | None = None
+    """Scratch memory for the flushing READ after a WRITE; None: no flush."""
+    extra_filenos: tuple[int, ...] = ()
+    first_wr_id: int = 0
+    stats: LoopStats = field(default_factory=LoopStats)
+    _spans: deque[Span] = field(default_factory=deque)
+    _unposted: deque[Span] = field(default_factory=deque)
+    _outstanding: deque[tuple[int, Span, int]] = field(default_factory=deque)
+    _next_offset: int = 0
+    _next_wr_id: int = 0
+    _post_cursor: tuple[int, int] = (0, 0)
+    """(context, WR) of the span at the head of `_unposted`."""
+    _last_activity_s: float = 0.0
+    _packets_seen: int = 0
+    _samples: deque[tuple[float, int]] = field(default_factory=deque)
+    _poller: select.poll | None = None
+    _writable_wanted: bool = False
+
+    def run(self) -> Generator[Progress, None, None]:
+        """Yield Progress a few times a second; return when every byte is settled. Raises P2prwError otherwise."""
+        self._next_wr_id = self.first_wr_id
+        now = self._last_activity_s = self.deadline.clock()
+        next_progress_s, next_channel_s = now, now
+        self._packets_seen = self.queue_pair.counters.packets_received
+        while self._next_offset < self.total_bytes or self._spans:
+            self._admit()
+            posted = self._post()
+            busy = self.device.pump()
+            completions = self.queue_pair.poll()
+            if completions:
+                self._retire(completions)
+            busy = bool(completions) or posted or busy
+            now = self.deadline.clock()
+            if not busy or now >= next_channel_s:
+                next_channel_s = now + _CHANNEL_CHECK_INTERVAL_S
+                busy = self._hear() or busy
+            if now >= next_progress_s:
+                next_progress_s = now + PROGRESS_INTERVAL_S
+                yield self._progress("steady" if self.stats.first_completion_s is not None else "first_byte", now)
+            self._check_deadlines(now)
+            if not busy:
+                self._wait(next_progress_s - now)
+        yield self._progress("drain", self.deadline.clock())
+
+    # --- stations ---------------------------------------------------------------------------------------
+
+    def _span_limit(self) -> int:
+        limits = [size for size in (self.local.span_bytes, self.remote.span_bytes) if size is not None]
+        return min(limits) if limits else self.total_bytes
+
+    def _admit(self) -> None:
+        while self._next_offset < self.total_bytes:
+            local_slot = self.local.take()
+            if local_slot is None:
+                return
+            remote_slot = self.remote.take()
+            if remote_slot is None:
+                self.local.give(local_slot)
+                return
+            length = min(self._span_limit(), self.total_bytes - self._next_offset)
+            span = Span(self._next_offset, length, local_slot, remote_slot)
+            self._next_offset += length
+            self._spans.append(span)
+            self._unposted.append(span)
+            span.local_ready = self.local.prepare(span)
+            span.remote_ready = self.remote.prepare(span)
+
+    def _post(self) -> bool:
+        """Post what is ready, in order, while the send queue has room; True when anything was posted."""
+        settings, stats, outstanding = self.settings, self.stats, self._outstanding
+        any_posted = False
+        while self._unposted:
+            span = self._unposted[0]
+            if not (span.local_ready and span.remote_ready):
+                break
+            if not span.contexts:
+                span.contexts = contexts_for(span, self.local, self.remote, settings.direction, settings.limits)
+                stats.kernel_wqes += sum(context.kernel_wqes for context in span.contexts)
+            opcode = Opcode.RDMA_WRITE if settings.direction is Operation.WRITE else Opcode.RDMA_READ
+            context_index, wr_index = self._post_cursor
+            while context_index < len(span.contexts):
+                context = span.contexts[context_index]
+                count = context.nr_wqes
+                while wr_index < count:
+                    if len(outstanding) >= settings.depth:
+                        self._post_cursor = (context_index, wr_index)
+                        return any_posted
+                    request = context.wr(wr_index)
+                    wr_index += 1
+                    last = wr_index == count and context_index == len(span.contexts) - 1
+                    signaled = last or self._must_signal()
+                    self._post_one(span, opcode, request.sges, request.remote_addr, request.rkey, signaled)
+                    outstanding[-1] = (outstanding[-1][0], span, request.length_bytes)
+                    any_posted = True
+                context_index, wr_index = context_index + 1, 0
+            if (
+                self.flush_sge is not None
+                and settings.direction is Operation.WRITE
+                and not self._post_flush(span, context_index)
+            ):
+                return any_posted
+            span.posted = True
+            self._post_cursor = (0, 0)
+            self._unposted.popleft()
+        return any_posted
+
+    def _must_signal(self) -> bool:
+        # With the queue full and nothing signalled no completion would ever come: the entry that fills it is signalled.
+        return (self._next_wr_id + 1) % self.settings.signal_every == 0 or (
+            len(self._outstanding) == self.settings.depth - 1
+        )
+
+    def _post_flush(self, span: Span, context_index: int) -> bool:
+        """READ the last bytes of each remote segment: a WRITE completion alone does not say that they are visible.
+
+        The cursor runs on past the contexts: position n + i is the flush of segment i.
+        """
+        segments = self.remote.segments(span)
+        done = context_index - len(span.contexts)
+        for position in range(done, len(segments)):
+            if len(self._outstanding) >= self.settings.depth:
+                self._post_cursor = (len(span.contexts) + position, 0)
+                return False
+            segment: RemoteSegment = segments[position]
+            length = min(FLUSH_BYTES, segment.length_bytes)
+            assert self.flush_sge is not None
+            sge = Sge(self.flush_sge.address, length, self.flush_sge.lkey)
+            address = segment.address + segment.length_bytes - length
+            self._post_one(span, Opcode.RDMA_READ, (sge,), address, segment.rkey, True)
+        return True
+
+    def _post_one(
+        self, span: Span, opcode: Opcode, sges: tuple[Sge, ...], remote_addr: int, rkey: int, signaled: bool
+    ) -> None:
+        stats = self.stats
+        if stats.first_post_s is None:
+            stats.first_post_s = self._last_activity_s = self.deadline.clock()
+        wr_id = self._next_wr_id
+        self._next_wr_id = wr_id + 1
+        self.queue_pair.post_rdma(wr_id, opcode, sges, remote_addr, rkey, signaled=signaled)
+        self._outstanding.append((wr_id, span, 0))
+        span.outstanding += 1
+        stats.wqes_posted += 1
+        stats.wqes_signalled += signaled
+
+    def _retire(self, completions: list[Completion]) -> None:
+        now = self.deadline.clock()
+        outstanding, stats = self._outstanding, self.stats
+        for completion in completions:
+            if completion.status is not WcStatus.SUCCESS:
+                raise self._completion_error(completion)
+            # A completion retires every older work request too, signalled or not.
+            while outstanding and outstanding[0][0] <= completion.wr_id:
+                _, span, length_bytes = outstanding.popleft()
+                span.outstanding -= 1
+                if length_bytes:
+                    stats.bytes_done += length_bytes
+                    stats.last_completion_s = now
+                    if stats.first_completion_s is None:
+                        stats.first_completion_s = now
+                if span.posted and not span.outstanding:
+                    self._completed(span)
+        self._last_activity_s = now
+
+    def _completed(self, span: Span) -> None:
+        if self.local.settle(span):
+            self._settled(span, local=True)
+        if self.remote.settle(span):
+            self._settled(span, local=False)
+
+    def _settled(self, span: Span, *, local: bool) -> None:
+        if local:
+            self.local.give(span.local_slot)
+        else:
+            self.remote.give(span.remote_slot)
+        span.unsettled -= 1
+        if not span.unsettled:
+            self._spans.remove(span)
+
+    # --- what others say ----------------------------------------------------------------------------------
+
+    def _hear(self) -> bool:
+        """Take in staging jobs and control frames; True when there were any."""
+        heard = False
+        for slot, offset in self.local.poll():
+            heard = True
+            span = self._span_at(offset, slot, local=True)
+            if span.local_ready:
+                self._settled(span, local=True)
+            else:
+                span.local_ready = True
+        while (message := self.channel.receive()) is not None:
+            heard = True
+            self._take_in(message)
+        if self.channel.wants_write:
+            self.channel.flush()
+        packets = self.queue_pair.counters.packets_received
+        if heard or packets != self._packets_seen:
+            self._packets_seen = packets
+            self._last_activity_s = self.deadline.clock()
+        return heard
+
+    def _take_in(self, message: Message) -> None:
+        match message:
+            case Window():
+                # It bounds what we send. READ responses come to us: there our own socket buffer is the bound.
+                if self.settings.direction is Operation.WRITE:
+                    self.queue_pair.set_window(message.window_bytes)
+            case Filled() | Committed() if isinstance(self.remote, StagedRemote):
+                slot, offset = self.remote.answered(message)
+                span = self._span_at(offset, slot, local=False)
+                if isinstance(message, Filled) and not span.remote_ready:
+                    span.remote_ready = True
+                elif isinstance(message, Committed) and span.posted and not span.outstanding:
+                    self._settled(span, local=False)
+                else:
+                    raise RemoteProtocolError(f"{message.TYPE} that was not asked for", code="unexpected_message")
+            case Refuse():
+                raise error_from(message)
+            case _:
+                raise RemoteProtocolError(f"{message.TYPE} in the middle of a transfer", code="unexpected_message")
+
+    def _span_at(self, offset: int, slot: int, *, local: bool) -> Span:
+        for span in self._spans:
+            if span.offset == offset and (span.local_slot if local else span.remote_slot) == slot:
+                return span
+        raise RemoteProtocolError(f"an answer for slot {slot} at offset {offset}, which is not on its way")
+
+    # --- time ---------------------------------------------------------------------------------------------
+
+    def _progress(self, phase: str, now: float) -> Progress:
+        stats, samples = self.stats, self._samples
+        samples.append((now, stats.bytes_done))
+        while len(samples) > 2 and samples[1][0] < now - _RATE_WINDOW_S:
+            samples.popleft()
+        span_s = now - samples[0][0]
+        stats.wqes_in_flight = len(self._outstanding)
+        counters = self.queue_pair.counters
+        return Progress(
+            phase=phase,
+            bytes_done=stats.bytes_done,
+            bytes_total=self.total_bytes,
+            elapsed_s=now - stats.first_post_s if stats.first_post_s is not None else 0.0,
+            bw_bytes_per_s=(stats.bytes_done - samples[0][1]) / span_s if span_s > 0 else 0.0,
+            wqes_in_flight=len(self._outstanding),
+            wqes_total=stats.wqes_posted,
+            route=self.settings.route,
+            retries=counters.retransmitted_packets,
+        )
+
+    def _check_deadlines(self, now: float) -> None:
+        if self.deadline.stop:
+            self._drain()
+        self.deadline.check(f"{self.stats.bytes_done} of {self.total_bytes} bytes were moved")
+        if now - self._last_activity_s > self.settings.idle_s:
+            raise DeadlineExceeded(
+                f"nothing moved for {self.settings.idle_s:g} s (--idle-timeout)",
+                why=f"{self.stats.bytes_done} of {self.total_bytes} bytes were moved, "
+                f"{len(self._outstanding)} WQEs in flight",
+                fix="check that the peer is alive and that UDP passes; --idle-timeout",
+                code="idle_timeout",
+            )
+
+    def _drain(self) -> None:
+        """After a stop: post nothing, let what is in flight complete, at most `drain_s`."""
+        deadline_s = self.deadline.clock() + self.settings.drain_s
+        while self._outstanding and self.deadline.clock() < deadline_s:
+            busy = self.device.pump()
+            completions = self.queue_pair.poll()
+            if completions:
+                self._retire(completions)
+            elif not busy:
+                self._wait(0.05)
+
+    def _wait(self, at_most_s: float) -> None:
+        """Sleep until a descriptor turns ready, the device's timer, or `at_most_s`."""
+        if self._poller is None:
+            self._poller = select.poll()
+            for fileno in (*self.device.filenos(), self.channel.fileno(), *self.extra_filenos):
+                self._poller.register(fileno, select.POLLIN)
+        writable = self.device.wants_write()
+        if writable != self._writable_wanted:
+            self._writable_wanted = writable
+            for fileno in self.device.filenos():
+                self._poller.modify(fileno, select.POLLIN | (select.POLLOUT if writable else 0))
+        timer_s = self.device.next_timer_s()
+        wait_s = min(at_most_s, _LONGEST_WAIT_S, timer_s if timer_s is not None else _LONGEST_WAIT_S)
+        if wait_s > 0:
+            self._poller.poll(wait_s * 1000)
+
+    def _completion_error(self, completion: Completion) -> CompletionError:
+        why, fix = _WHY.get(completion.status, ("the device reported it", "run again with --debug and --pcap FILE"))
+        return CompletionError(
+            f"work request {completion.wr_id} completed with {completion.status.name}"
+            f" after {self.stats.bytes_done} of {self.total_bytes} bytes",
+            why=why,
+            fix=fix,
+            code=_CODES.get(completion.status, "completion_error"),
+            wc_status=completion.status.name,
+            side="remote" if completion.status.name.startswith("REM_") else "local",
+        )
+
+
+_CODES = {
+    WcStatus.REM_ACCESS_ERR: "remote_access",
+    WcStatus.REM_INV_REQ_ERR: "remote_invalid_request",
+    WcStatus.REM_OP_ERR: "remote_operation",
+    WcStatus.RETRY_EXC_ERR: "retry_exceeded",
+    WcStatus.RNR_RETRY_EXC_ERR: "rnr_retry_exceeded",
+    WcStatus.LOC_PROT_ERR: "local_protection",
+    WcStatus.WR_FLUSH_ERR: "flushed",
+}
+
+
+def signal_interval(depth: int, chunk_bytes: int, wanted: int | None) -> int:
+    """Return N of "one in N is signalled": at most depth / 2, and a completion at least every 4 MiB for progress."""
+    if wanted is not None:
+        return max(1, min(wanted, max(1, depth // 2)))
+    return max(1, min(depth // 4, (4 * 1024 * 1024) // max(1, chunk_bytes)))

@@ -1,0 +1,135 @@
+"""Verification: digests of the final memory at both ends, by the end that owns it, compared block by block.
+
+A mismatch is digested once more. If a digest moved, the memory is `unstable` (somebody else writes there); if not, the
+first bad block is fetched, the first bad byte is named and what it looks like is classified (`diagnose`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+
+from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.messages import DIGESTS_PER_PAGE, Digest, Digests
+from p2prw.engine.diagnose import classify
+from p2prw.engine.digest import ALGORITHM, BLOCK_BYTES, digest_blocks, total_digest
+from p2prw.engine.memory.base import MemorySource
+from p2prw.engine.model import Operation, VerifyReport
+from p2prw.errors import RemoteProtocolError
+
+UNVERIFIED = VerifyReport(status="unverified")
+
+
+@dataclass(slots=True)
+class Verifier:
+    """Compares [0, length) of a lease with the same bytes of local memory. Drive `run()`; it returns the report."""
+
+    channel: Channel
+    lease: str
+    operation: Operation
+    local: MemorySource
+    length_bytes: int
+    clock: Callable[[], float]
+    expect: Callable[[str], Digests]
+    """Waits for one page of digests; the argument names the wait."""
+    read_remote: Callable[[int, int], bytes | None]
+    """(offset, length) -> the peer's bytes by RDMA READ; None where the keys do not allow it."""
+    tick: Callable[[], None]
+    """Called between blocks: keeps the device going and looks at stop and time limit."""
+    blocks_done: int = 0
+    method: str = "owner-cpu"
+
+    def run(self) -> Generator[int, None, VerifyReport]:
+        """Yield the bytes compared so far, now and then; return what was found."""
+        started_s = self.clock()
+        local_all: list[str] = []
+        remote_all: list[str] = []
+        stride = DIGESTS_PER_PAGE * BLOCK_BYTES
+        for offset in range(0, self.length_bytes, stride):
+            length = min(stride, self.length_bytes - offset)
+            self.channel.send(Digest(self.lease, offset, length, BLOCK_BYTES))
+            for digest in digest_blocks(self.local, offset, length, BLOCK_BYTES):
+                local_all.append(digest)
+                self.blocks_done += 1
+                if self.blocks_done % 8 == 0:
+                    self.tick()
+                    yield min(self.blocks_done * BLOCK_BYTES, self.length_bytes)
+            remote_all += self._remote_digests(offset, length)
+        bad = [index for index, pair in enumerate(zip(local_all, remote_all, strict=True)) if pair[0] != pair[1]]
+        report = VerifyReport(
+            status="verified",
+            method=self.method,
+            algorithm=ALGORITHM,
+            block_bytes=BLOCK_BYTES,
+            blocks=len(local_all),
+            elapsed_s=self.clock() - started_s,
+            local_digest=total_digest(local_all),
+            remote_digest=total_digest(remote_all),
+        )
+        return self._diagnose(report, bad, local_all, remote_all) if bad else report
+
+    def _remote_digests(self, offset: int, length: int) -> list[str]:
+        expected = -(-length // BLOCK_BYTES)
+        digests: list[str] = []
+        while len(digests) < expected:
+            page = self.expect("digests")
+            if page.lease != self.lease or page.offset != offset + len(digests) * BLOCK_BYTES or not page.digests:
+                raise RemoteProtocolError("a page of digests that was not asked for", code="unexpected_message")
+            digests += page.digests
+            self.method = page.method
+        if len(digests) != expected:
+            raise RemoteProtocolError("more digests than blocks", code="unexpected_message")
+        return digests
+
+    def _diagnose(
+        self, report: VerifyReport, bad: list[int], local_all: list[str], remote_all: list[str]
+    ) -> VerifyReport:
+        index = bad[0]
+        offset = index * BLOCK_BYTES
+        length = min(BLOCK_BYTES, self.length_bytes - offset)
+        local_again = next(iter(digest_blocks(self.local, offset, length, BLOCK_BYTES)))
+        self.channel.send(Digest(self.lease, offset, length, BLOCK_BYTES))
+        remote_again = self._remote_digests(offset, length)[0]
+        found = f"{len(bad)} of {report.blocks} blocks differ"
+        if (local_again, remote_again) != (local_all[index], remote_all[index]):
+            side = "local" if local_again != local_all[index] else "remote"
+            return _with(
+                report,
+                status="unstable",
+                first_bad_offset=offset,
+                why=f"{found}; the {side} bytes of the first one changed between two digests: "
+                "something else writes to this memory",
+            )
+        remote = self.read_remote(offset, length)
+        if remote is None or len(remote) != length:
+            return _with(
+                report,
+                status="mismatch",
+                first_bad_offset=offset,
+                classification="corrupt",
+                why=f"{found}; the block at this offset could not be read back to look closer",
+            )
+        local = bytearray(length)
+        self.local.read_at(offset, memoryview(local))
+        sent, arrived = (bytes(local), remote) if self.operation is Operation.WRITE else (remote, bytes(local))
+        if sent == arrived:
+            # The digests differ, the bytes fetched by RDMA do not: CPU and device see different bytes.
+            return _with(
+                report,
+                status="mismatch",
+                first_bad_offset=offset,
+                classification="incoherent",
+                why=f"{found}, yet the bytes read over RDMA are right: CPU and device see different bytes",
+            )
+        diagnosis = classify(sent, arrived)
+        return _with(
+            report,
+            status="mismatch",
+            first_bad_offset=offset + diagnosis.first_bad_offset,
+            classification=diagnosis.classification,
+            why=f"{found}; {diagnosis.why}",
+        )
+
+
+def _with(report: VerifyReport, **changes: object) -> VerifyReport:
+    return replace(report, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,46 @@
+"""The worker: jobs off the loop, callbacks on it, and a descriptor that wakes it."""
+
+from __future__ import annotations
+
+import select
+import threading
+
+from p2prw.engine.server.worker import Worker
+
+
+def test_a_callback_runs_in_poll_with_the_error_of_the_job():
+    worker = Worker()
+    seen: list[tuple[str, BaseException | None, int]] = []
+    started = threading.Event()
+    release = threading.Event()
+
+    def slow() -> None:
+        started.set()
+        release.wait(5)
+
+    def bad() -> None:
+        raise OSError(28, "no space")
+
+    worker.submit(slow, lambda error: seen.append(("slow", error, threading.get_ident())))
+    worker.submit(bad, lambda error: seen.append(("bad", error, threading.get_ident())))
+    assert started.wait(5) and not worker.poll() and not seen
+    release.set()
+    while len(seen) < 2:
+        assert select.select([worker.fileno()], [], [], 5)[0], "the descriptor must wake the loop"
+        worker.poll()
+    assert [name for name, _, _ in seen] == ["slow", "bad"]
+    assert seen[0][1] is None and isinstance(seen[1][1], OSError)
+    assert {ident for _, _, ident in seen} == {threading.get_ident()}
+    worker.close()
+    worker.close()
+
+
+def test_close_drops_what_has_not_begun():
+    worker = Worker()
+    release = threading.Event()
+    ran: list[str] = []
+    worker.submit(lambda: release.wait(5), lambda _: None)
+    worker.submit(lambda: ran.append("second"), lambda _: None)
+    threading.Timer(0.05, release.set).start()
+    worker.close()
+    assert ran == []
