@@ -1,0 +1,8 @@
+"""`python -m p2prw`."""
+
+from __future__ import annotations
+
+from p2prw.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What every command is handed: streams, environment, the stop request, and how it was asked to speak.
+
+Made once, in `p2prw.cli`; commands never look at `sys` or `os.environ` themselves, so tests need not patch them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from p2prw.engine.stop import StopRequest
+from p2prw.reporters.base import Format, Mode
+from p2prw.reporters.output import Output
+
+if TYPE_CHECKING:
+    from p2prw.config import Settings
+
+
+@dataclass(slots=True)
+class App:
+    """The outside world of one run of the command line."""
+
+    stdout: Output
+    stderr: Output
+    environ: Mapping[str, str]
+    arguments: tuple[str, ...] = ()
+    mode: Mode = field(default_factory=Mode)
+    command: str = "p2prw"
+    stop: StopRequest = field(default_factory=StopRequest)
+    stop_is_watched: bool = False
+    """True while the engine looks at `stop`; else a signal ends the command at once."""
+    live: bool = False
+    """True while a live view may have hidden the cursor."""
+    reported: bool = False
+    """True once the outcome is on stdout, or on its way: a document is written once."""
+
+    def settings(self, command: str, line: Mapping[str, Any]) -> Settings:
+        """Return the effective settings; from here on the command speaks as they say."""
+        from p2prw.config import resolve, unknown_variable_notes
+        from p2prw.errors import RequestError
+
+        settings = resolve(command, line, self.environ)
+        as_json, as_stream = settings["json"], settings.get("json_stream", False)
+        if as_json and as_stream:
+            raise RequestError("--json and --json-stream exclude each other", fix="give one of them", code="usage")
+        form = Format.JSON if as_json else Format.STREAM if as_stream else Format.TEXT
+        self.mode = replace(self.mode, format=form, quiet=settings["quiet"], debug=settings["debug"])
+        for note in unknown_variable_notes(settings.unknown_variables):
+            self.note(f"warning: {note}")
+        return settings
+
+    def note(self, text: str) -> None:
+        """Say something on stderr, unless --quiet."""
+        if not self.mode.quiet:
+            self.stderr.line(text)
+
+    def listing(self, document: Mapping[str, Any], lines: Iterable[str]) -> int:
+        """Show an outcome that is no transfer: the document or its text. Returns the exit code."""
+        from p2prw.reporters.listing import show_document
+
+        self.reported = True
+        show_document(self.mode, self.stdout, document, lines)
+        code: int = document["exit_code"]
+        return code

@@ -1,0 +1,122 @@
+"""The settings table as click options, and the help page of a command: options by group, then examples and exit codes.
+
+Options carry no click default: an option that was not given must be told from one that was, for `p2prw.config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from p2prw.config_settings import GROUPS, Setting, settings_of
+from p2prw.errors import RequestError
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+BENCH_OPTIONS = (
+    (("--iters", "-n"), False),
+    (("--duration", "-D"), False),
+    (("--qp", "-q"), False),
+    (("--all", "-a"), True),
+    (("--report-gbits",), True),
+)
+"""perftest's measuring options; p2prw has them on `bench`."""
+
+EXIT_CODES = """\
+Exit codes: 0 ok, 1 transfer failed, 2 usage, 3 environment, 4 verification,
+6 time limit, 7 refused by the peer, 130/143 signal."""
+
+
+class SettingOption(click.Option):
+    """An option of the table. The `--no-...` twin of a flag, which takes back what a file says, is not shown."""
+
+    def __init__(self, setting: Setting) -> None:
+        declared = [setting.option, *setting.spellings, setting.name]
+        if setting.is_flag:
+            twin = f"--{setting.option[5:]}" if setting.option.startswith("--no-") else f"--no-{setting.option[2:]}"
+            declared[0] = f"{setting.option}/{twin}"
+        help_text = setting.help if setting.shown is None else f"{setting.help}  [default: {setting.shown}]"
+        super().__init__(
+            declared,
+            help=help_text,
+            default=None,
+            multiple=setting.multiple,
+            type=None if setting.is_flag else str,
+            metavar=None if setting.is_flag else setting.metavar,
+        )
+        self.setting = setting
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the row of the help page."""
+        twins, self.secondary_opts = self.secondary_opts, []
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.secondary_opts = twins
+
+
+class HelpfulCommand(click.Command):
+    """A command whose help groups its options and keeps the lines of its epilog."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for each group of settings."""
+        grouped: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Argument):
+                continue
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                group = parameter.setting.group if isinstance(parameter, SettingOption) else "Output"
+                grouped[group].append(record)
+        for group, records in grouped.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records, col_max=34)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the epilog as it stands: examples must keep their lines to be pasted."""
+        if self.epilog:
+            formatter.write_paragraph()
+            for line in self.epilog.strip("\n").split("\n"):
+                formatter.write(f"{line}\n" if line else "\n")
+
+
+def settings_options(command: str) -> Callable[[Decorated], Decorated]:
+    """Add every option that `command` has in the table."""
+
+    def decorate(function: Decorated) -> Decorated:
+        # click keeps them last first, as stacked decorators do.
+        _parameters(function).extend(SettingOption(setting) for setting in reversed(settings_of(command)))
+        return function
+
+    return decorate
+
+
+def bench_options(function: Decorated) -> Decorated:
+    """Add perftest's measuring options, hidden: each is a usage error that names `p2prw bench`."""
+    for names, is_flag in BENCH_OPTIONS:
+        _parameters(function).append(
+            click.Option(
+                list(names), is_flag=is_flag, expose_value=False, hidden=True, callback=_belongs_to_bench, default=None
+            )
+        )
+    return function
+
+
+def _parameters(function: Callable[..., Any]) -> list[click.Parameter]:
+    # The same list click.option() fills (click.decorators._param_memo).
+    found: list[click.Parameter] = function.__dict__.setdefault("__click_params__", [])
+    return found
+
+
+def _belongs_to_bench(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    if value is None or value is False:
+        return
+    raise RequestError(
+        f"{' / '.join(option.opts)} measures, and {ctx.command.name} moves bytes once",
+        why="repeating, sweeping and rates over time are for `p2prw bench`, which comes later",
+        fix=f"leave {option.opts[-1]} away; every result shows MiB/s and Gb/s",
+        code="belongs_to_bench",
+    )

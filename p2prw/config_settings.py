@@ -1,0 +1,337 @@
+"""Every setting of p2prw in one table: option, YAML key, environment variable, default, help. No other list exists.
+
+`--tx-depth 64`, `device: {tx_depth: 64}` and `P2PRW_TX_DEPTH=64` are the same setting. Defaults are read from
+`engine.model`, so a program and the command line get the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from p2prw.config_values import (
+    Parser,
+    auto_or,
+    choice,
+    duration,
+    flag,
+    integer,
+    number_choice,
+    size,
+    text,
+)
+from p2prw.engine.model import QueuePairOptions, Route, ServeRequest, Timeouts, TransferRequest
+from p2prw.units import format_size
+
+GROUPS = ("What", "Device", "Route", "Safety", "Waits", "Tuning", "Faults and captures", "Output")
+"""Headings of `COMMAND --help`, in order."""
+
+DATA = frozenset({"write", "read"})
+SERVE = frozenset({"serve"})
+ALL = frozenset({"serve", "regions", "write", "read", "devices", "version"})
+MOVES = DATA | SERVE
+TALKS = MOVES | {"regions"}
+CLIENTS = DATA | {"regions"}
+
+SECTIONS = ("device", "buffers", "serve", "transfer", "steps")
+"""Top-level keys of a YAML file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting, whatever layer it comes from."""
+
+    name: str
+    """As in the environment and in YAML: `tx_depth` for `--tx-depth`."""
+    parse: Parser
+    help: str
+    group: str
+    commands: frozenset[str]
+    default: Any = None
+    shown: str | None = None
+    """The default as help shows it; None shows none."""
+    sections: tuple[str, ...] = ()
+    """YAML maps it may stand in; empty: not in files."""
+    key: str = ""
+    """Its word in those maps where that is not `name` (`device.name` is --device)."""
+    spellings: tuple[str, ...] = ()
+    """More option spellings: perftest's."""
+    metavar: str = ""
+    is_flag: bool = False
+    multiple: bool = False
+
+    @property
+    def option(self) -> str:
+        """Return the long option."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Return the environment variable."""
+        return "P2PRW_" + self.name.upper()
+
+    @property
+    def word(self) -> str:
+        """Return its key in a YAML map."""
+        return self.key or self.name
+
+
+def _defaults(cls: type[Any]) -> dict[str, Any]:
+    return {item.name: item.default for item in fields(cls) if item.default is not MISSING}
+
+
+_REQUEST = _defaults(TransferRequest)
+_SERVE = _defaults(ServeRequest)
+_QP = QueuePairOptions()
+_WAIT = Timeouts()
+
+
+def _what() -> Iterator[Setting]:
+    group, transfer, serve = "What", ("transfer",), ("serve",)
+    yield Setting(
+        "from", text, "Local memory to send: KIND[:ARG][,key=value...], or a buffer of the file.", group,
+        frozenset({"write"}), sections=transfer, metavar="MEMORY",
+    )  # fmt: skip
+    yield Setting(
+        "to", text, "Local memory to fill: KIND[:ARG][,key=value...], or a buffer of the file.", group,
+        frozenset({"read"}), sections=transfer, metavar="MEMORY",
+    )  # fmt: skip
+    yield Setting(
+        "size", size(), "Bytes to move (K = 1024).", group, DATA,
+        shown="the smaller of local size and region size minus offset", sections=transfer, spellings=("-s",),
+        metavar="SIZE",
+    )  # fmt: skip
+    yield Setting(
+        "region", text, "Memory to offer; may be given many times: NAME=MEMORY[,access=r|w|rw].", group, SERVE,
+        metavar="NAME=MEMORY", multiple=True,
+    )  # fmt: skip
+    yield Setting(
+        "listen", text, "Where to listen; port 0 picks a free one.", group, SERVE, default=_SERVE["listen"].host,
+        shown=str(_SERVE["listen"]), sections=serve, metavar="HOST:PORT",
+    )  # fmt: skip
+    yield Setting(
+        "port", integer(0, 65535), "Port of the control channel where PEER or --listen names none.", group, TALKS,
+        default=18515, shown="18515", sections=("transfer", "serve"), spellings=("-p",), metavar="PORT",
+    )  # fmt: skip
+    yield Setting(
+        "once", flag, "End after the first authenticated client, with its exit code.", group, SERVE, default=False,
+        sections=serve, is_flag=True,
+    )  # fmt: skip
+    yield Setting(
+        "max_clients", integer(1, 4096), "Clients at a time.", group, SERVE, default=_SERVE["max_clients"],
+        shown=str(_SERVE["max_clients"]), sections=serve, metavar="N",
+    )  # fmt: skip
+    yield Setting(
+        "ready_file", text, "Write one line HOST:PORT here once clients may come.", group, SERVE, sections=serve,
+        metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "dry_run", flag, "Print the plan (segments, work requests, both counts) and move nothing.", group, DATA,
+        default=False, is_flag=True,
+    )  # fmt: skip
+
+
+def _device() -> Iterator[Setting]:
+    group, section = "Device", ("device",)
+    yield Setting(
+        "device", text, "soft0, soft:IFACE, soft:ADDRESS, a verbs device, or auto.", group, MOVES, default="auto",
+        shown="auto", sections=section, key="name", spellings=("--ib-dev", "-d"), metavar="DEVICE",
+    )  # fmt: skip
+    yield Setting(
+        "ib_port", integer(1, 255), "Port of a verbs device.", group, MOVES, default=_REQUEST["ib_port"],
+        shown=str(_REQUEST["ib_port"]), sections=section, key="port", spellings=("-i",), metavar="N",
+    )  # fmt: skip
+    yield Setting(
+        "gid_index", auto_or(integer(0, 65535)), "Row of the GID table; auto picks the pair jointly with the peer.",
+        group, MOVES, shown="auto", sections=section, spellings=("-x",), metavar="N",
+    )  # fmt: skip
+    yield Setting(
+        "mtu", auto_or(number_choice(256, 512, 1024, 2048, 4096)), "Path MTU: 256, 512, 1024, 2048 or 4096 bytes.",
+        group, MOVES, shown="auto", sections=section, spellings=("-m",), metavar="BYTES",
+    )  # fmt: skip
+    yield Setting(
+        "tx_depth", integer(1, 32768), "Work requests outstanding at most.", group, MOVES, default=_QP.depth,
+        shown=str(_QP.depth), sections=section, spellings=("-t",), metavar="N",
+    )  # fmt: skip
+
+
+def _route() -> Iterator[Setting]:
+    group, transfer, both = "Route", ("transfer",), ("transfer", "serve")
+    yield Setting(
+        "route", auto_or(choice(*(str(route.value) for route in Route))),
+        f"Pin the local route: {', '.join(route.value for route in Route)}.", group, DATA, shown="auto: a ladder",
+        sections=transfer, metavar="ROUTE",
+    )  # fmt: skip
+    yield Setting(
+        "require_direct", flag, "Fail unless a NIC moves device memory peer to peer, at both ends.", group, DATA,
+        default=False, sections=transfer, is_flag=True,
+    )  # fmt: skip
+    yield Setting(
+        "force_route", flag, "Try a route that p2prw knows cannot work, to see the kernel's errno.", group, DATA,
+        default=False, sections=transfer, is_flag=True,
+    )  # fmt: skip
+    yield Setting(
+        "via", text, "Stage a file through this memory instead of host memory.", group, DATA, sections=transfer,
+        metavar="p2pmem:BDF",
+    )  # fmt: skip
+    yield Setting(
+        "force_bound_device", flag, "Write into a BAR although a driver is bound to its device.", group, MOVES,
+        default=False, sections=both, is_flag=True,
+    )  # fmt: skip
+    yield Setting(
+        "overwrite", flag, "Replace an existing file.", group, MOVES, default=False, sections=both, is_flag=True,
+    )  # fmt: skip
+
+
+def _safety() -> Iterator[Setting]:
+    group, transfer, serve = "Safety", ("transfer",), ("serve",)
+    yield Setting(
+        "token_file", text, "File with the shared token; only its owner may read it (mode 0600).", group, TALKS,
+        sections=("transfer", "serve"), metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "insecure", flag, "Listen beyond loopback without a token.", group, SERVE, default=False, sections=serve,
+        is_flag=True,
+    )  # fmt: skip
+    yield Setting(
+        "no_verify", flag, "Do not compare digests; the result says \"unverified\".", group, DATA, default=False,
+        sections=transfer, is_flag=True,
+    )  # fmt: skip
+    yield Setting(
+        "shared", flag, "Share the region with other writers; the result says \"unverified: shared\".", group, DATA,
+        default=False, sections=transfer, is_flag=True,
+    )  # fmt: skip
+
+
+def _waits() -> Iterator[Setting]:
+    group, both = "Waits", ("transfer", "serve")
+    yield Setting(
+        "connect_retry", duration, "Go on trying to reach the peer for this long.", group, CLIENTS,
+        default=_WAIT.connect_retry_s, shown=f"{_WAIT.connect_retry_s:g}s", sections=("transfer",), metavar="TIME",
+    )  # fmt: skip
+    yield Setting(
+        "handshake_timeout", duration, "Longest wait for each answer before data moves.", group, TALKS,
+        default=_WAIT.handshake_s, shown=f"{_WAIT.handshake_s:g}s", sections=both, metavar="TIME",
+    )  # fmt: skip
+    yield Setting(
+        "idle_timeout", duration, "End a transfer in which nothing moved for this long.", group, TALKS,
+        default=_WAIT.idle_s, shown=f"{_WAIT.idle_s:g}s", sections=both, metavar="TIME",
+    )  # fmt: skip
+    yield Setting(
+        "drain_timeout", duration, "After Ctrl-C: wait this long for what is in flight.", group, MOVES,
+        default=_WAIT.drain_s, shown=f"{_WAIT.drain_s:g}s", sections=both, metavar="TIME",
+    )  # fmt: skip
+    yield Setting(
+        "time_limit", auto_or(duration, "none"), "Bound the whole command (exit 6).", group, TALKS, shown="none",
+        sections=both, metavar="TIME",
+    )  # fmt: skip
+
+
+def _tuning() -> Iterator[Setting]:
+    group, transfer, device, both = "Tuning", ("transfer",), ("device",), ("transfer", "serve")
+    yield Setting(
+        "chunk", size(1, 1 << 31), "Bytes of one work request at most.", group, DATA,
+        default=_REQUEST["chunk_bytes"], shown=_short(_REQUEST["chunk_bytes"]), sections=transfer, metavar="SIZE",
+    )  # fmt: skip
+    yield Setting(
+        "signal_every", auto_or(integer(1, 32768)), "Signal one work request in N.", group, DATA, shown="auto",
+        sections=transfer, metavar="N",
+    )  # fmt: skip
+    yield Setting(
+        "staging", size(4096, 1 << 40), "Registered host memory that files and bounced memory pass through.", group,
+        MOVES, default=_REQUEST["staging_bytes"], shown=_short(_REQUEST["staging_bytes"]), sections=both,
+        metavar="SIZE",
+    )  # fmt: skip
+    yield Setting(
+        "staging_chunk", size(4096, 1 << 30), "One slot of it.", group, MOVES,
+        default=_REQUEST["staging_chunk_bytes"], shown=_short(_REQUEST["staging_chunk_bytes"]), sections=both,
+        metavar="SIZE",
+    )  # fmt: skip
+    exponents: tuple[tuple[str, Any, str, int, int], ...] = (
+        ("timeout", _QP.timeout, "Queue pair timeout: 4.096 us x 2^N.", 0, 31),
+        ("retry_cnt", _QP.retry_cnt, "Retries after a timeout or a lost packet.", 0, 7),
+        ("rnr_retry", _QP.rnr_retry, "Retries after receiver-not-ready; 7 is for ever.", 0, 7),
+        ("min_rnr_timer", _QP.min_rnr_timer, "Code of the shortest receiver-not-ready wait.", 0, 31),
+        ("max_rd_atomic", _QP.max_rd_atomic, "READs outstanding at most.", 1, 255),
+        ("max_send_sge", _QP.max_send_sge, "SGEs of one work request at most.", 1, 255),
+        ("tclass", _QP.traffic_class, "Traffic class of the GRH or IP header.", 0, 255),
+        ("sl", _QP.service_level, "Service level.", 0, 15),
+        ("pkey_index", _QP.pkey_index, "Row of the P_Key table.", 0, 65535),
+    )
+    for name, default, help_text, low, high in exponents:
+        yield Setting(
+            name, integer(low, high), help_text, group, MOVES, default=default, shown=str(default), sections=device,
+            metavar="N",
+        )  # fmt: skip
+    yield Setting(
+        "max_sgl_rd", integer(0, 65535), "The kernel's hint for READs through an MR; 0 is never.", group, DATA,
+        default=_REQUEST["max_sgl_rd"], shown=str(_REQUEST["max_sgl_rd"]), sections=transfer, metavar="N",
+    )  # fmt: skip
+    yield Setting(
+        "force_mr", flag, "Plan with the MR type, as the kernel's force_mr does.", group, DATA, default=False,
+        sections=transfer, is_flag=True,
+    )  # fmt: skip
+
+
+def _faults() -> Iterator[Setting]:
+    group, section = "Faults and captures", ("device",)
+    yield Setting(
+        "inject", text, "Faults on purpose on the software device: drop=1%,dup=1%,reorder=1%,seed=N.", group, MOVES,
+        sections=section, metavar="FAULTS",
+    )  # fmt: skip
+    yield Setting(
+        "pcap", text, "Write the software device's packets to this file.", group, MOVES, sections=section,
+        metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "no_gso", flag, "Send one packet per system call.", group, MOVES, default=False, sections=section,
+        is_flag=True,
+    )  # fmt: skip
+
+
+def _output() -> Iterator[Setting]:
+    group = "Output"
+    yield Setting(
+        "config", text, "YAML file; environment and options win over it.", group, TALKS, spellings=("-c",),
+        metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "show_config", flag, "Print each effective value and where it came from; do nothing else.", group, TALKS,
+        default=False, is_flag=True,
+    )  # fmt: skip
+    yield Setting("json", flag, "One JSON document on stdout.", group, ALL, default=False, is_flag=True)
+    yield Setting(
+        "json_stream", flag, "NDJSON on stdout: started, progress, result.", group, TALKS, default=False, is_flag=True
+    )
+    yield Setting("quiet", flag, "Nothing on stderr but errors.", group, ALL, default=False, is_flag=True)
+    yield Setting("debug", flag, "Show tracebacks.", group, ALL, default=False, is_flag=True)
+
+
+def _short(length_bytes: int) -> str:
+    return format_size(length_bytes).replace(" ", "")
+
+
+SETTINGS: tuple[Setting, ...] = (
+    *_what(), *_device(), *_route(), *_safety(), *_waits(), *_tuning(), *_faults(), *_output()
+)  # fmt: skip
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def settings_of(command: str) -> tuple[Setting, ...]:
+    """Return the settings that `command` has, in the table's order."""
+    return tuple(setting for setting in SETTINGS if command in setting.commands)
+
+
+def file_section(command: str, setting: Setting) -> str | None:
+    """Return the YAML map in which `command` looks for `setting`."""
+    home = "serve" if command == "serve" else "transfer"
+    for section in setting.sections:
+        if section in ("device", home):
+            return section
+    return None
+
+
+def keys_of(section: str) -> dict[str, Setting]:
+    """Return YAML key -> setting of one map of the file."""
+    return {setting.word: setting for setting in SETTINGS if section in setting.sections}

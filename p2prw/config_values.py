@@ -1,0 +1,122 @@
+"""Text to value for every kind of setting: one parser whatever layer (file, environment, line) the text came from.
+
+Each parser takes the text and the name to use in messages, and raises RequestError. Nothing here knows where the text
+came from; `p2prw.config` puts the place in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from p2prw.errors import RequestError
+from p2prw.units import parse_duration, parse_size
+
+Parser = Callable[[str, str], Any]
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+def text(value: str, name: str) -> str:
+    """Accept any text but an empty one."""
+    if not value:
+        raise RequestError(f"{name}: needs a value", code="bad_value")
+    return value
+
+
+def flag(value: str, name: str) -> bool:
+    """Accept true/false, yes/no, on/off, 1/0."""
+    word = value.strip().lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise RequestError(f"{name}: expected true or false, got {value!r}", fix="true or false", code="bad_value")
+
+
+def integer(low: int, high: int, *, why: str | None = None) -> Parser:
+    """Accept a decimal or 0x number in [low, high]."""
+
+    def parse(value: str, name: str) -> int:
+        try:
+            number = int(value.strip(), 0 if value.strip().lower().startswith("0x") else 10)
+        except ValueError:
+            number = None
+        if number is None or not low <= number <= high:
+            raise RequestError(
+                f"{name}: expected a number from {low} to {high}, got {value!r}", why=why, code="bad_value"
+            )
+        return number
+
+    return parse
+
+
+def size(low: int = 0, high: int = (1 << 63) - 1) -> Parser:
+    """Accept a size (K = 1024) of `low` to `high` bytes."""
+
+    def parse(value: str, name: str) -> int:
+        length_bytes = parse_size(value, name)
+        if not low <= length_bytes <= high:
+            raise RequestError(
+                f"{name}: {value} is {length_bytes} bytes; from {low} to {high} are possible", code="bad_size"
+            )
+        return length_bytes
+
+    return parse
+
+
+def duration(value: str, name: str) -> float:
+    """Accept `10`, `10s`, `500ms`, `2m`; the result is seconds."""
+    return parse_duration(value, name)
+
+
+def choice(*words: str) -> Parser:
+    """Accept one of `words`."""
+
+    def parse(value: str, name: str) -> str:
+        word = value.strip().lower()
+        if word not in words:
+            raise RequestError(
+                f"{name}: expected one of {', '.join(words)}; got {value!r}",
+                fix=nearest(word, words) or words[0],
+                code="bad_value",
+            )
+        return word
+
+    return parse
+
+
+def number_choice(*numbers: int) -> Parser:
+    """Accept one of `numbers`."""
+
+    def parse(value: str, name: str) -> int:
+        if value.strip() not in {str(number) for number in numbers}:
+            raise RequestError(
+                f"{name}: expected one of {', '.join(map(str, numbers))}; got {value!r}", code="bad_value"
+            )
+        return int(value)
+
+    return parse
+
+
+def auto_or(inner: Parser, word: str = "auto") -> Parser:
+    """Accept `word` as None, else what `inner` accepts."""
+
+    def parse(value: str, name: str) -> Any:
+        return None if value.strip().lower() == word else inner(value, name)
+
+    return parse
+
+
+def nearest(word: str, known: Any, cutoff: float = 0.6) -> str | None:
+    """Return the known word that is most like `word`, or None when nothing is near."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+def at_place(place: str, error: RequestError) -> RequestError:
+    """Return the error with `place` in front, its code kept."""
+    return RequestError(f"{place}: {error.what}", why=error.why, fix=error.fix, code=error.code)

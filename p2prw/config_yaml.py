@@ -1,0 +1,220 @@
+"""One YAML file to checked text: every key known, every value readable, every error with file:line:column.
+
+The file is composed, not constructed: values stay the text the user wrote, so that YAML 1.1 cannot turn an unquoted
+PCI address into a base-60 number, and each keeps its place. Only `yaml.SafeLoader` is used; no tag makes an object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from p2prw.config_memory import split_access
+from p2prw.config_settings import SECTIONS, keys_of
+from p2prw.config_target import check_access, check_region_name
+from p2prw.config_values import at_place, nearest
+from p2prw.engine.memory.spec import SpecError, memory_spec_from_mapping, parse_memory_spec
+from p2prw.engine.model import MemorySpec
+from p2prw.errors import HostError, RequestError
+
+MAX_FILE_BYTES = 1 << 20
+
+
+class Placed(NamedTuple):
+    """Text and where it stands: `file:line:column`."""
+
+    text: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileRegion:
+    """One entry of `serve: regions:`. `memory` is a spec or the name of a buffer, access taken out."""
+
+    name: str
+    memory: Placed
+    access: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileConfig:
+    """A file whose every value was readable on its own."""
+
+    path: str
+    values: Mapping[tuple[str, str], Placed] = field(default_factory=dict)
+    """(section, setting name) -> text."""
+    peer: Placed | None = None
+    buffers: Mapping[str, MemorySpec] = field(default_factory=dict)
+    regions: tuple[FileRegion, ...] = ()
+    steps: str | None = None
+    """Where `steps` stands, if it does."""
+
+
+def load_config(path: str) -> FileConfig:
+    """Return the checked file. HostError: cannot be read; RequestError: wrong, with its place."""
+    try:
+        with Path(path).open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise HostError(
+            f"config file {path}: {(error.strerror or 'cannot read').lower()}", code="config_file", errno=error.errno
+        ) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise RequestError(f"config file {path} is longer than {MAX_FILE_BYTES} bytes", code="bad_yaml")
+    try:
+        root = yaml.compose(data, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
+        raise RequestError(
+            f"{where}: not YAML: {error.problem or error.context}", why=error.context, code="bad_yaml"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"{path}: not YAML: {str(error).splitlines()[0]}", code="bad_yaml") from error
+    if root is None:
+        return FileConfig(path)
+    return _Reader(path).read(root)
+
+
+class _Reader:
+    """Walks the node tree once; holds nothing but the path and what it found."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.values: dict[tuple[str, str], Placed] = {}
+        self.peer: Placed | None = None
+        self.buffers: dict[str, MemorySpec] = {}
+        self.regions: list[FileRegion] = []
+        self.steps: str | None = None
+
+    def read(self, root: yaml.Node) -> FileConfig:
+        for key, key_node, node in self.entries(root, "the file", SECTIONS):
+            if key == "buffers":
+                self.read_buffers(node)
+            elif key == "steps":
+                self.steps = self.place(key_node)
+            else:
+                self.read_section(key, node)
+        return FileConfig(self.path, self.values, self.peer, self.buffers, tuple(self.regions), self.steps)
+
+    def read_section(self, section: str, node: yaml.Node) -> None:
+        keys = keys_of(section)
+        extra = {"transfer": ("peer",), "serve": ("regions",)}.get(section, ())
+        for key, _, value in self.entries(node, section, (*keys, *extra)):
+            if key == "peer" and "peer" in extra:
+                self.peer = self.scalar(value, f"{section}.peer")
+            elif key == "regions" and "regions" in extra:
+                self.read_regions(value)
+            else:
+                setting = keys[key]
+                placed = self.scalar(value, f"{section}.{key}")
+                # Read now, so that a bad value is an error for every command that is given this file.
+                self.checked(placed.place, setting.parse, placed.text, f"{section}.{key}")
+                self.values[(section, setting.name)] = placed
+
+    def read_buffers(self, node: yaml.Node) -> None:
+        for key, key_node, value in self.entries(node, "buffers", None):
+            name = f"buffers.{key}"
+            self.checked(self.place(key_node), check_region_name, key, "buffer name")
+            if not isinstance(value, yaml.MappingNode):
+                placed = self.scalar(value, name, or_map=True)
+                self.buffers[key] = self.checked(placed.place, parse_memory_spec, placed.text)
+                continue
+            words = {word: self.scalar(item, f"{name}.{word}") for word, _, item in self.entries(value, name, None)}
+            try:
+                self.buffers[key] = memory_spec_from_mapping({word: placed.text for word, placed in words.items()})
+            except SpecError as error:
+                # The key that is wrong, where the map has it; else the map.
+                place = words[error.key].place if error.key in words else self.place(value)
+                raise at_place(f"{place}: {name}", error) from error
+
+    def read_regions(self, node: yaml.Node) -> None:
+        for key, key_node, value in self.entries(node, "serve.regions", None):
+            name = f"serve.regions.{key}"
+            self.checked(self.place(key_node), check_region_name, key, "region name")
+            if not isinstance(value, yaml.MappingNode):
+                placed = self.scalar(value, name, or_map=True)
+                memory, access = self.checked(placed.place, split_access, placed.text, name)
+                self.regions.append(FileRegion(key, placed._replace(text=memory), access))
+                continue
+            entries = {
+                word: self.scalar(item, f"{name}.{word}")
+                for word, _, item in self.entries(value, name, ("buffer", "memory", "access"))
+            }
+            memories = [entries[word] for word in ("buffer", "memory") if word in entries]
+            if len(memories) != 1:
+                raise RequestError(
+                    f"{self.place(value)}: {name}: expected one of buffer or memory",
+                    fix=f"{key}: {{buffer: NAME, access: rw}}",
+                    code="bad_yaml",
+                )
+            access_at = entries.get("access")
+            if access_at:
+                self.checked(access_at.place, check_access, access_at.text, f"{name}.access")
+            self.regions.append(FileRegion(key, memories[0], access_at.text if access_at else None))
+
+    # --- nodes ---
+
+    def entries(
+        self, node: yaml.Node, name: str, known: Iterable[str] | None
+    ) -> list[tuple[str, yaml.Node, yaml.Node]]:
+        """Return (key, its node, value node) of a map; each key once, in `known` where that is given."""
+        if not isinstance(node, yaml.MappingNode):
+            raise RequestError(
+                f"{self.place(node)}: {name}: expected a map of key: value, got {_kind(node)}", code="bad_yaml"
+            )
+        seen: dict[str, str] = {}
+        found: list[tuple[str, yaml.Node, yaml.Node]] = []
+        for key_node, value in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise RequestError(f"{self.place(key_node)}: {name}: a key must be a word", code="bad_yaml")
+            written: str = key_node.value
+            # Hyphens as on the command line are taken too; names of buffers and regions stay as written.
+            key = written.replace("-", "_") if known is not None else written
+            if key in seen:
+                raise RequestError(
+                    f"{self.place(key_node)}: {name}: {written!r} is given twice (first at {seen[key]})",
+                    code="duplicate_key",
+                )
+            seen[key] = self.place(key_node)
+            if known is not None and key not in known:
+                near = nearest(key, known)
+                raise RequestError(
+                    f"{self.place(key_node)}: {name}: unknown key {written!r}",
+                    why=f"known keys: {', '.join(sorted(known))}",
+                    fix=near and f"did you mean {near!r}?",
+                    code="unknown_key",
+                )
+            found.append((key, key_node, value))
+        return found
+
+    def scalar(self, node: yaml.Node, name: str, *, or_map: bool = False) -> Placed:
+        """Return the text of a scalar as it was written."""
+        if not isinstance(node, yaml.ScalarNode):
+            wanted = "a memory spec or a map" if or_map else "one value"
+            raise RequestError(f"{self.place(node)}: {name}: expected {wanted}, got {_kind(node)}", code="bad_yaml")
+        if node.tag == "tag:yaml.org,2002:null" and node.style is None:
+            raise RequestError(f"{self.place(node)}: {name}: has no value", code="bad_yaml")
+        return Placed(node.value, self.place(node))
+
+    def checked(self, place: str, parse: Any, *arguments: str) -> Any:
+        """Return `parse(*arguments)`; its RequestError gets the place."""
+        try:
+            return parse(*arguments)
+        except RequestError as error:
+            raise at_place(place, error) from error
+
+    def place(self, node: yaml.Node) -> str:
+        """Return `file:line:column`, counted from 1."""
+        mark = node.start_mark
+        return f"{self.path}:{mark.line + 1}:{mark.column + 1}" if mark else self.path
+
+
+def _kind(node: yaml.Node) -> str:
+    if isinstance(node, yaml.MappingNode):
+        return "a map"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a single value"

@@ -1,0 +1,113 @@
+"""The live view: rich progress on stderr, transient, redrawn by the one thread that runs the transfer.
+
+The only module that imports rich. Names go in as `Text`, never as markup.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from p2prw.engine.events import Progress
+from p2prw.engine.model import TransferRequest
+from p2prw.reporters.output import Output
+from p2prw.reporters.sanitise import clean
+from p2prw.reporters.text import QuietView, describe_request, time_left_s
+from p2prw.units import format_duration, format_rate, format_size
+
+REDRAW_S = 0.1
+"""10 Hz at most, whatever the engine sends."""
+
+
+class LiveView(QuietView):
+    """Two lines that follow the transfer and vanish when it ends."""
+
+    def __init__(
+        self,
+        stderr: Output,
+        environ: Mapping[str, str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        console: Console | None = None,
+    ) -> None:
+        super().__init__(stderr)
+        self.clock = clock
+        # rich obeys NO_COLOR itself, from the environment it is given.
+        self.console = console or Console(file=stderr.stream, _environ=environ, markup=False, highlight=False)
+        self.live: Live | None = None
+        self.title = ""
+        self.next_s = 0.0
+
+    def started(self, request: TransferRequest) -> None:
+        """Start drawing."""
+        self.title = clean(describe_request(request))
+        # auto_refresh would redraw from a thread of its own: one thread owns the screen here.
+        self.live = Live(
+            Text(self.title, no_wrap=True, overflow="ellipsis"),
+            console=self.console,
+            transient=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._guard(self.live.start, True)
+
+    def progress(self, progress: Progress) -> None:
+        """Redraw, at most every `REDRAW_S`."""
+        now = self.clock()
+        if self.live is None or now < self.next_s:
+            return
+        self.next_s = now + REDRAW_S
+        self._guard(self.live.update, render(self.title, progress), refresh=True)
+
+    def warning(self, text: str) -> None:
+        """Print above the moving lines."""
+        self._guard(self.console.print, Text(f"warning: {clean(text)}", style="yellow"))
+
+    def close(self) -> None:
+        """Remove the moving lines and show the cursor again."""
+        live, self.live = self.live, None
+        if live is not None:
+            self._guard(live.stop)
+
+    def _guard(self, call: Callable[..., object], *arguments: object, **named: object) -> None:
+        """Draw; a terminal that has gone is no reason to end a transfer."""
+        try:
+            call(*arguments, **named)
+        except (BrokenPipeError, OSError):
+            self.live = None
+            self.stderr.broken = True
+
+
+def render(title: str, progress: Progress) -> Group:
+    """Return the two lines: name, bar, percent, time left; then bytes, rate, window, route, retries, phase."""
+    total = max(progress.bytes_total, 1)
+    left = time_left_s(progress)
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(ratio=3, no_wrap=True, overflow="ellipsis")
+    table.add_column(ratio=2, no_wrap=True)
+    table.add_column(justify="right", no_wrap=True, min_width=4)
+    table.add_column(justify="right", no_wrap=True, min_width=12)
+    table.add_row(
+        Text(title, style="bold"),
+        ProgressBar(total=total, completed=min(progress.bytes_done, total)),
+        Text(f"{progress.bytes_done * 100 // total}%"),
+        Text(f"{format_duration(left)} left" if left is not None else ""),
+    )
+    facts = " · ".join(
+        (
+            f"{format_size(progress.bytes_done)} of {format_size(progress.bytes_total)}",
+            format_rate(progress.bw_bytes_per_s),
+            f"{progress.wqes_in_flight} in flight",
+            f"route {clean(progress.route)}",
+            f"{progress.retries} retries",
+            progress.phase,
+        )
+    )
+    return Group(table, Text(facts, style="dim", no_wrap=True, overflow="ellipsis"))
