@@ -1,0 +1,121 @@
+"""What goes to the driver, and how single packets and bursts are put together for one connected queue pair."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from p2prw.engine.roce.icrc import Flow, crc32
+from p2prw.engine.roce.opcodes import ICRC_BYTES, MIDDLE_OVERHEAD_BYTES
+from p2prw.engine.roce.packet import ACK_REQUEST, ICRC_FIELD, PADDING, PSN_WORD, push_prefix
+from p2prw.engine.roce.psn import PSN_MASK
+from p2prw.engine.roce.runs import Buffer, build_run
+
+MAX_BURST_BYTES = 65487
+"""UDP payload of one send: 65507 on IPv4, less on paths with IP options; both families stay below."""
+
+
+class Burst(NamedTuple):
+    """One system call's worth: whole UDP payloads back to back, all `segment_bytes` long; the last may be shorter."""
+
+    buffers: list[Buffer]
+    """In iovec order; views into registered memory, good until the registration is closed."""
+    segment_bytes: int
+    """Equal to length_bytes for a single datagram."""
+    length_bytes: int
+    destination: tuple[str, int]
+    packets: int
+
+
+class Connection:
+    """What both halves of a connected queue pair need to make packets: path, MTU, QPN, CRC seeds.
+
+    The i-th segment of a burst is sent with IPv4 identification i (Linux 6.12 net/ipv4/af_inet.c, inet_gso_segment),
+    a datagram alone with 0, so seeds belong to a place in the burst.
+    """
+
+    def __init__(
+        self, flow: Flow, destination: tuple[str, int], dest_qpn: int, mtu_bytes: int, gso_segments: int
+    ) -> None:
+        self.flow = flow
+        self.destination = destination
+        self.dest_qpn = dest_qpn
+        self.mtu_bytes = mtu_bytes
+        self.segment_bytes = mtu_bytes + MIDDLE_OVERHEAD_BYTES
+        self.max_segments = max(1, min(gso_segments, MAX_BURST_BYTES // self.segment_bytes))
+        self._prefixes: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+
+    def prefix(self, opcode: int, pad_bytes: int = 0) -> tuple[bytes, bytes]:
+        """Return the first 8 bytes of the BTH as sent and as they enter the ICRC (byte 4 all ones)."""
+        pair = self._prefixes.get((opcode, pad_bytes))
+        if pair is None:
+            sent = push_prefix(opcode, self.dest_qpn, pad_bytes=pad_bytes)
+            pair = self._prefixes[opcode, pad_bytes] = (sent, sent[:4] + b"\xff" + sent[5:])
+        return pair
+
+    def packet(
+        self,
+        opcode: int,
+        psn: int,
+        extension: bytes = b"",
+        pieces: list[memoryview] | None = None,
+        length_bytes: int = 0,
+        *,
+        ack_request: bool = False,
+        index: int = 0,
+    ) -> tuple[list[Buffer], int]:
+        """Return iovecs and size of one packet, segment `index` of its burst; `pieces` hold `length_bytes` of data."""
+        pad_bytes = -length_bytes & 3
+        sent, masked = self.prefix(opcode, pad_bytes)
+        size = len(sent) + 4 + len(extension) + length_bytes + pad_bytes + ICRC_BYTES
+        word = psn & PSN_MASK
+        rest = PSN_WORD.pack(word | ACK_REQUEST if ack_request else word) + extension
+        icrc = crc32(rest, crc32(masked, self.flow.seed(index, size)))
+        buffers: list[Buffer] = [sent + rest]
+        if pieces:
+            for piece in pieces:
+                icrc = crc32(piece, icrc)
+            buffers += pieces
+        if pad_bytes:
+            icrc = crc32(PADDING[pad_bytes], icrc)
+        buffers.append(PADDING[pad_bytes] + ICRC_FIELD.pack(icrc))
+        return buffers, size
+
+    def single(
+        self,
+        opcode: int,
+        psn: int,
+        extension: bytes = b"",
+        pieces: list[memoryview] | None = None,
+        length_bytes: int = 0,
+        *,
+        ack_request: bool = False,
+    ) -> Burst:
+        """Return one packet as a burst of its own."""
+        buffers, size = self.packet(opcode, psn, extension, pieces, length_bytes, ack_request=ack_request)
+        return Burst(buffers, size, size, self.destination, 1)
+
+    def middle_run(
+        self, opcode: int, psn: int, pieces: list[memoryview], count: int, *, ack_last: bool
+    ) -> list[Buffer]:
+        """Return the iovecs of `count` MIDDLE packets whose data lies in `pieces`."""
+        if len(pieces) == 1:
+            # fast path: the data is one piece of memory
+            sent, masked = self.prefix(opcode)
+            seeds = self.flow.prefixed_seeds(masked, self.segment_bytes, count)
+            return build_run(sent, seeds, psn, pieces[0], self.mtu_bytes, count, ack_last=ack_last)
+        buffers: list[Buffer] = []
+        rest = iter(pieces)
+        piece = next(rest)
+        for index in range(count):
+            parts: list[memoryview] = []
+            missing = self.mtu_bytes
+            while missing:
+                if not len(piece):
+                    piece = next(rest)
+                part = piece[:missing]
+                parts.append(part)
+                piece = piece[len(part) :]
+                missing -= len(part)
+            asks = ack_last and index == count - 1
+            buffers += self.packet(opcode, psn + index, b"", parts, self.mtu_bytes, ack_request=asks, index=index)[0]
+        return buffers

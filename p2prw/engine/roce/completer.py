@@ -1,0 +1,172 @@
+"""The completer: ACKs, NAKs and READ responses to the requester's packets (the kernel's rxe_comp.c).
+
+An answer at PSN p says that everything before p has arrived, READs excepted: a READ has arrived when its own responses
+have. So an answer that lies beyond an incomplete READ means that a response was lost ("implied NAK").
+"""
+
+from __future__ import annotations
+
+from p2prw.engine.model import WcStatus
+from p2prw.engine.roce.icrc import Flow
+from p2prw.engine.roce.memory_table import MemoryFault
+from p2prw.engine.roce.opcodes import AETH_BYTES, BTH_BYTES, MIDDLE_OVERHEAD_BYTES, RcOpcode
+from p2prw.engine.roce.packet import (
+    NAK_INVALID_REQUEST,
+    NAK_PSN_SEQUENCE,
+    NAK_REMOTE_ACCESS,
+    NAK_REMOTE_OPERATION,
+    RNR_TIMER_MS,
+    pull_aeth,
+)
+from p2prw.engine.roce.psn import psn_unwrap
+from p2prw.engine.roce.requester import INFINITE_RNR_RETRY, Requester
+from p2prw.engine.roce.runs import receive_run
+from p2prw.engine.roce.work import SendWqe
+
+_FATAL_NAKS = {
+    NAK_INVALID_REQUEST: WcStatus.REM_INV_REQ_ERR,
+    NAK_REMOTE_ACCESS: WcStatus.REM_ACCESS_ERR,
+    NAK_REMOTE_OPERATION: WcStatus.REM_OP_ERR,
+}
+
+
+class Completer:
+    """Answers for one requester. Driven by received packets whose ICRC and source were right."""
+
+    def __init__(self, requester: Requester) -> None:
+        self._requester = requester
+
+    def receive_aeth(self, view: memoryview, psn: int, now: float) -> None:
+        """ACKNOWLEDGE: an ACK or any NAK. `view` is the whole UDP payload, long enough for its headers."""
+        requester = self._requester
+        syndrome, _msn = pull_aeth(view, BTH_BYTES)
+        psn = psn_unwrap(requester.una_psn, psn)
+        if not requester.una_psn <= psn < requester.max_sent_psn:
+            return  # old, or about something never sent
+        kind = syndrome >> 5
+        if kind == 0:
+            self._advance(psn + 1, now)
+        elif kind == 1:
+            self._receiver_not_ready(psn, syndrome & 0x1F, now)
+        elif syndrome == NAK_PSN_SEQUENCE:
+            requester.counters.sequence_naks += 1
+            if self._advance(psn, now) and not requester.is_going_back and requester.queue:
+                requester.retry()
+        elif (status := _FATAL_NAKS.get(syndrome)) is not None and self._advance(psn, now, fatal=True):
+            requester.fail(status)
+
+    def _advance(self, end_psn: int, now: float, *, fatal: bool = False) -> bool:
+        """Acknowledge all before `end_psn`. False: a READ response is missing, and it is being asked for again.
+
+        A fatal NAK behind an incomplete READ fails the READ: the peer is in error and will not answer again.
+        """
+        requester = self._requester
+        before = requester.una_psn
+        missing = False
+        while requester.queue and requester.una_psn < end_psn:
+            wqe = requester.queue[0]
+            if wqe.is_read:
+                missing = True
+                break
+            requester.acknowledged(wqe, min(end_psn, wqe.end_psn))
+        if requester.una_psn != before:
+            requester.progress(now)
+        if missing and not fatal:
+            if not requester.is_going_back:
+                requester.retry()
+            return False
+        return True
+
+    def _receiver_not_ready(self, psn: int, timer: int, now: float) -> None:
+        requester = self._requester
+        requester.counters.rnr_naks += 1
+        if not self._advance(psn, now) or requester.rnr_deadline is not None or not requester.queue:
+            return
+        if requester.rnr_retries_left == 0:
+            requester.fail(WcStatus.RNR_RETRY_EXC_ERR)
+            return
+        if requester.rnr_retry != INFINITE_RNR_RETRY:
+            requester.rnr_retries_left -= 1
+        requester.go_back()
+        requester.rnr_deadline = now + RNR_TIMER_MS[timer] / 1000
+
+    # --- READ responses ----------------------------------------------------------------------------------------
+
+    def _read_at(self, psn: int, now: float) -> SendWqe | None:
+        """Return the READ whose next response has PSN `psn` (absolute); None: old, ahead, or nobody's."""
+        requester = self._requester
+        if not requester.una_psn <= psn < requester.max_sent_psn:
+            if psn < requester.una_psn:
+                requester.counters.duplicates += 1
+            return None
+        # A response implicitly acknowledges the requests before its READ (IBTA Vol 1 9.7.5.1.2).
+        if requester.una_psn < psn and not self._advance(psn, now):
+            return None
+        if requester.una_psn != psn or not requester.queue or not requester.queue[0].is_read:
+            return None
+        return requester.queue[0]
+
+    def receive_read_response(self, opcode: int, view: memoryview, pad_bytes: int, psn: int, now: float) -> None:
+        """Take one response. The opcode only tells its headers' length: a restart may begin with any (rxe: MIDDLE)."""
+        requester = self._requester
+        psn = psn_unwrap(requester.una_psn, psn)
+        wqe = self._read_at(psn, now)
+        connection = requester.connection
+        if wqe is None or connection is None:
+            return
+        header_bytes = BTH_BYTES
+        if opcode != RcOpcode.READ_RESPONSE_MIDDLE:
+            header_bytes += AETH_BYTES
+            if view[BTH_BYTES] >> 5:
+                return  # a READ response is never a NAK
+        data = view[header_bytes : len(view) - 4 - pad_bytes]
+        offset = (psn - wqe.first_psn) * connection.mtu_bytes
+        if len(data) != min(connection.mtu_bytes, wqe.length_bytes - offset):
+            requester.fail(WcStatus.BAD_RESP_ERR)
+            return
+        try:
+            wqe.data.scatter(offset, data)
+        except MemoryFault as fault:
+            requester.fail(WcStatus.LOC_PROT_ERR if fault.is_protection else WcStatus.LOC_QP_OP_ERR)
+            return
+        requester.acknowledged(wqe, psn + 1)
+        requester.progress(now)
+
+    def receive_middle_run(
+        self,
+        view: memoryview,
+        position: int,
+        count: int,
+        prefix: int,
+        psn: int,
+        flow: Flow,
+        masked: bytes,
+        index: int,
+        check: bool,
+        now: float,
+    ) -> int:
+        """Take up to `count` MIDDLE responses at `position`; return how many were taken, 0: use the careful path."""
+        requester = self._requester
+        connection = requester.connection
+        psn = psn_unwrap(requester.una_psn, psn)
+        if psn != requester.una_psn or connection is None or not requester.queue:
+            return 0
+        wqe = requester.queue[0]
+        if not wqe.is_read or psn >= requester.max_sent_psn:
+            return 0
+        mtu = connection.mtu_bytes
+        offset = (psn - wqe.first_psn) * mtu
+        window = wqe.data.plain_window(offset)
+        if window is None:
+            return 0
+        target, start, left = window
+        # The packet that ends the READ goes the careful way, so that completion is in one place.
+        count = min(count, left // mtu, requester.max_sent_psn - psn, wqe.end_psn - 1 - psn)
+        if count <= 0:
+            return 0
+        seeds = flow.prefixed_seeds(masked, mtu + MIDDLE_OVERHEAD_BYTES, index + count) if check else None
+        done, _asked = receive_run(view, position, count, mtu, prefix, psn, seeds, index, target, start)
+        if done:
+            requester.acknowledged(wqe, psn + done)
+            requester.progress(now)
+        return done

@@ -1,0 +1,201 @@
+"""The software RoCEv2 device without its socket: bursts and time in, bursts, completions and a timer out.
+
+A driver does four things and nothing else is needed: hand in what arrived (`receive_burst`), send what
+`bursts_to_send` yields, call `handle_timer` when `next_timer` is due, and tell the time. Randomness and time are
+arguments. Whatever arrives, no exception leaves `receive_burst`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from p2prw.engine.model import QueuePairAttributes, QueuePairOptions
+from p2prw.engine.roce.burst import Burst
+from p2prw.engine.roce.icrc import IcrcCheck, packed_address
+from p2prw.engine.roce.memory_table import MemoryTable
+from p2prw.engine.roce.opcodes import MIDDLE_OVERHEAD_BYTES, MIN_PACKET_BYTES, RcOpcode
+from p2prw.engine.roce.packet import BTH, DEFAULT_PKEY
+from p2prw.engine.roce.psn import PSN_MASK
+from p2prw.engine.roce.queue_pair import MTU_SIZES, ROCE_UDP_PORT, RoceQueuePair, gid_of
+from p2prw.errors import HostError
+
+__all__ = ["ROCE_UDP_PORT", "Burst", "DeviceCounters", "RoceDevice", "RoceQueuePair"]
+
+MAX_RD_ATOMIC = 255
+MAX_QUEUE_PAIRS = 4096
+_FIRST_QPN = 2
+"""0 and 1 are the management queue pairs."""
+
+
+@dataclass(slots=True)
+class DeviceCounters:
+    """Cumulative since the device was made; packets that reached no queue pair are counted only here."""
+
+    bursts_received: int = 0
+    bursts_sent: int = 0
+    packets_sent: int = 0
+    dropped_malformed: int = 0
+    """Too short, wrong TVer or P_Key."""
+    dropped_unknown_qpn: int = 0
+    dropped_wrong_source: int = 0
+    icrc_errors: int = 0
+
+
+class RoceDevice:
+    """Queue pairs and memory behind one UDP address. `address` is where packets to us arrive; the ICRC covers it."""
+
+    def __init__(
+        self,
+        address: str,
+        udp_port: int,
+        *,
+        port_mtu_bytes: int,
+        random_bits: Callable[[int], int],
+        icrc_check: IcrcCheck = "full",
+        gso_segments: int = 1,
+        fast_paths: bool = True,
+    ) -> None:
+        """`gso_segments`: most datagrams of one send (1: the driver has no UDP_SEGMENT). `fast_paths`: for tests."""
+        if port_mtu_bytes not in MTU_SIZES:
+            raise HostError(f"path MTU {port_mtu_bytes}", why=f"it is one of {MTU_SIZES}", code="bad_mtu")
+        self.address = address
+        self.udp_port = udp_port
+        self.port_mtu_bytes = port_mtu_bytes
+        self.icrc_check: IcrcCheck = icrc_check
+        self.gso_segments = gso_segments
+        self.counters = DeviceCounters()
+        self.memory = MemoryTable(random_bits)
+        self._packed_address = packed_address(address)
+        self._random_bits = random_bits
+        self._fast_paths = fast_paths
+        self._queue_pairs: dict[int, RoceQueuePair] = {}
+        self._turn = 0
+
+    def __repr__(self) -> str:
+        return f"<RoceDevice {self.address} port {self.udp_port}, {len(self._queue_pairs)} queue pairs>"
+
+    def create_queue_pair(self, options: QueuePairOptions) -> RoceQueuePair:
+        """Create a queue pair in INIT with random QPN and PSN. HostError when an option is out of range."""
+        mtu = options.mtu_bytes if options.mtu_bytes is not None else self.port_mtu_bytes
+        for good, what in (
+            (mtu in MTU_SIZES and mtu <= self.port_mtu_bytes, f"path MTU {mtu} (the port has {self.port_mtu_bytes})"),
+            (0 <= options.timeout <= 31, f"timeout {options.timeout} (0 to 31)"),
+            (0 <= options.retry_cnt <= 7, f"retry_cnt {options.retry_cnt} (0 to 7)"),
+            (0 <= options.rnr_retry <= 7, f"rnr_retry {options.rnr_retry} (0 to 7)"),
+            (0 <= options.min_rnr_timer <= 31, f"min_rnr_timer {options.min_rnr_timer} (0 to 31)"),
+            (0 <= options.max_rd_atomic <= MAX_RD_ATOMIC, f"max_rd_atomic {options.max_rd_atomic} (0 to 255)"),
+            (options.depth >= 1, f"depth {options.depth} (at least 1)"),
+            (len(self._queue_pairs) < MAX_QUEUE_PAIRS, f"more than {MAX_QUEUE_PAIRS} queue pairs"),
+        ):
+            if not good:
+                raise HostError("the software device cannot make this queue pair", why=what, errno="EINVAL")
+        qpn = self._random_bits(24)
+        while qpn < _FIRST_QPN or qpn == 0xFFFFFF or qpn in self._queue_pairs:
+            qpn = self._random_bits(24)
+        local = QueuePairAttributes(
+            qpn=qpn,
+            psn=self._random_bits(24),
+            gid=gid_of(self.address),
+            mtu_bytes=mtu,
+            max_rd_atomic=options.max_rd_atomic,
+            max_dest_rd_atomic=options.max_rd_atomic,
+            udp_port=self.udp_port,
+        )
+        queue_pair = self._queue_pairs[qpn] = RoceQueuePair(
+            local=local,
+            local_address=self._packed_address,
+            options=options,
+            memory=self.memory,
+            gso_segments=self.gso_segments,
+            forget=self._forget,
+        )
+        return queue_pair
+
+    def _forget(self, queue_pair: RoceQueuePair) -> None:
+        if self._queue_pairs.get(queue_pair.local.qpn) is queue_pair:
+            del self._queue_pairs[queue_pair.local.qpn]
+
+    def receive_burst(self, view: memoryview, segment_bytes: int, source: tuple[str, int], now: float) -> None:
+        """Take `view`: UDP payloads of `segment_bytes` each back to back, the last may be shorter. Not kept.
+
+        What cannot be right is counted and dropped, as rxe does it (drivers/infiniband/sw/rxe/rxe_recv.c).
+        """
+        counters = self.counters
+        counters.bursts_received += 1
+        total = len(view)
+        if not 0 < segment_bytes <= total:
+            segment_bytes = total
+        check, solve = self.icrc_check != "off", self.icrc_check == "solve"
+        position = index = 0
+        while position < total:
+            end = min(position + segment_bytes, total)
+            if end - position < MIN_PACKET_BYTES:
+                counters.dropped_malformed += 1
+                return  # all packets but the last have the same size, so nothing useful follows
+            word0, word1, word2 = BTH.unpack_from(view, position)
+            queue_pair = self._queue_pairs.get(word1 & 0xFFFFFF)
+            if word0 & 0x000F_FFFF != DEFAULT_PKEY:
+                counters.dropped_malformed += 1
+            elif queue_pair is None:
+                counters.dropped_unknown_qpn += 1
+            elif (flow := queue_pair.flow_from(source)) is None:
+                counters.dropped_wrong_source += 1
+            else:
+                opcode = word0 >> 24
+                if (
+                    self._fast_paths
+                    and (opcode == RcOpcode.WRITE_MIDDLE or opcode == RcOpcode.READ_RESPONSE_MIDDLE)
+                    and not word0 & 0x0030_0000
+                    and segment_bytes == queue_pair.mtu_bytes + MIDDLE_OVERHEAD_BYTES
+                    and (flow.last_id is None or not check)
+                ):
+                    # fast path: a run of MIDDLE packets that continues the message in progress
+                    count = (total - position) // segment_bytes
+                    taken = queue_pair.receive_run(
+                        *(opcode, view, position, count, word0 << 32 | word1, word2 & PSN_MASK),
+                        *(flow, index, check, now),
+                    )
+                    if taken:
+                        position += taken * segment_bytes
+                        index += taken
+                        continue
+                packet = view[position:end]
+                if not check or flow.check(packet, index, solve=solve):
+                    queue_pair.receive_packet(word0, word2, packet, now)
+                else:
+                    counters.icrc_errors += 1
+                    queue_pair.counters.icrc_errors += 1
+            position = end
+            index += 1
+
+    def bursts_to_send(self, now: float) -> Iterator[Burst]:
+        """Yield bursts, one at a time, queue pairs in turn. A burst that was yielded counts as sent.
+
+        Each is made when it is asked for: a driver whose socket is full stops here and comes back.
+        """
+        counters = self.counters
+        idle = 0
+        while idle < len(self._queue_pairs):
+            queue_pairs = list(self._queue_pairs.values())
+            self._turn %= len(queue_pairs)
+            queue_pair = queue_pairs[self._turn]
+            self._turn += 1
+            burst = queue_pair.next_burst(now)
+            if burst is None:
+                idle += 1
+                continue
+            idle = 0
+            counters.bursts_sent += 1
+            counters.packets_sent += burst.packets
+            yield burst
+
+    def next_timer(self) -> float | None:
+        """Return the absolute time at which `handle_timer` must be called next; None: no timer runs."""
+        timers = [timer for queue_pair in self._queue_pairs.values() if (timer := queue_pair.next_timer()) is not None]
+        return min(timers, default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Run the timers that are due: resends, ends of RNR waits, queue pairs that give up."""
+        for queue_pair in list(self._queue_pairs.values()):
+            queue_pair.handle_timer(now)

@@ -1,0 +1,353 @@
+"""One reliable connected queue pair of the software device.
+
+The laws:
+    - A packet is looked at only after its source, its ICRC, and the state of the queue pair were found good (the first
+      two by the device, the third by `state.TAKES_*`).
+    - PSNs are given out when work is posted and never change; a WR completes in the order it was posted, once.
+    - The first work request that fails carries the reason, all after it WR_FLUSH_ERR, and the state is ERR for good.
+    - In ERR nothing is sent but the NAK that led there.
+    - Payload is read from registered memory when a packet is made, and made again from memory when sent again.
+    - The bytes on the wire towards the peer never exceed the window, but for one packet when nothing else is out.
+
+Who does what: `requester` sends requests, `completer` takes their answers, `responder` serves the peer's requests.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from p2prw.engine.model import Access, Completion, Opcode, QueuePairAttributes, QueuePairOptions, Sge, WcStatus
+from p2prw.engine.providers.base import QueuePairCounters
+from p2prw.engine.roce.burst import Burst, Connection
+from p2prw.engine.roce.completer import Completer
+from p2prw.engine.roce.icrc import Flow, packed_address
+from p2prw.engine.roce.memory_table import MemoryFault, MemoryTable, ScatterList
+from p2prw.engine.roce.opcodes import HEADER_BYTES, IS_ACK, IS_READ_RESPONSE, IS_REQUEST, TRAITS, RcOpcode
+from p2prw.engine.roce.packet import ACK_REQUEST, MAX_MESSAGE_BYTES
+from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK, packets_of
+from p2prw.engine.roce.requester import Requester
+from p2prw.engine.roce.responder import Responder
+from p2prw.engine.roce.state import (
+    TAKES_RECEIVES,
+    TAKES_REQUESTS,
+    TAKES_RESPONSES,
+    TAKES_SENDS,
+    QueuePairState,
+    Step,
+    next_state,
+)
+from p2prw.engine.roce.work import ReceiveWqe, SendWqe
+from p2prw.errors import HostError, LocalProtocolError
+
+ROCE_UDP_PORT = 4791
+MTU_SIZES = (256, 512, 1024, 2048, 4096)
+_MAX_FLOWS = 64
+
+
+def gid_of(address: str) -> str:
+    """Return 32 hex digits; IPv4 as ::ffff:a.b.c.d."""
+    packed = packed_address(address)
+    return (packed if len(packed) == 16 else b"\0" * 10 + b"\xff\xff" + packed).hex()
+
+
+def address_of(gid: str) -> tuple[bytes, str]:
+    """Return the packed and the printed address of a GID; HostError when it is none."""
+    try:
+        packed = bytes.fromhex(gid)
+        if len(packed) != 16:
+            raise ValueError(gid)
+    except ValueError:
+        raise HostError(f"the peer's GID is no GID: {gid!r}", why="it has 32 hex digits", code="bad_gid") from None
+    if packed[:12] == b"\0" * 10 + b"\xff\xff":
+        packed = packed[12:]
+    return packed, str(ipaddress.ip_address(packed))
+
+
+class RoceQueuePair:
+    """providers.base.QueuePair, and SEND with a receive queue. Driven by its device."""
+
+    def __init__(
+        self,
+        *,
+        local: QueuePairAttributes,
+        local_address: bytes,
+        options: QueuePairOptions,
+        memory: MemoryTable,
+        gso_segments: int,
+        forget: Callable[[RoceQueuePair], None],
+    ) -> None:
+        self.local = local
+        self.remote: QueuePairAttributes | None = None
+        self.depth = options.depth
+        self.options = options
+        self.counters = QueuePairCounters()
+        self.state = next_state(QueuePairState.RESET, Step.INITIALIZE)
+        self.mtu_bytes = local.mtu_bytes
+        self._local_address = local_address
+        self._memory = memory
+        self._gso_segments = gso_segments
+        self._forget = forget
+        self._completions: deque[Completion] = deque()
+        # where packets may come from
+        self._remote_address = b""
+        self._flows: dict[tuple[str, int], Flow] = {}
+        # the halves
+        self.requester = Requester(
+            qpn=local.qpn,
+            psn=local.psn,
+            timeout_s=4.096e-6 * 2**options.timeout if options.timeout else None,
+            retry_cnt=options.retry_cnt,
+            rnr_retry=options.rnr_retry,
+            counters=self.counters,
+            completions=self._completions,
+            fail=self._fail,
+        )
+        self.completer = Completer(self.requester)
+        self.responder = Responder(
+            qpn=local.qpn,
+            memory=memory,
+            min_rnr_timer=options.min_rnr_timer,
+            max_dest_rd_atomic=local.max_dest_rd_atomic,
+            counters=self.counters,
+            fail=self._fail,
+        )
+
+    def __repr__(self) -> str:
+        requester = self.requester
+        return (
+            f"<RoceQueuePair {self.local.qpn:#x} {self.state} psn={requester.send_psn & PSN_MASK:#x} "
+            f"queued={len(requester.queue)}/{self.depth} in_flight={requester.bytes_in_flight}B>"
+        )
+
+    # --- the user's calls --------------------------------------------------------------------------------------
+
+    def connect(self, remote: QueuePairAttributes, now: float = 0.0) -> None:
+        """Go to RTR and RTS; the path MTU is the smaller of both. HostError when the peer cannot be reached so."""
+        packed, printed = address_of(remote.gid)
+        if len(packed) != len(self._local_address):
+            raise HostError(
+                "the two ends have addresses of different families",
+                why=f"{gid_text(self.local.gid)} here, {gid_text(remote.gid)} there",
+                fix="give both ends an IPv4 or both an IPv6 address (--gid-index, --device soft:ADDRESS)",
+                code="address_family",
+            )
+        if remote.mtu_bytes not in MTU_SIZES:
+            raise HostError(f"the peer's path MTU is {remote.mtu_bytes}", why=f"not one of {MTU_SIZES}", code="bad_mtu")
+        self.state = next_state(self.state, Step.READY_TO_RECEIVE)
+        self.remote = remote
+        self.mtu_bytes = min(self.local.mtu_bytes, remote.mtu_bytes)
+        self._remote_address = packed
+        flow = Flow((self._local_address, self.local.udp_port), (packed, remote.udp_port))
+        destination = (printed, remote.udp_port)
+        connection = Connection(flow, destination, remote.qpn, self.mtu_bytes, self._gso_segments)
+        self.responder.connection = connection
+        self.responder.expected_psn = remote.psn
+        self.state = next_state(self.state, Step.READY_TO_SEND)
+        self.requester.connection = connection
+        self.requester.max_reads = min(self.local.max_rd_atomic, remote.max_dest_rd_atomic)
+
+    def post_rdma(
+        self,
+        wr_id: int,
+        opcode: Opcode,
+        sges: Sequence[Sge],
+        remote_addr: int,
+        rkey: int,
+        *,
+        signaled: bool,
+        imm_data: bytes | None = None,
+    ) -> None:
+        """Post an RDMA_WRITE, RDMA_WRITE_WITH_IMM or RDMA_READ; `imm_data` is 4 bytes as they go on the wire."""
+        if opcode not in (Opcode.RDMA_WRITE, Opcode.RDMA_WRITE_WITH_IMM, Opcode.RDMA_READ):
+            raise LocalProtocolError(f"post_rdma with {opcode!r}", code="bad_opcode")
+        self._post(wr_id, opcode, sges, remote_addr, rkey, signaled, imm_data)
+
+    def post_send(self, wr_id: int, sges: Sequence[Sge], *, signaled: bool, imm_data: bytes | None = None) -> None:
+        """Post a SEND, with immediate data when 4 bytes are given."""
+        opcode = Opcode.SEND if imm_data is None else Opcode.SEND_WITH_IMM
+        self._post(wr_id, opcode, sges, 0, 0, signaled, imm_data)
+
+    def _post(
+        self,
+        wr_id: int,
+        opcode: Opcode,
+        sges: Sequence[Sge],
+        remote_addr: int,
+        rkey: int,
+        signaled: bool,
+        imm_data: bytes | None,
+    ) -> None:
+        requester = self.requester
+        if self.state not in TAKES_SENDS:
+            raise LocalProtocolError(f"work posted to a queue pair in {self.state}", code="queue_pair_state")
+        if len(requester.queue) >= self.depth:
+            raise LocalProtocolError(f"more than {self.depth} work requests outstanding", code="queue_full")
+        if len(sges) > self.options.max_send_sge:
+            raise LocalProtocolError(f"{len(sges)} SGEs, at most {self.options.max_send_sge}", code="too_many_sges")
+        if imm_data is not None and len(imm_data) != 4:
+            raise LocalProtocolError("immediate data has 4 bytes", code="bad_imm_data")
+        is_read = opcode is Opcode.RDMA_READ
+        if is_read and requester.max_reads < 1:
+            raise LocalProtocolError("READ to a peer that takes none (max_dest_rd_atomic 0)", code="no_rd_atomic")
+        length = sum(sge.length_bytes for sge in sges)
+        psns = packets_of(length, self.mtu_bytes)
+        if length > MAX_MESSAGE_BYTES or psns > MAX_OUTSTANDING_PSNS:
+            raise LocalProtocolError(f"message of {length} bytes at path MTU {self.mtu_bytes}", code="message_too_long")
+        error = None
+        try:
+            data = ScatterList(self._memory, sges, Access.LOCAL_WRITE if is_read else Access.LOCAL_READ)
+        except MemoryFault:
+            data, error = ScatterList(self._memory, (), Access.LOCAL_READ), WcStatus.LOC_PROT_ERR
+        wqe = SendWqe(
+            *(wr_id, opcode, data, remote_addr, rkey, signaled, imm_data),
+            *(requester.next_psn, psns, requester.posted_bytes, length, error),
+        )
+        if self.state is QueuePairState.ERR:
+            requester.complete(wqe, WcStatus.WR_FLUSH_ERR)
+            return
+        requester.post(wqe)
+        requester.report_local_error()
+
+    def post_recv(self, wr_id: int, sges: Sequence[Sge] = ()) -> None:
+        """Post a buffer for a SEND, or an empty one for immediate data. Completions come from `poll_recv`."""
+        if self.state not in TAKES_RECEIVES:
+            raise LocalProtocolError(f"receive posted to a queue pair in {self.state}", code="queue_pair_state")
+        try:
+            data = ScatterList(self._memory, sges, Access.LOCAL_WRITE)
+        except MemoryFault as fault:
+            raise LocalProtocolError("receive into memory that is not registered for it", why=str(fault)) from None
+        self.responder.receives.append(ReceiveWqe(wr_id, data))
+        if self.state is QueuePairState.ERR:
+            self.responder.flush()
+
+    def set_window(self, window_bytes: int) -> None:
+        """Bound the data on the wire in both directions: WRITEs and SENDs towards the peer, READ responses from it."""
+        self.requester.window_bytes = self.requester.read_window_bytes = max(1, window_bytes)
+
+    def set_read_window(self, window_bytes: int) -> None:
+        """Bound the READ responses alone, by our own receive buffer; call it after `set_window`."""
+        self.requester.read_window_bytes = max(1, window_bytes)
+
+    def poll(self, max_completions: int = 64) -> list[Completion]:
+        """Return completions of the send queue, oldest first."""
+        completions = self._completions
+        return [completions.popleft() for _ in range(min(max_completions, len(completions)))]
+
+    def poll_recv(self, max_completions: int = 64) -> list[Completion]:
+        """Return completions of the receive queue, oldest first; `opcode` is the peer's."""
+        completions = self.responder.completions
+        return [completions.popleft() for _ in range(min(max_completions, len(completions)))]
+
+    def close(self) -> None:
+        """Leave the device; what is outstanding is dropped without a completion. Safe to call twice."""
+        self.requester.flush()
+        self.responder.is_ending = False
+        self.responder.flush()
+        self._completions.clear()
+        self.responder.completions.clear()
+        self.state = next_state(self.state, Step.FAIL)
+        self._forget(self)
+
+    # --- driven by the device ----------------------------------------------------------------------------------
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Data sent and not acknowledged."""
+        return self.requester.bytes_in_flight
+
+    def flow_from(self, source: tuple[str, int]) -> Flow | None:
+        """Return the CRC seeds for packets from `source`; None: it is not the connected peer.
+
+        A peer that told us port 4791 may be a NIC or rxe, whose source port is a hash: then only the address counts.
+        """
+        flow = self._flows.get(source)
+        if flow is not None:
+            return flow
+        remote = self.remote
+        if remote is None or (remote.udp_port not in (ROCE_UDP_PORT, source[1])):
+            return None
+        try:
+            packed = packed_address(source[0])
+        except ValueError:
+            return None
+        if len(packed) == 16 and len(self._remote_address) == 4 and packed[:12] == b"\0" * 10 + b"\xff\xff":
+            packed = packed[12:]
+        if packed != self._remote_address:
+            return None
+        if len(self._flows) >= _MAX_FLOWS:
+            self._flows.clear()
+        flow = self._flows[source] = Flow((packed, source[1]), (self._local_address, self.local.udp_port))
+        return flow
+
+    def receive_run(
+        self,
+        opcode: int,
+        view: memoryview,
+        position: int,
+        count: int,
+        prefix: int,
+        psn: int,
+        flow: Flow,
+        index: int,
+        check: bool,
+        now: float,
+    ) -> int:
+        """Take as many MIDDLE packets of one kind as are in order; the device deals with the next one by itself."""
+        masked = bytes(view[position : position + 4]) + b"\xff" + bytes(view[position + 5 : position + 8])
+        taken = 0
+        if opcode == RcOpcode.WRITE_MIDDLE:
+            if self.state in TAKES_REQUESTS:
+                taken = self.responder.receive_middle_run(
+                    view, position, count, prefix, psn, flow, masked, index, check
+                )
+        elif self.state in TAKES_RESPONSES:
+            taken = self.completer.receive_middle_run(
+                view, position, count, prefix, psn, flow, masked, index, check, now
+            )
+        self.counters.packets_received += taken
+        return taken
+
+    def receive_packet(self, word0: int, word2: int, view: memoryview, now: float) -> None:
+        """Take one packet whose P_Key, TVer, source and ICRC were right. Whatever it holds, nothing is raised."""
+        opcode = word0 >> 24
+        traits, header_bytes, pad_bytes = TRAITS[opcode], HEADER_BYTES[opcode], word0 >> 20 & 3
+        if not traits or len(view) < header_bytes + pad_bytes + 4:
+            return
+        self.counters.packets_received += 1
+        if traits & IS_REQUEST:
+            if self.state in TAKES_REQUESTS:
+                asks = bool(word2 & ACK_REQUEST)
+                self.responder.receive_request(opcode, traits, view, header_bytes, pad_bytes, word2 & PSN_MASK, asks)
+        elif self.state in TAKES_RESPONSES:
+            if traits & IS_ACK:
+                self.completer.receive_aeth(view, word2 & PSN_MASK, now)
+            elif traits & IS_READ_RESPONSE:
+                self.completer.receive_read_response(opcode, view, pad_bytes, word2 & PSN_MASK, now)
+
+    def next_burst(self, now: float) -> Burst | None:
+        """Return one burst: answers first, because the peer's window waits for them."""
+        burst = self.responder.next_burst() if self.responder.has_output else None
+        if burst is None and self.state is QueuePairState.RTS:
+            burst = self.requester.next_burst(now)
+        return burst
+
+    def next_timer(self) -> float | None:
+        """Return when `handle_timer` must be called (absolute), None: nothing runs."""
+        return self.requester.next_timer()
+
+    def handle_timer(self, now: float) -> None:
+        """Run what is due."""
+        self.requester.handle_timer(now)
+
+    def _fail(self, status: WcStatus = WcStatus.WR_FLUSH_ERR) -> None:
+        """Go to ERR: the oldest work request gets `status`, everything else is flushed."""
+        self.state = next_state(self.state, Step.FAIL)
+        self.requester.flush(status)
+        self.responder.flush()
+
+
+def gid_text(gid: str) -> str:
+    """Return the address of a GID for messages."""
+    return address_of(gid)[1]

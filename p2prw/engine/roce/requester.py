@@ -1,0 +1,346 @@
+"""The requester: posted work requests in, request packets out (the kernel's rxe_req.c). Answers: completer.py.
+
+    una_psn <= send_psn <= max_sent_psn <= next_psn        (absolute, see psn.py)
+    |          |           |               +-- for the next work request posted
+    |          |           +-- highest ever sent: what an answer may speak about
+    |          +-- goes back to una_psn when packets were lost (go-back-N)
+    +-- oldest not acknowledged; inside a READ: the next response expected. It never goes back.
+
+A READ is asked for in pieces that fit the read window, because nothing else slows a READ responder down; each piece is
+a READ request like any other, and is asked for again with the same end, so that it stays within one responder slot.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from p2prw.engine.model import Completion, Opcode, WcStatus
+from p2prw.engine.providers.base import QueuePairCounters
+from p2prw.engine.roce.burst import Burst, Connection
+from p2prw.engine.roce.memory_table import MemoryFault
+from p2prw.engine.roce.opcodes import IMMDT_BYTES, RcOpcode
+from p2prw.engine.roce.packet import push_reth
+from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS
+from p2prw.engine.roce.work import SendWqe
+
+DEFAULT_WINDOW_BYTES = 512 * 1024
+"""Until the peer grants one: 128 packets of 4096 bytes, what rxe itself keeps outstanding."""
+
+INFINITE_RNR_RETRY = 7
+"""IBTA Vol 1 9.9.2.1.1; for retry_cnt 7 means seven (rxe reads that as for ever too, we never do)."""
+
+
+class ReadPiece(NamedTuple):
+    """One READ request on the wire: PSNs [first, end) of responses."""
+
+    first_psn: int
+    end_psn: int
+
+
+class Requester:
+    """Send queue of one queue pair. Driven by `post`, `next_burst`, the completer, and the queue pair's timer."""
+
+    def __init__(
+        self,
+        *,
+        qpn: int,
+        psn: int,
+        timeout_s: float | None,
+        retry_cnt: int,
+        rnr_retry: int,
+        counters: QueuePairCounters,
+        completions: deque[Completion],
+        fail: Callable[[WcStatus], None],
+    ) -> None:
+        self._qpn = qpn
+        self.counters = counters
+        self._completions = completions
+        self.fail = fail
+        self.connection: Connection | None = None
+        # things to send
+        self.queue: deque[SendWqe] = deque()
+        self._unsent: deque[SendWqe] = deque()
+        self.next_psn = psn
+        self.send_psn = psn
+        self.max_sent_psn = psn
+        # flow control
+        self.una_psn = psn
+        self.window_bytes = DEFAULT_WINDOW_BYTES
+        self.read_window_bytes = DEFAULT_WINDOW_BYTES
+        self.max_reads = 1
+        self.reads: deque[ReadPiece] = deque()
+        self._posted_bytes = 0
+        self._sent_bytes = 0
+        self._acked_bytes = 0
+        # loss recovery
+        self.timeout_s = timeout_s
+        self.retry_cnt = retry_cnt
+        self.rnr_retry = rnr_retry
+        self.retries_left = retry_cnt
+        self.rnr_retries_left = rnr_retry
+        self.is_going_back = False
+        """A go-back was started and nothing has come of it yet: more NAKs say nothing new (rxe's started_retry)."""
+        self.deadline: float | None = None
+        self.rnr_deadline: float | None = None
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Data of WRITEs and SENDs on the wire and not acknowledged."""
+        return self._sent_bytes - self._acked_bytes
+
+    @property
+    def read_psns_in_flight(self) -> int:
+        """Response packets of READs that were asked for and have not come."""
+        una, sent = self.una_psn, self.send_psn
+        return sum(piece.end_psn - max(piece.first_psn, una) for piece in self.reads if piece.first_psn < sent)
+
+    # --- posting ---------------------------------------------------------------------------------------------
+
+    def post(self, wqe: SendWqe) -> None:
+        """Queue it; its PSNs start at `next_psn`, its data at `posted_bytes`."""
+        self.queue.append(wqe)
+        self._unsent.append(wqe)
+        self.next_psn = wqe.end_psn
+        if not wqe.is_read:
+            self._posted_bytes += wqe.length_bytes
+
+    @property
+    def posted_bytes(self) -> int:
+        """WRITE and SEND data posted so far."""
+        return self._posted_bytes
+
+    # --- sending ---------------------------------------------------------------------------------------------
+
+    def next_burst(self, now: float) -> Burst | None:
+        """Return what may go out now, at most one burst; None: nothing to send, or blocked until an answer comes."""
+        connection = self.connection
+        if not self._unsent or self.rnr_deadline is not None or connection is None:
+            return None
+        wqe = self._unsent[0]
+        if wqe.local_error is not None:
+            return None
+        try:
+            burst = self._ask(connection, wqe) if wqe.is_read else self._message(connection, wqe)
+        except MemoryFault as fault:
+            wqe.local_error = WcStatus.LOC_PROT_ERR if fault.is_protection else WcStatus.LOC_QP_OP_ERR
+            self.report_local_error()
+            return None
+        if burst is not None and self.deadline is None and self.timeout_s is not None:
+            self.deadline = now + self.timeout_s
+        return burst
+
+    def report_local_error(self) -> None:
+        """Fail with the oldest work request's own error, if it has one."""
+        if self.queue and (error := self.queue[0].local_error) is not None:
+            self.fail(error)
+
+    def _message(self, connection: Connection, wqe: SendWqe) -> Burst | None:
+        """Next burst of a WRITE or SEND: FIRST or ONLY alone, MIDDLEs (and a LAST no longer than they) together."""
+        mtu = connection.mtu_bytes
+        sent = self.send_psn - wqe.first_psn
+        offset = sent * mtu
+        left = wqe.length_bytes - offset
+        packets = self._packets_allowed(min(mtu, left), mtu)
+        if packets <= 0:
+            return None
+        is_send = wqe.opcode in (Opcode.SEND, Opcode.SEND_WITH_IMM)
+        if sent == 0 or wqe.psns - sent == 1:
+            ends = wqe.psns - sent == 1
+            length = left if ends else mtu
+            opcode, extension = self._edge(wqe, is_send, starts=sent == 0, ends=ends)
+            pieces = wqe.data.gather(offset, length)
+            # A FIRST that more packets follow at once need not ask; a window that is full must be opened by an ACK.
+            asks = ends or packets == 1
+            burst = connection.single(opcode, self.send_psn, extension, pieces, length, ack_request=asks)
+            self._sent(wqe, 1)
+            return burst
+        middles = min(wqe.psns - sent - 1, connection.max_segments, packets)
+        run_bytes = middles * mtu
+        tail_bytes = left - run_bytes
+        takes_last = (
+            middles == wqe.psns - sent - 1
+            and middles < connection.max_segments
+            and middles < packets
+            and tail_bytes + (IMMDT_BYTES if wqe.has_imm else 0) <= mtu
+        )
+        opcode = RcOpcode.SEND_MIDDLE if is_send else RcOpcode.WRITE_MIDDLE
+        pieces = wqe.data.gather(offset, run_bytes)
+        tail = wqe.data.gather(offset + run_bytes, tail_bytes) if takes_last else None
+        buffers = connection.middle_run(opcode, self.send_psn, pieces, middles, ack_last=tail is None)
+        total, count = middles * connection.segment_bytes, middles
+        if tail is not None:
+            opcode, extension = self._edge(wqe, is_send, starts=False, ends=True)
+            more, size = connection.packet(
+                opcode, self.send_psn + middles, extension, tail, tail_bytes, ack_request=True, index=middles
+            )
+            buffers += more
+            total += size
+            count += 1
+        self._sent(wqe, count)
+        segment = connection.segment_bytes if count > 1 else total
+        return Burst(buffers, segment, total, connection.destination, count)
+
+    @staticmethod
+    def _edge(wqe: SendWqe, is_send: bool, *, starts: bool, ends: bool) -> tuple[RcOpcode, bytes]:
+        """Return opcode and extension headers of a FIRST, LAST or ONLY."""
+        imm = ends and wqe.has_imm
+        opcode = _EDGES[is_send, starts, ends, imm]
+        extension = b""
+        if starts and not is_send:
+            extension = push_reth(wqe.remote_addr, wqe.rkey, wqe.length_bytes)
+        if imm:
+            extension += wqe.imm_data or bytes(4)
+        return opcode, extension
+
+    def _packets_allowed(self, next_bytes: int, mtu_bytes: int) -> int:
+        """Return how many packets window and PSN space leave room for; one always may go when nothing is out."""
+        psns = MAX_OUTSTANDING_PSNS - (self.send_psn - self.una_psn)
+        in_flight = self._sent_bytes - self._acked_bytes
+        room = self.window_bytes - in_flight
+        if next_bytes > room:
+            return min(1, psns) if not in_flight else 0
+        return min(psns, max(1, room // mtu_bytes))
+
+    def _ask(self, connection: Connection, wqe: SendWqe) -> Burst | None:
+        """Next READ request: the rest of a piece that was asked for before, or a new piece that fits the window."""
+        mtu, psn = connection.mtu_bytes, self.send_psn
+        outstanding = 0
+        piece: ReadPiece | None = None
+        for known in self.reads:
+            if known.end_psn <= psn:
+                outstanding += 1
+            elif known.first_psn <= psn:
+                piece = known
+        if outstanding >= self.max_reads:
+            return None
+        limit = max(1, self.read_window_bytes // mtu)
+        left = wqe.end_psn - psn
+        if piece is not None:
+            count = piece.end_psn - psn
+        else:
+            count = left if left <= limit and not outstanding else min(left, max(1, limit // 2))
+        in_flight = self.read_psns_in_flight - (
+            piece.end_psn - max(piece.first_psn, self.una_psn) if piece and piece.first_psn < psn else 0
+        )
+        if in_flight and in_flight + count > limit:
+            return None
+        if psn + count - self.una_psn > MAX_OUTSTANDING_PSNS and psn > self.una_psn:
+            return None
+        offset = (psn - wqe.first_psn) * mtu
+        length = min(count * mtu, wqe.length_bytes - offset)
+        extension = push_reth(wqe.remote_addr + offset, wqe.rkey, length)
+        if piece is None:
+            self.reads.append(ReadPiece(psn, psn + count))
+        self._sent(wqe, count, packets=1)
+        return connection.single(RcOpcode.READ_REQUEST, psn, extension, ack_request=True)
+
+    def _sent(self, wqe: SendWqe, psns: int, packets: int | None = None) -> None:
+        packets = psns if packets is None else packets
+        if self.send_psn < self.max_sent_psn:
+            self.counters.retransmitted_packets += packets
+        self.counters.packets_sent += packets
+        self.send_psn += psns
+        self.max_sent_psn = max(self.max_sent_psn, self.send_psn)
+        if not wqe.is_read:
+            mtu = self.connection.mtu_bytes if self.connection else 1
+            done = min((self.send_psn - wqe.first_psn) * mtu, wqe.length_bytes)
+            self._sent_bytes = wqe.start_bytes + done
+        if self.send_psn >= wqe.end_psn:
+            self._unsent.popleft()
+
+    # --- what the completer and timers do to the queue ---------------------------------------------------------
+
+    def seek(self, psn: int) -> None:
+        """Send from `psn` on: back after a loss, forward when an old answer made a resend pointless."""
+        self.send_psn = psn
+        self._unsent = deque(wqe for wqe in self.queue if wqe.end_psn > psn)
+
+    def acknowledged(self, wqe: SendWqe, end_psn: int) -> None:
+        """Everything before `end_psn`, which lies in or after `wqe`, has arrived."""
+        self.una_psn = end_psn
+        if not wqe.is_read:
+            mtu = self.connection.mtu_bytes if self.connection else 1
+            done = min((end_psn - wqe.first_psn) * mtu, wqe.length_bytes)
+            self._acked_bytes = wqe.start_bytes + done
+            self._sent_bytes = max(self._sent_bytes, self._acked_bytes)
+        if end_psn >= wqe.end_psn:
+            self.queue.popleft()
+            if wqe.signaled:
+                self.complete(wqe, WcStatus.SUCCESS)
+
+    def progress(self, now: float) -> None:
+        """Something new was acknowledged: fresh retries, fresh timer."""
+        self.retries_left = self.retry_cnt
+        self.rnr_retries_left = self.rnr_retry
+        self.is_going_back = False
+        if self.send_psn < self.una_psn:
+            self.seek(self.una_psn)
+        while self.reads and self.reads[0].end_psn <= self.una_psn:
+            self.reads.popleft()
+        outstanding = self.send_psn > self.una_psn
+        self.deadline = now + self.timeout_s if outstanding and self.timeout_s is not None else None
+        if self.queue and self.queue[0].local_error is not None:
+            self.report_local_error()
+
+    def go_back(self) -> None:
+        """Send everything from `una_psn` on again. The timer starts with the first packet."""
+        self.is_going_back = True
+        self._sent_bytes = self._acked_bytes
+        self.deadline = None
+        self.seek(self.una_psn)
+
+    def retry(self) -> None:
+        """Go back once more, or give up: the oldest work request fails with RETRY_EXC_ERR."""
+        if self.retries_left == 0:
+            self.fail(WcStatus.RETRY_EXC_ERR)
+            return
+        self.retries_left -= 1
+        self.go_back()
+
+    def next_timer(self) -> float | None:
+        """Return when `handle_timer` must be called."""
+        return self.rnr_deadline if self.rnr_deadline is not None else self.deadline
+
+    def handle_timer(self, now: float) -> None:
+        """Resend after a timeout (IBTA Vol 1 9.7.6.1.3) or when the RNR wait is over."""
+        if self.rnr_deadline is not None:
+            if now >= self.rnr_deadline:
+                self.rnr_deadline = None
+                self.go_back()
+        elif self.deadline is not None and now >= self.deadline:
+            self.counters.timeouts += 1
+            self.retry()
+
+    def complete(self, wqe: SendWqe, status: WcStatus) -> None:
+        """Report one work request."""
+        self._completions.append(Completion(wqe.wr_id, status, wqe.opcode, wqe.length_bytes, self._qpn))
+
+    def flush(self, first: WcStatus = WcStatus.WR_FLUSH_ERR) -> None:
+        """Complete everything with an error: the oldest with `first`, the rest as flushed."""
+        status = first
+        for wqe in self.queue:
+            self.complete(wqe, status)
+            status = WcStatus.WR_FLUSH_ERR
+        self.queue.clear()
+        self._unsent.clear()
+        self.reads.clear()
+        self._sent_bytes = self._acked_bytes
+        self.send_psn = self.una_psn = self.max_sent_psn = self.next_psn
+        self.deadline = self.rnr_deadline = None
+
+
+_EDGES: dict[tuple[bool, bool, bool, bool], RcOpcode] = {
+    # is SEND, starts, ends, with immediate data
+    (False, True, False, False): RcOpcode.WRITE_FIRST,
+    (False, False, True, False): RcOpcode.WRITE_LAST,
+    (False, False, True, True): RcOpcode.WRITE_LAST_WITH_IMM,
+    (False, True, True, False): RcOpcode.WRITE_ONLY,
+    (False, True, True, True): RcOpcode.WRITE_ONLY_WITH_IMM,
+    (True, True, False, False): RcOpcode.SEND_FIRST,
+    (True, False, True, False): RcOpcode.SEND_LAST,
+    (True, False, True, True): RcOpcode.SEND_LAST_WITH_IMM,
+    (True, True, True, False): RcOpcode.SEND_ONLY,
+    (True, True, True, True): RcOpcode.SEND_ONLY_WITH_IMM,
+}

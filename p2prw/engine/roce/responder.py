@@ -1,0 +1,477 @@
+"""The responder: request packets in; ACKs, NAKs and READ responses out (the kernel's rxe_resp.c).
+
+The order of checks is rxe's: PSN, opcode sequence, rights of the queue pair, resources, length, key and range; then
+execute, then acknowledge. A byte moves only after all of them.
+
+What is to be sent stands in one queue in PSN order, so no ACK can pass a READ whose responses are not out yet, and a
+run of ACKs becomes one. READ responses are made when the driver asks for them, read from memory at that moment.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from p2prw.engine.model import Access, Completion, Opcode, WcStatus
+from p2prw.engine.providers.base import QueuePairCounters
+from p2prw.engine.roce.burst import Burst, Connection
+from p2prw.engine.roce.icrc import Flow
+from p2prw.engine.roce.memory_table import MemoryFault, MemoryRegion, MemoryTable
+from p2prw.engine.roce.opcodes import (
+    BTH_BYTES,
+    ENDS,
+    IS_READ_REQUEST,
+    IS_SEND,
+    IS_WRITE,
+    MIDDLE_OVERHEAD_BYTES,
+    RETH_BYTES,
+    STARTS,
+    UNSUPPORTED,
+    WITH_IMM,
+    RcOpcode,
+)
+from p2prw.engine.roce.packet import (
+    ACK_NO_CREDITS,
+    MAX_MESSAGE_BYTES,
+    NAK_INVALID_REQUEST,
+    NAK_PSN_SEQUENCE,
+    NAK_REMOTE_ACCESS,
+    NAK_REMOTE_OPERATION,
+    RNR_NAK,
+    pull_immdt,
+    pull_reth,
+    push_aeth,
+)
+from p2prw.engine.roce.psn import packets_of, psn_unwrap
+from p2prw.engine.roce.runs import receive_run
+from p2prw.engine.roce.work import ReceiveWqe
+
+
+class Answer:
+    """An ACK or NAK waiting to be sent."""
+
+    __slots__ = ("msn", "psn", "syndrome")
+
+    def __init__(self, psn: int, syndrome: int, msn: int) -> None:
+        self.psn = psn
+        self.syndrome = syndrome
+        self.msn = msn
+
+
+class ReadSlot:
+    """One READ of the peer: kept after its last response, to answer a restart. `psn` is the next response to send."""
+
+    __slots__ = ("address", "end_psn", "first_psn", "floor_psn", "length_bytes", "msn", "psn", "rkey", "starts")
+
+    def __init__(self, first_psn: int, end_psn: int, address: int, rkey: int, length_bytes: int, msn: int) -> None:
+        self.first_psn = first_psn
+        self.end_psn = end_psn
+        self.address = address
+        self.rkey = rkey
+        self.length_bytes = length_bytes
+        self.msn = msn
+        self.psn = first_psn
+        self.floor_psn = first_psn
+        """No restart before this PSN: the requester has had what lies before (rxe and hfi1: "should not back up")."""
+        self.starts = True
+        """The next response is the first after the request or a restart, so its opcode is FIRST or ONLY."""
+
+
+class _RefusedRequest(Exception):
+    """The packet must be answered with a NAK that ends the queue pair."""
+
+    def __init__(self, syndrome: int, receive_status: WcStatus | None = None) -> None:
+        super().__init__(f"NAK {syndrome:#x}")
+        self.syndrome = syndrome
+        self.receive_status = receive_status
+
+
+class Responder:
+    """Receive side of one queue pair. Driven by received request packets and by `next_burst`."""
+
+    def __init__(
+        self,
+        *,
+        qpn: int,
+        memory: MemoryTable,
+        min_rnr_timer: int,
+        max_dest_rd_atomic: int,
+        counters: QueuePairCounters,
+        fail: Callable[[], None],
+    ) -> None:
+        self._qpn = qpn
+        self._memory = memory
+        self._min_rnr_timer = min_rnr_timer
+        self._max_reads = max_dest_rd_atomic
+        self.counters = counters
+        self._fail = fail
+        self.connection: Connection | None = None
+        self.access = Access.REMOTE_WRITE | Access.REMOTE_READ
+        """What the queue pair lets a peer do at all (qp_access_flags)."""
+        self.receives: deque[ReceiveWqe] = deque()
+        self.completions: deque[Completion] = deque()
+        # where we are in the peer's stream
+        self.expected_psn = 0
+        self.msn = 0
+        self._nak_sent = False
+        """A gap was reported (or an RNR); ahead-of-order packets are dropped in silence until it is filled."""
+        # the message in progress
+        self._kind = 0
+        """IS_WRITE, IS_SEND or 0 between messages."""
+        self._length = 0
+        self._done = 0
+        self._write_address = 0
+        self._write_rkey = 0
+        self._receive: ReceiveWqe | None = None
+        # things to send
+        self._outputs: list[Answer | ReadSlot] = []
+        self._slots: deque[ReadSlot] = deque()
+        self.is_ending = False
+        """A NAK that ends the queue pair is on its way out."""
+
+    @property
+    def has_output(self) -> bool:
+        """Something waits to be sent."""
+        return bool(self._outputs)
+
+    # --- requests in -------------------------------------------------------------------------------------------
+
+    def receive_request(
+        self, opcode: int, traits: int, view: memoryview, header_bytes: int, pad_bytes: int, psn: int, asks: bool
+    ) -> None:
+        """Take one request packet. `view` is the whole UDP payload, at least as long as its headers, pad and ICRC."""
+        psn = psn_unwrap(self.expected_psn, psn)
+        if psn != self.expected_psn:
+            if psn > self.expected_psn:
+                self._out_of_sequence()
+            else:
+                self._duplicate(traits, view, psn)
+            return
+        data = view[header_bytes : len(view) - 4 - pad_bytes]
+        try:
+            if not self._execute(opcode, traits, view, data, pad_bytes, asks):
+                return
+        except _RefusedRequest as refusal:
+            self._refuse(refusal.syndrome, refusal.receive_status)
+        except MemoryFault as fault:
+            if self._kind == IS_SEND:
+                self._refuse(NAK_REMOTE_OPERATION, WcStatus.LOC_PROT_ERR)
+            else:
+                self._refuse(NAK_REMOTE_ACCESS if fault.is_protection else NAK_REMOTE_OPERATION)
+
+    def _execute(
+        self, opcode: int, traits: int, view: memoryview, data: memoryview, pad_bytes: int, asks: bool
+    ) -> bool:
+        """Check and carry out the expected packet; False: not now (RNR)."""
+        # opcode sequence: IBTA Vol 1 9.7.4.1.3
+        kind = traits & (IS_WRITE | IS_SEND)
+        if bool(traits & STARTS) is bool(self._kind) or (self._kind and kind != self._kind):
+            raise _RefusedRequest(NAK_INVALID_REQUEST)
+        # rights of the queue pair
+        if traits & UNSUPPORTED:
+            raise _RefusedRequest(NAK_INVALID_REQUEST)
+        if (traits & IS_WRITE and not self.access & Access.REMOTE_WRITE) or (
+            traits & IS_READ_REQUEST and not self.access & Access.REMOTE_READ
+        ):
+            raise _RefusedRequest(NAK_INVALID_REQUEST)
+        if traits & IS_READ_REQUEST:
+            self._accept_read(view, data)
+            return True
+        # resources: a SEND takes a receive WQE with its first packet, a WRITE with immediate data with its last
+        needs_receive = traits & STARTS if kind == IS_SEND else traits & WITH_IMM
+        if needs_receive and not self.receives:
+            self._receiver_not_ready()
+            return False
+        self._check_length(traits, view, data, pad_bytes)
+        if kind == IS_WRITE:
+            self._place_write(data)
+        else:
+            if traits & STARTS:
+                self._receive = self.receives.popleft()
+            self._place_send(data)
+        if traits & ENDS:
+            imm = pull_immdt(view, BTH_BYTES + (RETH_BYTES if kind == IS_WRITE and traits & STARTS else 0))
+            self._end_message(kind, imm if traits & WITH_IMM else None)
+        self._accept(1, asks)
+        return True
+
+    def _check_length(self, traits: int, view: memoryview, data: memoryview, pad_bytes: int) -> None:
+        """Hold the packet against path MTU and message length; a starting one also sets up the message."""
+        mtu = self.connection.mtu_bytes if self.connection else 0
+        length, done = self._length, self._done
+        if traits & STARTS:
+            done = 0
+            if traits & IS_WRITE:
+                reth = pull_reth(view, BTH_BYTES)
+                length = reth.length_bytes
+            else:
+                length = self.receives[0].data.length_bytes
+        size = len(data)
+        if traits & ENDS:
+            good = size <= mtu and pad_bytes == -size & 3 and (size > 0 or bool(traits & STARTS))
+        else:
+            good = size == mtu and not pad_bytes
+        if good and traits & IS_WRITE:
+            left = length - done
+            good = length <= MAX_MESSAGE_BYTES and (size == left if traits & ENDS else left > mtu)
+        if not good:
+            raise _RefusedRequest(NAK_INVALID_REQUEST)
+        if traits & IS_SEND and done + size > length:
+            if traits & STARTS:
+                self._receive = self.receives.popleft()
+            raise _RefusedRequest(NAK_INVALID_REQUEST, WcStatus.LOC_LEN_ERR)
+        if traits & STARTS:
+            if traits & IS_WRITE:
+                # A zero-length WRITE succeeds without a look at address and key (IBTA Vol 1 9.7.4.1.4, C9-88).
+                if length and self._memory.find(reth.rkey, reth.remote_addr, length, Access.REMOTE_WRITE) is None:
+                    raise _RefusedRequest(NAK_REMOTE_ACCESS)
+                self._write_address, self._write_rkey = reth.remote_addr, reth.rkey
+            self._kind = traits & (IS_WRITE | IS_SEND)
+            self._length, self._done = length, 0
+
+    def _place_write(self, data: memoryview) -> None:
+        if len(data):
+            region, offset = self._write_target(len(data))
+            region.store(offset, data)
+            self._done += len(data)
+
+    def _write_target(self, length_bytes: int) -> tuple[MemoryRegion, int]:
+        """Look the key up again: it may have been revoked between two packets."""
+        address = self._write_address + self._done
+        region = self._memory.find(self._write_rkey, address, length_bytes, Access.REMOTE_WRITE)
+        if region is None:
+            raise _RefusedRequest(NAK_REMOTE_ACCESS)
+        return region, address - region.address
+
+    def _place_send(self, data: memoryview) -> None:
+        if self._receive is not None and len(data):
+            self._receive.data.scatter(self._done, data)
+            self._done += len(data)
+
+    def _end_message(self, kind: int, imm_data: bytes | None) -> None:
+        self.msn += 1
+        if kind == IS_SEND:
+            assert self._receive is not None
+            opcode = Opcode.SEND if imm_data is None else Opcode.SEND_WITH_IMM
+            self._complete(self._receive, WcStatus.SUCCESS, opcode, self._done, imm_data)
+        elif imm_data is not None:
+            wqe = self.receives.popleft()
+            self._complete(wqe, WcStatus.SUCCESS, Opcode.RDMA_WRITE_WITH_IMM, self._length, imm_data)
+        self._kind = 0
+        self._receive = None
+
+    def _complete(
+        self, wqe: ReceiveWqe, status: WcStatus, opcode: Opcode, length_bytes: int, imm_data: bytes | None = None
+    ) -> None:
+        self.completions.append(Completion(wqe.wr_id, status, opcode, length_bytes, self._qpn, imm_data))
+
+    def _accept(self, psns: int, asks: bool) -> None:
+        self.expected_psn += psns
+        if self._nak_sent:
+            self._nak_sent = False
+            # The gap closed by itself (reordering): a NAK that is still waiting would only cause resends.
+            self._outputs = [out for out in self._outputs if not (isinstance(out, Answer) and out.syndrome >> 5)]
+        if asks:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """ACK everything up to now; takes the place of an ACK that waits with no READ after it."""
+        psn = self.expected_psn - 1
+        if self._outputs and isinstance(tail := self._outputs[-1], Answer) and tail.syndrome == ACK_NO_CREDITS:
+            tail.psn, tail.msn = psn, self.msn
+        else:
+            self._outputs.append(Answer(psn, ACK_NO_CREDITS, self.msn))
+
+    def receive_middle_run(
+        self,
+        view: memoryview,
+        position: int,
+        count: int,
+        prefix: int,
+        psn: int,
+        flow: Flow,
+        masked: bytes,
+        index: int,
+        check: bool,
+    ) -> int:
+        """Take up to `count` WRITE MIDDLEs at `position`; return how many were taken, 0: use the careful path."""
+        connection = self.connection
+        if self._kind != IS_WRITE or self._nak_sent or connection is None or not self.access & Access.REMOTE_WRITE:
+            return 0
+        if psn_unwrap(self.expected_psn, psn) != self.expected_psn:
+            return 0
+        mtu = connection.mtu_bytes
+        left = self._length - self._done
+        address = self._write_address + self._done
+        region = self._memory.find(self._write_rkey, address, left, Access.REMOTE_WRITE)
+        if region is None or region.view is None:
+            return 0
+        # A MIDDLE leaves at least one byte for the LAST.
+        count = min(count, (left - 1) // mtu)
+        if count <= 0:
+            return 0
+        seeds = flow.prefixed_seeds(masked, mtu + MIDDLE_OVERHEAD_BYTES, index + count) if check else None
+        done, asked = receive_run(
+            view, position, count, mtu, prefix, psn, seeds, index, region.view, address - region.address
+        )
+        if done:
+            self._done += done * mtu
+            self._accept(done, asked)
+        return done
+
+    # --- requests that are not as expected ---------------------------------------------------------------------
+
+    def _out_of_sequence(self) -> None:
+        if not self._nak_sent:
+            self._nak_sent = True
+            self._outputs.append(Answer(self.expected_psn, NAK_PSN_SEQUENCE, self.msn))
+
+    def _receiver_not_ready(self) -> None:
+        self._nak_sent = True
+        waiting = self._outputs[-1] if self._outputs else None
+        if not isinstance(waiting, Answer) or waiting.syndrome >> 5 != 1:
+            self._outputs.append(Answer(self.expected_psn, RNR_NAK | self._min_rnr_timer, self.msn))
+
+    def _refuse(self, syndrome: int, receive_status: WcStatus | None = None) -> None:
+        """NAK and end: the queue pair goes to ERR now, the NAK (after what stands before it) still goes out."""
+        wqe, self._receive = self._receive, None
+        if wqe is not None:
+            self._complete(wqe, receive_status or WcStatus.WR_FLUSH_ERR, Opcode.SEND, 0)
+        self._outputs = [out for out in self._outputs if isinstance(out, ReadSlot) or not out.syndrome >> 5]
+        self._outputs.append(Answer(self.expected_psn, syndrome, self.msn))
+        self._kind = 0
+        self.is_ending = True
+        self._fail()
+
+    def _duplicate(self, traits: int, view: memoryview, psn: int) -> None:
+        """Never execute again: ACK what is done; a READ is answered afresh from memory."""
+        self.counters.duplicates += 1
+        if traits & (IS_WRITE | IS_SEND):
+            self._acknowledge()
+        elif traits & IS_READ_REQUEST:
+            self._restart_read(view, psn)
+
+    # --- READs -------------------------------------------------------------------------------------------------
+
+    def _accept_read(self, view: memoryview, data: memoryview) -> None:
+        reth = pull_reth(view, BTH_BYTES)
+        length = reth.length_bytes
+        waiting = sum(isinstance(out, ReadSlot) for out in self._outputs)
+        if waiting >= self._max_reads or len(data) or length > MAX_MESSAGE_BYTES:
+            raise _RefusedRequest(NAK_INVALID_REQUEST)
+        if length and self._memory.find(reth.rkey, reth.remote_addr, length, Access.REMOTE_READ) is None:
+            raise _RefusedRequest(NAK_REMOTE_ACCESS)
+        mtu = self.connection.mtu_bytes if self.connection else 1
+        psn, psns = self.expected_psn, packets_of(length, mtu)
+        self.msn += 1
+        slot = ReadSlot(psn, psn + psns, reth.remote_addr, reth.rkey, length, self.msn)
+        if len(self._slots) >= self._max_reads:
+            self._slots.popleft()
+        self._slots.append(slot)
+        self._accept(psns, asks=False)
+        self._outputs.append(slot)
+
+    def _restart_read(self, view: memoryview, psn: int) -> None:
+        """Answer a repeated READ request from `psn` on; silently not when it is none of ours or backs up."""
+        reth = pull_reth(view, BTH_BYTES)
+        mtu = self.connection.mtu_bytes if self.connection else 1
+        for slot in self._slots:
+            if slot.first_psn <= psn < slot.end_psn:
+                offset = (psn - slot.first_psn) * mtu
+                same = reth.remote_addr == slot.address + offset and reth.rkey == slot.rkey
+                if psn < slot.floor_psn or not same or reth.length_bytes != slot.length_bytes - offset:
+                    return
+                slot.psn = slot.floor_psn = psn
+                slot.starts = True
+                self._outputs = [out for out in self._outputs if out is not slot]
+                place = 0
+                while place < len(self._outputs) and self._outputs[place].psn < psn:
+                    place += 1
+                self._outputs.insert(place, slot)
+                return
+
+    # --- things to send ----------------------------------------------------------------------------------------
+
+    def next_burst(self) -> Burst | None:
+        """Return the next answer or the next burst of READ responses; None: nothing to say."""
+        connection = self.connection
+        if not self._outputs or connection is None:
+            return None
+        output = self._outputs[0]
+        if isinstance(output, ReadSlot):
+            try:
+                burst = self._read_responses(connection, output)
+            except MemoryFault as fault:
+                # The key was revoked, or the memory failed, after the request was accepted.
+                self._outputs.clear()
+                self.expected_psn = output.psn
+                self._refuse(NAK_REMOTE_ACCESS if fault.is_protection else NAK_REMOTE_OPERATION)
+                return self.next_burst()
+            if output.psn >= output.end_psn:
+                self._outputs.pop(0)
+        else:
+            self._outputs.pop(0)
+            aeth = push_aeth(output.syndrome, output.msn)
+            burst = connection.single(RcOpcode.ACKNOWLEDGE, output.psn, aeth)
+        self.counters.packets_sent += burst.packets
+        return burst
+
+    def _read_responses(self, connection: Connection, slot: ReadSlot) -> Burst:
+        mtu = connection.mtu_bytes
+        offset = (slot.psn - slot.first_psn) * mtu
+        left = slot.length_bytes - offset
+        packets = slot.end_psn - slot.psn
+        psn = slot.psn
+        region, base = None, 0
+        if left:
+            region = self._memory.find(slot.rkey, slot.address + offset, left, Access.REMOTE_READ)
+            if region is None:
+                raise MemoryFault("the key of a READ was revoked")
+            base = slot.address + offset - region.address
+        if slot.starts or packets == 1:
+            size = min(mtu, left)
+            opcode = _RESPONSES[slot.starts, packets == 1]
+            pieces = [region.load(base, size)] if region else None
+            slot.starts = False
+            slot.psn += 1
+            return connection.single(opcode, psn, push_aeth(ACK_NO_CREDITS, slot.msn), pieces, size)
+        middles = min(packets - 1, connection.max_segments)
+        tail_bytes = left - middles * mtu
+        takes_last = middles == packets - 1 < connection.max_segments and tail_bytes + 4 <= mtu
+        assert region is not None
+        data = region.load(base, middles * mtu + (tail_bytes if takes_last else 0))
+        run = data[: middles * mtu]
+        buffers = connection.middle_run(RcOpcode.READ_RESPONSE_MIDDLE, psn, [run], middles, ack_last=False)
+        total, count = middles * connection.segment_bytes, middles
+        if takes_last:
+            aeth = push_aeth(ACK_NO_CREDITS, slot.msn)
+            tail = [data[middles * mtu :]]
+            more, size = connection.packet(
+                RcOpcode.READ_RESPONSE_LAST, psn + middles, aeth, tail, tail_bytes, index=middles
+            )
+            buffers += more
+            total += size
+            count += 1
+        slot.psn += count
+        segment = connection.segment_bytes if count > 1 else total
+        return Burst(buffers, segment, total, connection.destination, count)
+
+    def flush(self) -> None:
+        """Complete posted receives as flushed; unless a NAK is on its way out, say no more."""
+        if self._receive is not None:
+            self._complete(self._receive, WcStatus.WR_FLUSH_ERR, Opcode.SEND, 0)
+            self._receive = None
+        while self.receives:
+            self._complete(self.receives.popleft(), WcStatus.WR_FLUSH_ERR, Opcode.SEND, 0)
+        self._kind = 0
+        if not self.is_ending:
+            self._outputs.clear()
+        self._slots.clear()
+
+
+_RESPONSES: dict[tuple[bool, bool], RcOpcode] = {
+    # starts, ends
+    (True, True): RcOpcode.READ_RESPONSE_ONLY,
+    (True, False): RcOpcode.READ_RESPONSE_FIRST,
+    (False, True): RcOpcode.READ_RESPONSE_LAST,
+}

@@ -1,0 +1,92 @@
+"""The two loops all bulk data goes through: runs of MIDDLE packets, out and in. Everything else may be slow.
+
+A MIDDLE packet is `prefix (8, constant) | PSN word (4) | data (path MTU) | ICRC (4)`. Going out, the ICRC of a packet
+and the header of the next are one piece of 16 bytes, so a packet costs two iovecs and no copy. Coming in, everything
+after the prefix is one CRC call, because the prefix's share is in the seed.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from p2prw.engine.roce.icrc import ICRC_RESIDUE, crc32
+from p2prw.engine.roce.opcodes import MIDDLE_OVERHEAD_BYTES
+from p2prw.engine.roce.packet import ACK_REQUEST, ICRC_FIELD, PSN_WORD
+from p2prw.engine.roce.psn import PSN_MASK
+
+Buffer = bytes | bytearray | memoryview
+
+PREFIX_MASK = 0xFFFFFFFF00FFFFFF
+"""All of the first 8 bytes but byte 4 (FECN, BECN), which switches may change on the way."""
+
+_SEAM = Struct("<I8s4s")
+_unpackers: dict[int, Struct] = {}
+
+
+def build_run(
+    prefix: bytes, seeds: list[int], psn: int, data: memoryview, mtu_bytes: int, count: int, *, ack_last: bool
+) -> list[Buffer]:
+    """Return the iovecs of `count` MIDDLE packets that carry `data` (count * mtu_bytes bytes) from PSN `psn` on.
+
+    `seeds[i]` is the CRC up to and with the prefix of segment i; the last packet asks for an ACK with `ack_last`.
+    """
+    pack_psn, pack_seam, crc = PSN_WORD.pack, _SEAM.pack, crc32
+    last = count - 1
+    psn &= PSN_MASK
+    word = pack_psn(psn | ACK_REQUEST if ack_last and not last else psn)
+    buffers: list[Buffer] = [prefix + word]
+    append = buffers.append
+    position = 0
+    for index in range(last):
+        end = position + mtu_bytes
+        payload = data[position:end]
+        position = end
+        icrc = crc(payload, crc(word, seeds[index]))
+        psn = (psn + 1) & PSN_MASK
+        word = pack_psn(psn | ACK_REQUEST if ack_last and index + 1 == last else psn)
+        append(payload)
+        append(pack_seam(icrc, prefix, word))
+    payload = data[position : position + mtu_bytes]
+    append(payload)
+    append(ICRC_FIELD.pack(crc(payload, crc(word, seeds[last]))))
+    return buffers
+
+
+def receive_run(
+    view: memoryview,
+    position: int,
+    count: int,
+    mtu_bytes: int,
+    prefix: int,
+    psn: int,
+    seeds: list[int] | None,
+    index: int,
+    target: memoryview,
+    offset: int,
+) -> tuple[int, bool]:
+    """Copy up to `count` MIDDLE packets at `view[position:]` to `target[offset:]` while they are what is expected.
+
+    Expected: the 8-byte `prefix` (but for byte 4), PSNs from `psn` on, and a right ICRC, whose seed for the first
+    packet is `seeds[index]` (no seeds: unchecked). Returns how many were, and whether one of them asked for an ACK.
+    The packet that is not as expected is left to the careful path.
+    """
+    segment_bytes = mtu_bytes + MIDDLE_OVERHEAD_BYTES
+    unpacker = _unpackers.get(segment_bytes)
+    if unpacker is None:
+        unpacker = _unpackers[segment_bytes] = Struct(f">QI{segment_bytes - 12}x")
+    crc, expected, wanted, done = crc32, psn & PSN_MASK, prefix & PREFIX_MASK, 0
+    asked = 0
+    for head, word in unpacker.iter_unpack(view[position : position + count * segment_bytes]):
+        if word & ~ACK_REQUEST != expected or head & PREFIX_MASK != wanted:
+            break
+        end = position + segment_bytes
+        if seeds is not None and crc(view[position + 8 : end], seeds[index + done]) != ICRC_RESIDUE:
+            break
+        high = offset + mtu_bytes
+        target[offset:high] = view[position + 12 : end - 4]
+        offset = high
+        position = end
+        expected = (expected + 1) & PSN_MASK
+        asked |= word
+        done += 1
+    return done, asked & ACK_REQUEST != 0

@@ -1,0 +1,244 @@
+"""Two RoCE stacks in one process, joined by lists of datagrams, with time stepped by hand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from p2prw.engine.model import Access, Completion, Opcode, QueuePairOptions, Sge
+from p2prw.engine.roce.device import Burst, RoceDevice, RoceQueuePair
+from p2prw.engine.roce.memory_table import MemoryRegistration
+from p2prw.engine.roce.packet import Packet, pull_packet
+
+ALL_RIGHTS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ
+
+
+class PlainBuffer:
+    """Host memory: a MappedBuffer over a bytearray, with a view."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self.data = bytearray(data)
+        self.length_bytes = len(self.data)
+        self.cpu_address = 0x7FFF_0000_0000
+        self.view: memoryview | None = memoryview(self.data)
+
+    def load(self, offset: int, length_bytes: int) -> bytes | memoryview:
+        assert offset >= 0 and offset + length_bytes <= self.length_bytes
+        return bytes(self.data[offset : offset + length_bytes])
+
+    def store(self, offset: int, data: bytes | memoryview) -> None:
+        assert offset >= 0 and offset + len(data) <= self.length_bytes
+        self.data[offset : offset + len(data)] = data
+
+
+class DeviceBuffer(PlainBuffer):
+    """Device memory: no view, so every byte goes through load and store, which may be told to fail."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        super().__init__(data)
+        self.view = None
+        self.is_broken = False
+
+    def load(self, offset: int, length_bytes: int) -> bytes | memoryview:
+        if self.is_broken:
+            raise OSError("device gone")
+        return super().load(offset, length_bytes)
+
+    def store(self, offset: int, data: bytes | memoryview) -> None:
+        if self.is_broken:
+            raise OSError("device gone")
+        super().store(offset, data)
+
+
+class End:
+    """One device with one queue pair and one registered buffer."""
+
+    def __init__(
+        self, device: RoceDevice, options: QueuePairOptions, memory: list[PlainBuffer], access: Access
+    ) -> None:
+        self.device = device
+        self.queue_pair: RoceQueuePair = device.create_queue_pair(options)
+        self.memory = memory
+        self.registration: MemoryRegistration = device.memory.register(memory, access)
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(bytes(buffer.data) for buffer in self.memory)
+
+    def sges(self, offset: int = 0, length_bytes: int | None = None) -> list[Sge]:
+        """Return the SGEs for a byte range of all buffers taken as one."""
+        total = sum(buffer.length_bytes for buffer in self.memory)
+        end = total if length_bytes is None else offset + length_bytes
+        found, start = [], 0
+        for segment in self.registration.vec:
+            low, high = max(offset, start), min(end, start + segment.length_bytes)
+            if low < high:
+                found.append(Sge(segment.address + low - start, high - low, segment.lkey))
+            start += segment.length_bytes
+        return found
+
+
+class Link:
+    """Client `a`, server `b`, the time, and what is on the wire. Nothing moves by itself."""
+
+    def __init__(self, a: End, b: End) -> None:
+        self.a = a
+        self.b = b
+        self.now = 100.0
+
+    def collect(self, end: End, *, max_bursts: int = 10_000) -> list[Burst]:
+        """Take what `end` wants to send off it; not delivering it loses it."""
+        bursts: list[Burst] = []
+        for burst in end.device.bursts_to_send(self.now):
+            bursts.append(burst)
+            if len(bursts) >= max_bursts:
+                break
+        return bursts
+
+    drop = collect
+
+    def other(self, end: End) -> End:
+        return self.b if end is self.a else self.a
+
+    def receive(self, end: End, bursts: list[Burst]) -> None:
+        """Give bursts of the other end to `end`, each as the kernel would with GRO."""
+        source = (self.other(end).device.address, self.other(end).device.udp_port)
+        for burst in bursts:
+            raw = bytearray(b"".join(burst.buffers))
+            assert len(raw) == burst.length_bytes
+            assert burst.destination == (end.device.address, end.device.udp_port)
+            end.device.receive_burst(memoryview(raw), burst.segment_bytes, source, self.now)
+
+    def receive_datagrams(self, end: End, datagrams: list[tuple[int, bytes]]) -> None:
+        """Give single datagrams, as (IPv4 id they were sent with, payload); only id 0 passes a full ICRC check."""
+        source = (self.other(end).device.address, self.other(end).device.udp_port)
+        for _ip_id, payload in datagrams:
+            end.device.receive_burst(memoryview(bytearray(payload)), len(payload), source, self.now)
+
+    def deliver(self, sender: End, *, max_bursts: int = 10_000) -> list[Burst]:
+        """Carry everything `sender` wants to send over to the other end."""
+        bursts = self.collect(sender, max_bursts=max_bursts)
+        self.receive(self.other(sender), bursts)
+        return bursts
+
+    def settle(self, rounds: int = 2000) -> None:
+        """Deliver both ways until nothing moves; time stands still."""
+        for _ in range(rounds):
+            if not self.deliver(self.a) + self.deliver(self.b):
+                return
+        raise AssertionError("did not settle")
+
+    def run_timers(self, rounds: int = 200) -> None:
+        """Settle, and step time from timer to timer until none runs."""
+        for _ in range(rounds):
+            self.settle()
+            timers = [t for t in (self.a.device.next_timer(), self.b.device.next_timer()) if t is not None]
+            if not timers:
+                return
+            self.now = max(self.now, min(timers))
+            self.a.device.handle_timer(self.now)
+            self.b.device.handle_timer(self.now)
+        raise AssertionError("timers never stopped")
+
+    def write(self, wr_id: int, offset: int, length_bytes: int, remote_offset: int = 0, **more: Any) -> None:
+        self._rdma(Opcode.RDMA_WRITE, wr_id, offset, length_bytes, remote_offset, **more)
+
+    def read(self, wr_id: int, offset: int, length_bytes: int, remote_offset: int = 0, **more: Any) -> None:
+        self._rdma(Opcode.RDMA_READ, wr_id, offset, length_bytes, remote_offset, **more)
+
+    def _rdma(
+        self, opcode: Opcode, wr_id: int, offset: int, length_bytes: int, remote_offset: int, **more: Any
+    ) -> None:
+        remote = self.b.registration.remote_segments()[0]
+        more = {"signaled": True, "rkey": remote.rkey, "remote_addr": remote.address + remote_offset, **more}
+        if "imm_data" in more:
+            opcode = Opcode.RDMA_WRITE_WITH_IMM
+        self.a.queue_pair.post_rdma(wr_id, opcode, self.a.sges(offset, length_bytes), **more)
+
+    def poll(self, end: End | None = None) -> list[Completion]:
+        return (end or self.a).queue_pair.poll(1000)
+
+
+def split(burst: Burst) -> list[bytes]:
+    """Return the datagrams of a burst."""
+    raw = b"".join(burst.buffers)
+    size = burst.segment_bytes or len(raw)
+    return [raw[i : i + size] for i in range(0, len(raw), size)]
+
+
+def packets(bursts: list[Burst]) -> list[Packet]:
+    return [pull_packet(datagram) for burst in bursts for datagram in split(burst)]
+
+
+def pattern(length_bytes: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(length_bytes)
+
+
+def make(
+    *,
+    a_memory: list[PlainBuffer] | int = 1 << 20,
+    b_memory: list[PlainBuffer] | int = 1 << 20,
+    mtu: int = 4096,
+    addresses: tuple[str, str] = ("127.0.0.1", "127.0.0.2"),
+    ports: tuple[int, int] = (40001, 4791),
+    gso_segments: int = 64,
+    a_access: Access = ALL_RIGHTS,
+    b_access: Access = ALL_RIGHTS,
+    a_psn: int | None = None,
+    seed: int = 7,
+    icrc_check: Any = "full",
+    fast_paths: bool = True,
+    connect: bool = True,
+    **options: Any,
+) -> Link:
+    rng = random.Random(seed)
+    ends = []
+    for address, port, memory, access in zip(addresses, ports, (a_memory, b_memory), (a_access, b_access), strict=True):
+        device = RoceDevice(
+            address,
+            port,
+            port_mtu_bytes=mtu,
+            random_bits=rng.getrandbits,
+            icrc_check=icrc_check,
+            gso_segments=gso_segments,
+            fast_paths=fast_paths,
+        )
+        if isinstance(memory, int):
+            memory = [PlainBuffer(pattern(memory, port))]
+        ends.append(End(device, QueuePairOptions(**options), memory, access))
+    link = Link(*ends)
+    if a_psn is not None:
+        requester = link.a.queue_pair.requester
+        requester.next_psn = requester.send_psn = requester.max_sent_psn = requester.una_psn = a_psn
+        link.a.queue_pair.local = replace(link.a.queue_pair.local, psn=a_psn)
+    if connect:
+        link.a.queue_pair.connect(link.b.queue_pair.local)
+        link.b.queue_pair.connect(link.a.queue_pair.local)
+    return link
+
+
+class Lab:
+    """What tests need of this file, without importing it."""
+
+    PlainBuffer = PlainBuffer
+    DeviceBuffer = DeviceBuffer
+    ALL_RIGHTS = ALL_RIGHTS
+    connected_devices = staticmethod(make)
+    split = staticmethod(split)
+    packets = staticmethod(packets)
+    pattern = staticmethod(pattern)
+
+
+@pytest.fixture
+def lab() -> type[Lab]:
+    return Lab
+
+
+@pytest.fixture
+def connected_devices() -> Iterator[Callable[..., Link]]:
+    """Return a factory of two connected ends; see `make` for what can be chosen."""
+    yield make
