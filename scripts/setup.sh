@@ -43,19 +43,23 @@ choose_places() {
   mkdir -p "$cache" || stop $EX_SETUP "set-up: cannot make $cache; set XDG_CACHE_HOME to a place that can be written"
 }
 
-# Run quietly; on failure try once more, then tell the network's fault from the machine's.
+readonly network_words='could not find a version|no matching distribution|connection|temporary failure|timed out|proxyerror|sslerror|network is unreachable|could not (fetch|resolve|connect)|failed to fetch|unable to (fetch|locate)|http error|max retries|name or service'
+
+# Run quietly; what the network spoilt is tried once more and told from what the machine spoilt.
 fetch() { # WHAT COMMAND...
   local what=$1 log=$cache/fetch.log
   shift
   "$@" >"$log" 2>&1 && return
-  say "set-up: $what failed, trying once more"
-  sleep 2
-  "$@" >"$log" 2>&1 && return
+  if grep -qiE "$network_words" "$log"; then
+    say "set-up: could not fetch $what, trying once more"
+    sleep 2
+    "$@" >"$log" 2>&1 && return
+  fi
   tail -n 15 "$log" >&2
-  if grep -qiE 'could not find a version|no matching distribution|connection|temporary failure|timed out|proxyerror|sslerror|network is unreachable|could not (fetch|resolve|connect)|failed to fetch|unable to (fetch|locate)|http error|max retries|name or service' "$log"; then
+  if grep -qiE "$network_words" "$log"; then
     stop $EX_FETCH "set-up: could not fetch $what (no test was run); check the network or the package index"
   fi
-  stop $EX_SETUP "set-up: $what failed (no test was run); the whole output is in $log"
+  stop $EX_SETUP "set-up: installing $what failed (no test was run); the whole output is in $log"
 }
 
 apt_lists_are_new=false

@@ -1,7 +1,7 @@
 """The messages of the control channel: frozen dataclasses <-> one JSON object each. Pure; never pickle.
 
 Every field a stranger can send is checked for type and range before a message object exists; anything else is a
-`RemoteProtocolError`. Frames are at most `MAX_FRAME_BYTES`; long lists are paged by the sender.
+`RemoteProtocolError` (`checks.py`). Frames are at most `MAX_FRAME_BYTES`; long lists are paged by the sender.
 
 Who says what when is in `handshake.py`; bytes and deadlines are in `channel.py`.
 """
@@ -9,11 +9,20 @@ Who says what when is in `handshake.py`; bytes and deadlines are in `channel.py`
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, TypeAlias, get_args
 
+from p2prw.engine.control.checks import (
+    boolean,
+    build,
+    integer,
+    list_of,
+    optional,
+    optional_field,
+    record,
+    required_field,
+    text,
+)
 from p2prw.errors import LocalProtocolError, P2prwError, PeerRefusedError, RemoteProtocolError
 
 PROTOCOL_VERSION = 1
@@ -26,107 +35,6 @@ REGIONS_PER_PAGE = 64
 
 _U24, _U32, _U63 = (1 << 24) - 1, (1 << 32) - 1, (1 << 63) - 1
 _U64 = (1 << 64) - 1
-
-Check: TypeAlias = Callable[[Any, str], Any]
-
-
-def _bad(name: str, value: Any, expected: str) -> RemoteProtocolError:
-    # A list is not shown: str() of one nested as deep as the JSON parser allows would raise RecursionError.
-    shown = f"{type(value).__name__}" if isinstance(value, (list, dict)) else repr(str(value)[:80])
-    return RemoteProtocolError(f"control message field {name!r}: expected {expected}, got {shown}", code="bad_message")
-
-
-def integer(low: int, high: int) -> Check:
-    """Accept an int in [low, high]; bool is not an int here."""
-
-    def check(value: Any, name: str) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise _bad(name, value, f"an integer from {low} to {high}")
-        return value
-
-    return check
-
-
-def printable(value: str) -> str:
-    """Return `value` with what a terminal would act on (escapes, lone surrogates) replaced; new lines stay."""
-    if value.isprintable():
-        return value
-    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in value)
-
-
-def text(pattern: str | None = None, max_chars: int = 1024) -> Check:
-    """Accept a string of at most `max_chars` that matches `pattern` whole; free text is made printable."""
-    compiled = re.compile(pattern) if pattern else None
-
-    def check(value: Any, name: str) -> str:
-        if type(value) is not str or len(value) > max_chars or (compiled and not compiled.fullmatch(value)):
-            raise _bad(
-                name,
-                value,
-                f"a string{f' like {pattern}' if pattern else ''} of at most {max_chars} characters",
-            )
-        return value if compiled else printable(value)
-
-    return check
-
-
-def boolean(value: Any, name: str) -> bool:
-    """Accept true or false."""
-    if type(value) is not bool:
-        raise _bad(name, value, "true or false")
-    return value
-
-
-def optional(inner: Check) -> Check:
-    """Accept null or what `inner` accepts."""
-
-    def check(value: Any, name: str) -> Any:
-        return None if value is None else inner(value, name)
-
-    return check
-
-
-def list_of(inner: Check, max_items: int) -> Check:
-    """Accept a list of at most `max_items`; gives a tuple."""
-
-    def check(value: Any, name: str) -> tuple[Any, ...]:
-        if type(value) is not list or len(value) > max_items:
-            raise _bad(name, value, f"a list of at most {max_items} items")
-        return tuple(inner(item, name) for item in value)
-
-    return check
-
-
-def record(cls: type[Any]) -> Check:
-    """Accept an object with exactly the fields of the dataclass `cls` (missing ones take their default)."""
-
-    def check(value: Any, name: str) -> Any:
-        if type(value) is not dict:
-            raise _bad(name, value, "an object")
-        return _build(cls, value, name)
-
-    return check
-
-
-def _build(cls: type[Any], document: dict[str, Any], name: str) -> Any:
-    known = {item.name: item for item in fields(cls)}
-    # Unknown fields are ignored: a newer peer of the same protocol version may say more.
-    values: dict[str, Any] = {}
-    for key, item in known.items():
-        if key in document:
-            values[key] = item.metadata["check"](document[key], f"{name}.{key}")
-        elif "required" in item.metadata:
-            raise RemoteProtocolError(f"control message {name!r} lacks {key!r}", code="bad_message")
-    return cls(**values)
-
-
-def _field(check: Check) -> Any:
-    return field(metadata={"check": check, "required": True})
-
-
-def _optional_field(check: Check, default: Any) -> Any:
-    return field(default=default, metadata={"check": check})
-
 
 HEX_GID = text(r"[0-9a-f]{32}", 32)
 HEX_NONCE = text(r"[0-9a-f]{64}", 64)
@@ -143,80 +51,80 @@ LENGTH = integer(0, _U63)
 class Gid:
     """A row of the sender's GID table."""
 
-    index: int = _field(integer(0, 65535))
-    gid: str = _field(HEX_GID)
-    type: str = _field(text(r"rocev2|rocev1|ib", 8))
-    netdev: str | None = _optional_field(optional(text(max_chars=64)), None)
-    up: bool = _optional_field(boolean, True)
+    index: int = required_field(integer(0, 65535))
+    gid: str = required_field(HEX_GID)
+    type: str = required_field(text(r"rocev2|rocev1|ib", 8))
+    netdev: str | None = optional_field(optional(text(max_chars=64)), None)
+    up: bool = optional_field(boolean, True)
 
 
 @dataclass(frozen=True, slots=True)
 class QueuePairInfo:
     """The sender's end of the queue pair (`model.QueuePairAttributes` on the wire)."""
 
-    qpn: int = _field(integer(0, _U24))
-    psn: int = _field(integer(0, _U24))
-    gid: str = _field(HEX_GID)
-    mtu_bytes: int = _field(integer(256, 4096))
-    max_rd_atomic: int = _field(integer(0, 255))
-    max_dest_rd_atomic: int = _field(integer(0, 255))
-    udp_port: int = _optional_field(integer(1, 65535), 4791)
-    lid: int = _optional_field(integer(0, 65535), 0)
+    qpn: int = required_field(integer(0, _U24))
+    psn: int = required_field(integer(0, _U24))
+    gid: str = required_field(HEX_GID)
+    mtu_bytes: int = required_field(integer(256, 4096))
+    max_rd_atomic: int = required_field(integer(0, 255))
+    max_dest_rd_atomic: int = required_field(integer(0, 255))
+    udp_port: int = optional_field(integer(1, 65535), 4791)
+    lid: int = optional_field(integer(0, 65535), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One contiguous piece of a granted region."""
 
-    address: int = _field(integer(0, _U64))
-    length: int = _field(integer(0, _U63))
-    rkey: int = _field(integer(0, _U32))
+    address: int = required_field(integer(0, _U64))
+    length: int = required_field(integer(0, _U63))
+    rkey: int = required_field(integer(0, _U32))
 
 
 @dataclass(frozen=True, slots=True)
 class Staging:
     """The server's staging slots of one lease, for regions that are not mapped (files, bounced memory)."""
 
-    chunk_bytes: int = _field(integer(1, 1 << 30))
-    slots: tuple[Segment, ...] = _field(list_of(record(Segment), 256))
+    chunk_bytes: int = required_field(integer(1, 1 << 30))
+    slots: tuple[Segment, ...] = required_field(list_of(record(Segment), 256))
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One rung of the ladder at the server."""
 
-    route: str = _field(text(max_chars=16))
-    ok: bool = _field(boolean)
-    errno: str | None = _optional_field(optional(text(max_chars=64)), None)
-    wc_status: str | None = _optional_field(optional(text(max_chars=64)), None)
-    why: str | None = _optional_field(optional(PROSE), None)
+    route: str = required_field(text(max_chars=16))
+    ok: bool = required_field(boolean)
+    errno: str | None = optional_field(optional(text(max_chars=64)), None)
+    wc_status: str | None = optional_field(optional(text(max_chars=64)), None)
+    why: str | None = optional_field(optional(PROSE), None)
 
 
 @dataclass(frozen=True, slots=True)
 class RouteInfo:
     """How the server reaches the region (`model.RouteReport` on the wire)."""
 
-    chosen: str = _field(text(max_chars=16))
-    mover: str = _field(text(r"nic|cpu", 3))
-    peer_to_peer: bool = _field(boolean)
-    memory: str = _field(text(max_chars=32))
-    device: str = _field(text(max_chars=64))
-    driver: str = _field(text(max_chars=64))
-    staged: bool = _optional_field(boolean, False)
-    attempts: tuple[Attempt, ...] = _optional_field(list_of(record(Attempt), 16), ())
+    chosen: str = required_field(text(max_chars=16))
+    mover: str = required_field(text(r"nic|cpu", 3))
+    peer_to_peer: bool = required_field(boolean)
+    memory: str = required_field(text(max_chars=32))
+    device: str = required_field(text(max_chars=64))
+    driver: str = required_field(text(max_chars=64))
+    staged: bool = optional_field(boolean, False)
+    attempts: tuple[Attempt, ...] = optional_field(list_of(record(Attempt), 16), ())
 
 
 @dataclass(frozen=True, slots=True)
 class RegionInfo:
     """One offered region, as `regions` lists it."""
 
-    name: str = _field(REGION_NAME)
-    kind: str = _field(text(max_chars=32))
-    length: int | None = _field(optional(LENGTH))
+    name: str = required_field(REGION_NAME)
+    kind: str = required_field(text(max_chars=32))
+    length: int | None = required_field(optional(LENGTH))
     """None: an elastic sink that takes whatever size is written."""
-    access: str = _field(text(r"r|w|rw", 2))
-    staged: bool = _optional_field(boolean, False)
-    busy: bool = _optional_field(boolean, False)
+    access: str = required_field(text(r"r|w|rw", 2))
+    staged: bool = optional_field(boolean, False)
+    busy: bool = optional_field(boolean, False)
 
 
 # --- messages -----------------------------------------------------------------------------------------------
@@ -227,14 +135,14 @@ class Hello:
     """First frame of both sides; the client speaks first."""
 
     TYPE: ClassVar[str] = "hello"
-    version: int = _field(integer(0, 65535))
-    nonce: str = _field(HEX_NONCE)
-    auth: str = _field(text(r"none|token", 5))
+    version: int = required_field(integer(0, 65535))
+    nonce: str = required_field(HEX_NONCE)
+    auth: str = required_field(text(r"none|token", 5))
     """Server: whether a token is needed. Client: whether it has one."""
-    capabilities: tuple[str, ...] = _optional_field(list_of(text(max_chars=32), 64), ())
-    gid_table: tuple[Gid, ...] = _optional_field(list_of(record(Gid), 256), ())
-    udp_port: int | None = _optional_field(optional(integer(1, 65535)), None)
-    agent: str = _optional_field(text(max_chars=128), "")
+    capabilities: tuple[str, ...] = optional_field(list_of(text(max_chars=32), 64), ())
+    gid_table: tuple[Gid, ...] = optional_field(list_of(record(Gid), 256), ())
+    udp_port: int | None = optional_field(optional(integer(1, 65535)), None)
+    agent: str = optional_field(text(max_chars=128), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +150,7 @@ class Auth:
     """Proof of the token: HMAC-SHA-256 over role and both nonces. The client proves first, then the server."""
 
     TYPE: ClassVar[str] = "auth"
-    mac: str = _field(HEX_MAC)
+    mac: str = required_field(HEX_MAC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +158,7 @@ class ListRegions:
     """Ask for one page of the offered regions."""
 
     TYPE: ClassVar[str] = "list"
-    page: int = _optional_field(integer(0, 65535), 0)
+    page: int = optional_field(integer(0, 65535), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +166,8 @@ class Regions:
     """One page of the offered regions."""
 
     TYPE: ClassVar[str] = "regions"
-    regions: tuple[RegionInfo, ...] = _field(list_of(record(RegionInfo), REGIONS_PER_PAGE))
-    more: bool = _field(boolean)
+    regions: tuple[RegionInfo, ...] = required_field(list_of(record(RegionInfo), REGIONS_PER_PAGE))
+    more: bool = required_field(boolean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,15 +175,15 @@ class Open:
     """Ask for a byte range of a region. `length` None: to the end of the region."""
 
     TYPE: ClassVar[str] = "open"
-    region: str = _field(REGION_NAME)
-    offset: int = _field(LENGTH)
-    length: int | None = _field(optional(LENGTH))
-    op: str = _field(text(r"write|read", 5))
-    queue_pair: QueuePairInfo = _field(record(QueuePairInfo))
-    limit: int | None = _optional_field(optional(LENGTH), None)
+    region: str = required_field(REGION_NAME)
+    offset: int = required_field(LENGTH)
+    length: int | None = required_field(optional(LENGTH))
+    op: str = required_field(text(r"write|read", 5))
+    queue_pair: QueuePairInfo = required_field(record(QueuePairInfo))
+    limit: int | None = optional_field(optional(LENGTH), None)
     """With length None: the client's own memory is this long, so grant at most this."""
-    shared: bool = _optional_field(boolean, False)
-    window_bytes: int | None = _optional_field(optional(integer(1, _U63)), None)
+    shared: bool = optional_field(boolean, False)
+    window_bytes: int | None = optional_field(optional(integer(1, _U63)), None)
     """What the server may have on the wire towards the client (READ responses)."""
 
 
@@ -284,15 +192,15 @@ class Grant:
     """The range is leased. Segments are directly reachable; or `staging` is set and `segments` is empty."""
 
     TYPE: ClassVar[str] = "grant"
-    lease: str = _field(LEASE)
-    length: int = _field(LENGTH)
-    segments: tuple[Segment, ...] = _field(list_of(record(Segment), 256))
-    window_bytes: int = _field(integer(1, _U63))
-    route: RouteInfo = _field(record(RouteInfo))
-    queue_pair: QueuePairInfo = _field(record(QueuePairInfo))
-    staging: Staging | None = _optional_field(optional(record(Staging)), None)
-    region_length: int | None = _optional_field(optional(LENGTH), None)
-    flushable: bool = _optional_field(boolean, True)
+    lease: str = required_field(LEASE)
+    length: int = required_field(LENGTH)
+    segments: tuple[Segment, ...] = required_field(list_of(record(Segment), 256))
+    window_bytes: int = required_field(integer(1, _U63))
+    route: RouteInfo = required_field(record(RouteInfo))
+    queue_pair: QueuePairInfo = required_field(record(QueuePairInfo))
+    staging: Staging | None = optional_field(optional(record(Staging)), None)
+    region_length: int | None = optional_field(optional(LENGTH), None)
+    flushable: bool = optional_field(boolean, True)
     """The keys allow READ too, so a WRITE can be flushed and read back; false for write-only memory."""
 
 
@@ -301,10 +209,10 @@ class Refuse:
     """No, with a reason the client shows to its user. `fix` is what to try."""
 
     TYPE: ClassVar[str] = "refuse"
-    code: str = _field(text(r"[a-z0-9_]{1,64}", 64))
-    what: str = _field(PROSE)
-    why: str | None = _optional_field(optional(PROSE), None)
-    fix: str | None = _optional_field(optional(PROSE), None)
+    code: str = required_field(text(r"[a-z0-9_]{1,64}", 64))
+    what: str = required_field(PROSE)
+    why: str | None = optional_field(optional(PROSE), None)
+    fix: str | None = optional_field(optional(PROSE), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,10 +220,10 @@ class Fill:
     """READ of a staged region: put region bytes [offset, offset + length) of the lease into `slot`."""
 
     TYPE: ClassVar[str] = "fill"
-    lease: str = _field(LEASE)
-    slot: int = _field(integer(0, 255))
-    offset: int = _field(LENGTH)
-    length: int = _field(LENGTH)
+    lease: str = required_field(LEASE)
+    slot: int = required_field(integer(0, 255))
+    offset: int = required_field(LENGTH)
+    length: int = required_field(LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,9 +231,9 @@ class Filled:
     """The slot holds the bytes asked for."""
 
     TYPE: ClassVar[str] = "filled"
-    lease: str = _field(LEASE)
-    slot: int = _field(integer(0, 255))
-    offset: int = _field(LENGTH)
+    lease: str = required_field(LEASE)
+    slot: int = required_field(integer(0, 255))
+    offset: int = required_field(LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,10 +241,10 @@ class Commit:
     """WRITE of a staged region: `slot` holds bytes [offset, offset + length) of the lease; take them."""
 
     TYPE: ClassVar[str] = "commit"
-    lease: str = _field(LEASE)
-    slot: int = _field(integer(0, 255))
-    offset: int = _field(LENGTH)
-    length: int = _field(LENGTH)
+    lease: str = required_field(LEASE)
+    slot: int = required_field(integer(0, 255))
+    offset: int = required_field(LENGTH)
+    length: int = required_field(LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,9 +252,9 @@ class Committed:
     """The slot's bytes were taken; the slot is free again (one credit)."""
 
     TYPE: ClassVar[str] = "committed"
-    lease: str = _field(LEASE)
-    slot: int = _field(integer(0, 255))
-    offset: int = _field(LENGTH)
+    lease: str = required_field(LEASE)
+    slot: int = required_field(integer(0, 255))
+    offset: int = required_field(LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +262,7 @@ class Window:
     """Unasked for: the bytes this client may have on the wire from now on."""
 
     TYPE: ClassVar[str] = "window"
-    window_bytes: int = _field(integer(1, _U63))
+    window_bytes: int = required_field(integer(1, _U63))
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,10 +270,10 @@ class Digest:
     """Digest the final memory of [offset, offset + length) of the lease, block by block."""
 
     TYPE: ClassVar[str] = "digest"
-    lease: str = _field(LEASE)
-    offset: int = _field(LENGTH)
-    length: int = _field(LENGTH)
-    block_bytes: int = _field(integer(4096, 1 << 30))
+    lease: str = required_field(LEASE)
+    offset: int = required_field(LENGTH)
+    length: int = required_field(LENGTH)
+    block_bytes: int = required_field(integer(4096, 1 << 30))
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,11 +281,11 @@ class Digests:
     """One page of XXH3-128 digests, in order from `offset`; `method` as in `model.VerifyReport`."""
 
     TYPE: ClassVar[str] = "digests"
-    lease: str = _field(LEASE)
-    offset: int = _field(LENGTH)
-    digests: tuple[str, ...] = _field(list_of(HEX_DIGEST, DIGESTS_PER_PAGE))
-    more: bool = _field(boolean)
-    method: str = _optional_field(text(max_chars=32), "owner-cpu")
+    lease: str = required_field(LEASE)
+    offset: int = required_field(LENGTH)
+    digests: tuple[str, ...] = required_field(list_of(HEX_DIGEST, DIGESTS_PER_PAGE))
+    more: bool = required_field(boolean)
+    method: str = optional_field(text(max_chars=32), "owner-cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,8 +293,8 @@ class Release:
     """The client is done. `keep`: the transfer was whole (and verified where asked), so a sink may appear."""
 
     TYPE: ClassVar[str] = "release"
-    lease: str = _field(LEASE)
-    keep: bool = _field(boolean)
+    lease: str = required_field(LEASE)
+    keep: bool = required_field(boolean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +302,7 @@ class Released:
     """The lease is gone, its keys with it, and a kept sink is under its name."""
 
     TYPE: ClassVar[str] = "released"
-    lease: str = _field(LEASE)
+    lease: str = required_field(LEASE)
 
 
 Message: TypeAlias = (
@@ -456,7 +364,7 @@ def decode(body: bytes | bytearray | memoryview) -> Message:
     if cls is Hello and type(version) is int and version != PROTOCOL_VERSION and 0 <= version <= 65535:
         # Another version's hello may look different; its version is all we need to say so.
         return Hello(version=version, nonce="0" * 64, auth="none")
-    message: Message = _build(cls, document, document["type"])
+    message: Message = build(cls, document, document["type"])
     return message
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2prw.engine.control import checks
 from p2prw.engine.control import messages as m
 from p2prw.errors import HostError, LocalProtocolError, PeerRefusedError, RemoteProtocolError
 
@@ -24,7 +25,7 @@ def hex_digits(count: int) -> st.SearchStrategy[str]:
 
 def shown(max_chars: int) -> st.SearchStrategy[str]:
     """Text as it is after decoding: nothing a terminal would act on."""
-    return st.text(max_size=min(max_chars, 60)).map(m.printable)
+    return st.text(max_size=min(max_chars, 60)).map(checks.printable)
 
 
 lengths = st.integers(0, U63)
