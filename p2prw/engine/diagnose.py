@@ -37,8 +37,8 @@ _MARK_BAD = bytes([0]) + bytes([0xFF]) * 255
 class Diagnosis:
     """What `classify` found. Offsets and counts are bytes."""
 
-    first_bad_offset: int | None
-    """None only for `identical`."""
+    first_bad_offset: int
+    """For `identical`: one past the last byte compared."""
     classification: str
     """One of `CLASSIFICATIONS`."""
     why: str
@@ -85,7 +85,7 @@ def classify(
         raise LocalProtocolError("cannot compare blocks of different lengths", code="bad_block")
     if expected == found:
         return Diagnosis(
-            None,
+            offset_bytes + len(expected),
             "identical",
             "the bytes agree now, though their digests did not: the memory changed in between, or the side that"
             " digested it saw older data (a CPU cache or a write-combining buffer not yet flushed)",

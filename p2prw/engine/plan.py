@@ -120,7 +120,11 @@ def _describe_context(context: RwContext, signalled: int) -> dict[str, Any]:
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """Return the plan as lines of at most `LINE_COLUMNS` columns, without a trailing newline."""
+    """Return the plan as lines of at most `LINE_COLUMNS` columns.
+
+    A session that moves through staging describes one chunk and adds `staging` (`chunk_bytes`, `chunks`) and
+    `transfer_bytes`; one line then says how often the plan repeats.
+    """
     limits, local, totals = plan["limits"], plan["local"], plan["totals"]
     cap = limits["max_wr_bytes"]
     lines = _wrapped(
@@ -133,6 +137,13 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         f" one in {limits['signal_every_wqes']} signalled",
         1,
     )
+    staging = plan.get("staging")
+    if staging:
+        lines += _wrapped(
+            f"staged: this is one chunk of {format_size(staging['chunk_bytes'])}; {_count(staging['chunks'], 'chunk')}"
+            f" make {format_size(plan['transfer_bytes'])}",
+            1,
+        )
     lines += _wrapped(f"local: {_count(local['segments'], 'segment')}", 1)
     for segment in local["listed"]:
         lines += _wrapped(f"{segment['address']}  {format_size(segment['length_bytes'])}  lkey {segment['lkey']}", 2)

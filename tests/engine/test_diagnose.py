@@ -26,8 +26,9 @@ def with_bytes(at: int, data: bytes, block: bytes = BLOCK) -> bytes:
 
 
 def test_equal_bytes_are_identical_and_say_what_that_means():
-    diagnosis = classify(BLOCK, BLOCK)
-    assert (diagnosis.classification, diagnosis.first_bad_offset, diagnosis.bad_bytes) == ("identical", None, 0)
+    diagnosis = classify(BLOCK, BLOCK, offset_bytes=MIB)
+    assert (diagnosis.classification, diagnosis.bad_bytes, diagnosis.last_bad_offset) == ("identical", 0, None)
+    assert diagnosis.first_bad_offset == MIB + len(BLOCK)
     assert "changed in between" in diagnosis.why
 
 
@@ -117,7 +118,6 @@ def test_shifts_are_found_with_their_distance(shift, at, repeated):
         found = block[:at] + block[at - shift :] + POISON[:1] * -shift
     diagnosis = classify(block, found, offset_bytes=1 << 40)
     assert (diagnosis.classification, diagnosis.shift_bytes) == ("shifted", shift)
-    assert diagnosis.first_bad_offset is not None
     assert at <= diagnosis.first_bad_offset - (1 << 40) < at + abs(shift) * repeated + 8
     assert f"{abs(shift)} bytes {'later' if shift > 0 else 'earlier'}" in diagnosis.why
 

@@ -122,6 +122,13 @@ def test_long_lists_are_cut_with_a_count():
     assert "  limits: 16 SGEs a WR, no byte limit, depth 8, one in 8 signalled" in lines
 
 
+def test_a_staged_plan_says_how_often_it_repeats():
+    plan = describe_plan(vec_of(MIB), remotes_of(MIB), Operation.WRITE, LIMITS, depth=8, signal_every=2)
+    plan["staging"] = {"chunk_bytes": MIB, "chunks": 10}
+    plan["transfer_bytes"] = 10 * MIB - 1
+    assert "  staged: this is one chunk of 1 MiB; 10 chunks make 10.00 MiB" in plan_lines(plan)
+
+
 def test_size_zero_is_a_plan_too():
     plan = describe_plan((), remotes_of(4096), Operation.READ, LIMITS, depth=8, signal_every=4, length=0)
     assert plan["totals"]["wrs"] == plan["totals"]["signalled_wqes"] == plan["totals"]["wr_min_bytes"] == 0
