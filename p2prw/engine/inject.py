@@ -111,7 +111,7 @@ def _parse_seed(value: str) -> int:
         raise RequestError(f"--inject: seed={value} is no whole number", fix=_FIX, code="bad_inject") from None
 
 
-def moved_icrc(payload: bytes | memoryview, old_index: int, new_index: int) -> bytes:
+def moved_icrc(payload: bytes | bytearray | memoryview, old_index: int, new_index: int) -> bytes:
     """Return the payload (one whole UDP payload) with its ICRC corrected for another IPv4 identification.
 
     CRC-32 is linear: the difference of two CRCs is the raw CRC of the difference of the data, here the two bytes of

@@ -2,7 +2,8 @@
 
 A UDP socket shows payloads only, so IP and UDP headers are written anew: the same addresses, ports, lengths, DF and
 identification that the ICRC was computed with. Fields the ICRC masks (TTL, TOS, hop limit) are made up; checksums are
-right. An IPv4 identification that a foreign sender chose is shown as the segment's index, which we assumed.
+right. The IPv4 identification of a received packet is solved for from its ICRC; a packet that arrived spoiled shows
+the segment's index there, and a wrong ICRC.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
+from p2prw.engine.roce.icrc import ICRC_RESIDUE, Flow, crc32, solve_ip_id
 from p2prw.errors import HostError
 
 # draft-ietf-opsawg-pcap, section 4: nanosecond time stamps in the writer's byte order.
@@ -65,6 +67,22 @@ def headers(source: Endpoint, destination: Endpoint, payload: bytes | memoryview
     return _IPV4.pack(*fields, checksum, source_ip, destination_ip) + udp
 
 
+@lru_cache(maxsize=256)
+def _flow(source: Endpoint, destination: Endpoint) -> Flow:
+    return Flow((_packed(source[0]), source[1]), (_packed(destination[0]), destination[1]))
+
+
+def true_identification(source: Endpoint, destination: Endpoint, payload: memoryview, assumed: int) -> int:
+    """Return the IPv4 identification that makes the ICRC of a UDP payload right; `assumed` when none does."""
+    flow = _flow(source, destination)
+    if not flow.is_ipv4 or len(payload) < 16:
+        return assumed
+    masked = bytes(payload[:4]) + b"\xff" + bytes(payload[5:8])
+    found = crc32(payload[8:], crc32(masked, flow.compute_seed(assumed, len(payload))))
+    difference = solve_ip_id(found ^ ICRC_RESIDUE, len(payload)) if found != ICRC_RESIDUE else 0
+    return assumed if difference is None else assumed ^ difference
+
+
 class PcapWriter:
     """One capture file; the driver calls `write_burst` for each burst that passes the socket."""
 
@@ -81,13 +99,25 @@ class PcapWriter:
             ) from exc
         self._file.write(_FILE_HEADER.pack(_MAGIC_NANOSECONDS, 2, 4, 0, 0, _SNAPLEN_BYTES, _LINKTYPE_RAW))
 
-    def write_burst(self, view: memoryview, segment_bytes: int, source: Endpoint, destination: Endpoint) -> None:
-        """Append the datagrams of a burst, `segment_bytes` of payload each (0: one datagram); OSError: disk full."""
+    def write_burst(
+        self,
+        view: memoryview,
+        segment_bytes: int,
+        source: Endpoint,
+        destination: Endpoint,
+        *,
+        received: bool = False,
+    ) -> None:
+        """Append the datagrams of a burst, `segment_bytes` of payload each (0: one datagram); OSError: disk full.
+
+        Segment i we send carries identification i; for `received` ones it is found out.
+        """
         step = segment_bytes or len(view) or 1
         seconds, nanoseconds = divmod(self._wall_clock_ns(), 1_000_000_000)
         for index, start in enumerate(range(0, max(len(view), 1), step)):
             payload = view[start : start + step]
-            header = headers(source, destination, payload, index)
+            identification = true_identification(source, destination, payload, index) if received else index
+            header = headers(source, destination, payload, identification)
             length_bytes = len(header) + len(payload)
             self._file.write(_RECORD_HEADER.pack(seconds, nanoseconds, length_bytes, length_bytes))
             self._file.write(header)

@@ -174,16 +174,24 @@ class SoftQueuePair:
         """Go to RTR and RTS. HostError where the address family differs or the way there is too narrow."""
         self._device.check_path(self.local, remote)
         self._core.connect(remote, time.monotonic())
+        self._core.set_read_window(self._device.read_window_bytes())
 
     def post_rdma(
         self, wr_id: int, opcode: Opcode, sges: Sequence[Sge], remote_addr: int, rkey: int, *, signaled: bool
     ) -> None:
         """Post one RDMA_WRITE or RDMA_READ; it leaves with the next `pump`."""
-        self._core.post_rdma(wr_id, opcode, sges, remote_addr, rkey, signaled=signaled, now=time.monotonic())
+        self._core.post_rdma(wr_id, opcode, sges, remote_addr, rkey, signaled=signaled)
 
     def set_window(self, window_bytes: int) -> None:
-        """Bound the bytes on the wire towards the peer."""
+        """Bound the bytes on the wire towards the peer; READ responses are bounded by our own receive buffer."""
         self._core.set_window(window_bytes)
+        self._core.set_read_window(self._device.read_window_bytes())
+
+    def stop_gso(self) -> None:
+        """Make every packet a send of its own from now on."""
+        connection = self._core.requester.connection
+        if connection is not None:
+            connection.max_segments = 1
 
     def poll(self, max_completions: int = 64) -> list[Completion]:
         """Return completions, oldest first."""
@@ -312,6 +320,10 @@ class SoftDevice:
         """
         return self.receive_buffer_bytes // 2
 
+    def read_window_bytes(self) -> int:
+        """Return what READ responses to one queue pair may take of the receive buffer: an even share."""
+        return self.receive_window_bytes() // max(1, len(self._queue_pairs))
+
     def filenos(self) -> tuple[int, ...]:
         """Return the socket's descriptor."""
         return (self._sock.fileno(),) if not self._closed else ()
@@ -371,7 +383,7 @@ class SoftDevice:
 
     def _receive_examined(self, view: memoryview, segment_bytes: int, source: Endpoint, now: float) -> None:
         if self._capture:
-            self._record(view, segment_bytes, source, self._endpoint)
+            self._record(view, segment_bytes, source, self._endpoint, received=True)
         if not self._injector:
             self.core.receive_burst(view, segment_bytes, source, now)
             return
@@ -479,6 +491,8 @@ class SoftDevice:
         if self.gso:
             self.gso = False
             self.core.gso_segments = 1
+            for pair in self._queue_pairs:
+                pair.stop_gso()
             self.warnings.append(f"segmented sends (UDP_SEGMENT) are off, expect a third of the rate: {why}")
 
     def _watch_gso(self) -> None:
@@ -489,11 +503,13 @@ class SoftDevice:
                     self.stop_gso(f"{why}; perhaps the NIC's segmentation does not count the IPv4 identification up")
                     return
 
-    def _record(self, view: memoryview, segment_bytes: int, source: Endpoint, destination: Endpoint) -> None:
+    def _record(
+        self, view: memoryview, segment_bytes: int, source: Endpoint, destination: Endpoint, *, received: bool = False
+    ) -> None:
         if self._capture is None:
             return
         try:
-            self._capture.write_burst(view, segment_bytes, source, destination)
+            self._capture.write_burst(view, segment_bytes, source, destination, received=received)
         except OSError as exc:
             # A full disk must not end a transfer.
             self.warnings.append(f"the capture {self._capture.path} ends early: {exc.strerror}")
