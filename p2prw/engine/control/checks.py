@@ -1,7 +1,8 @@
 """What a field of a control message may hold: type, range, length, characters. Pure.
 
-A check takes a value that `json.loads` made from a stranger's bytes and the field's name; it returns the value to keep or
-raises RemoteProtocolError. Dataclass fields carry their check (`required_field`, `optional_field`), `build` applies them.
+A check takes a value that `json.loads` made from a stranger's bytes, and the field's name; it returns the value to keep
+or raises RemoteProtocolError. Dataclass fields carry their check (`required_field`, `optional_field`); `build` applies
+them.
 """
 
 from __future__ import annotations

@@ -93,4 +93,4 @@ def test_a_nested_value_is_not_shown() -> None:
 
 
 def test_printable_text_is_left_alone() -> None:
-    assert printable("plain – ünïcode 漢字 🐍\nnext") == "plain – ünïcode 漢字 🐍\nnext"
+    assert printable("plain: ünïcode 漢字 🐍\nnext") == "plain: ünïcode 漢字 🐍\nnext"
