@@ -19,7 +19,7 @@ from typing import Protocol
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import Commit, Committed, Fill, Filled, Segment, Staging
 from p2prw.engine.model import DmaSegment, DmaVec, Operation, RemoteSegment
-from p2prw.engine.rw import RwContext, RwLimits, rw_ctx_init
+from p2prw.engine.rw import RwContext, RwLimits, build_contexts
 from p2prw.engine.staging import StagingRing
 from p2prw.errors import RemoteProtocolError
 
@@ -277,8 +277,4 @@ def contexts_for(
 ) -> tuple[RwContext, ...]:
     """Return one rw context for each remote segment of the span."""
     vec, offset = local.vec(span)
-    contexts: list[RwContext] = []
-    for address, length_bytes, rkey in remote.segments(span):
-        contexts.append(rw_ctx_init(vec, address, rkey, direction, limits, offset, length_bytes))
-        offset += length_bytes
-    return tuple(contexts)
+    return build_contexts(vec, remote.segments(span), direction, limits, offset, span.length_bytes)

@@ -40,6 +40,7 @@ from p2prw.engine.model import (
     RouteReport,
     TransferRequest,
     TransferResult,
+    TransferStats,
     VerifyReport,
 )
 from p2prw.engine.peer import PeerLink, attributes_from_wire, attributes_to_wire, list_regions, shake_hands
@@ -480,7 +481,7 @@ class _TransferRun:
 
     def _result(self, error: P2prwError | None) -> TransferResult:
         request = self.request
-        rows = ()
+        rows: tuple[TransferStats, ...] = ()
         if self.queue_pair is not None and self.length_bytes is not None and not self.dry_run:
             rows = (
                 outcome.stats_row(

@@ -121,11 +121,11 @@ class Verifier:
                 classification="incoherent",
                 why=f"{found}, yet the bytes read over RDMA are right: CPU and device see different bytes",
             )
-        diagnosis = classify(sent, arrived)
+        diagnosis = classify(sent, arrived, offset_bytes=offset)
         return _with(
             report,
             status="mismatch",
-            first_bad_offset=offset + diagnosis.first_bad_offset,
+            first_bad_offset=diagnosis.first_bad_offset,
             classification=diagnosis.classification,
             why=f"{found}; {diagnosis.why}",
         )

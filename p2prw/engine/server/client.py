@@ -1,31 +1,25 @@
-"""One client of a server: its place in the protocol, its lease, its queue pair and its keys; all gone when it leaves.
+"""One client of a server: its place in the protocol, and its lease; both are gone when it leaves.
 
-Driven by the server's loop: `hear()` when its socket is readable, `step(now)` each round. Nothing here blocks; what can
+Driven by the server's loop: `hear` when its socket is readable, `step` each round. Nothing here blocks; what can
 (copying, fsync, rename) runs on the server's worker. Whatever a client does wrong ends that client only.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from p2prw.engine import gids, routes
-from p2prw.engine.attach import staging_shape
+from p2prw.engine import gids
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.handshake import ServerHandshake
 from p2prw.engine.control.messages import (
-    DIGESTS_PER_PAGE,
     REGIONS_PER_PAGE,
     Commit,
-    Committed,
     Digest,
-    Digests,
     Fill,
-    Filled,
-    Grant,
     ListRegions,
     Message,
     Open,
@@ -33,51 +27,20 @@ from p2prw.engine.control.messages import (
     Regions,
     Release,
     Released,
-    Segment,
-    Staging,
     Window,
     refuse_from,
 )
-from p2prw.engine.digest import digest_blocks
-from p2prw.engine.memory.base import MemorySource
-from p2prw.engine.model import Access, Operation
-from p2prw.engine.peer import attributes_from_wire, attributes_to_wire
-from p2prw.engine.providers.base import Device, QueuePair
+from p2prw.engine.model import Operation
+from p2prw.engine.peer import attributes_from_wire
+from p2prw.engine.providers.base import Device
+from p2prw.engine.server.active import ActiveLease
 from p2prw.engine.server.leases import Lease
-from p2prw.engine.server.regions import OfferedRegion
-from p2prw.engine.staging import StagingRing
 from p2prw.errors import P2prwError, PeerGone, PeerRefusedError, ProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
     from p2prw.engine.server.server import Server
 
-_DIGEST_BLOCKS_PER_STEP = 4
-_QUEUED_BYTES_BEFORE_DIGESTS_WAIT = 256 * 1024
-
-
-@dataclass(slots=True)
-class ActiveLease:
-    """A granted lease and all that hangs on it."""
-
-    lease: Lease
-    region: OfferedRegion
-    memory: MemorySource
-    base_offset: int
-    """Where the lease's first byte lies in `memory`."""
-    queue_pair: QueuePair
-    device: Device
-    stack: ExitStack = field(default_factory=ExitStack)
-    ring: StagingRing | None = None
-    busy_slots: set[int] = field(default_factory=set)
-    pending_release: bool = False
-
-
-@dataclass(slots=True)
-class _DigestJob:
-    request: Digest
-    blocks: Iterator[str]
-    offset: int
-    page: list[str] = field(default_factory=list)
+_WHOLE_REGION_BYTES = 1 << 62
 
 
 class ServedClient:
@@ -87,15 +50,14 @@ class ServedClient:
         self.server = server
         self.channel = channel
         self.name = str(channel.peer_address)
-        self.joined_s = self.last_heard_s = now
+        self.fileno = channel.fileno()
         self.handshake: ServerHandshake | None = None
         self.device: Device | None = None
         self.active: ActiveLease | None = None
         self.gone = False
-        self.fileno = channel.fileno()
         self.authenticated = False
         self.exit_code = 0
-        self._digest: _DigestJob | None = None
+        self._last_heard_s = now
         self._packets_seen = 0
 
     # --- what the loop calls --------------------------------------------------------------------------------
@@ -108,50 +70,53 @@ class ServedClient:
         """Do a bounded piece of work; True when there was any."""
         if self.gone:
             return False
-        busy = False
         if self.channel.wants_write:
             self._guard(self.channel.flush)
-        if self.active is not None and self.active.ring is not None:
-            busy = self._guard(self._finish_jobs)
-        if self._digest is not None and not self.gone:
-            busy = self._guard(self._digest_step) or busy
-        if self.active is not None:
-            packets = self.active.queue_pair.counters.packets_received
-            if busy or packets != self._packets_seen:
-                self._packets_seen = packets
-                self.last_heard_s = now
+        active = self.active
+        if active is None:
+            return False
+        busy = self._guard(lambda: active.step(self.channel))
+        packets = active.queue_pair.counters.packets_received
+        if busy or packets != self._packets_seen:
+            self._packets_seen = packets
+            self._last_heard_s = now
         return busy
 
     def check_deadline(self, now: float) -> None:
         """Drop a client that is silent for too long."""
         timeouts = self.server.request.timeouts
+        if self.active is not None and self.active.working:
+            self._last_heard_s = now
         limit_s, wait = (
-            (timeouts.idle_s, "idle timeout") if self.authenticated else (timeouts.handshake_s, "handshake timeout")
+            (timeouts.idle_s, "--idle-timeout") if self.authenticated else (timeouts.handshake_s, "handshake")
         )
-        if self.active is not None and (self.active.busy_slots or self.active.pending_release):
-            return
-        if now - self.last_heard_s > limit_s:
-            self.drop(
-                PeerRefusedError(
-                    f"nothing was heard for {limit_s:g} s ({wait})", fix="--idle-timeout at the server", code="idle"
-                )
+        if now - self._last_heard_s > limit_s:
+            error = PeerRefusedError(
+                f"nothing was heard for {limit_s:g} s ({wait})",
+                why="a silent client holds memory that others may want",
+                fix="a larger --idle-timeout at the server",
+                code="idle",
             )
+            self.drop(error)
+
+    def send_window(self) -> None:
+        """Tell the client its share of the receive buffer."""
+        active = self.active
+        if active is not None and not active.waiting_for_worker and not self.gone:
+            self._guard(lambda: self.channel.send(Window(self.server.window_bytes(active.device))))
 
     def drop(self, error: P2prwError | None) -> None:
         """Let go of everything this client holds; tell it why where it still listens."""
         if self.gone:
             return
+        if self.exit_code == 0 and (error is not None or self.active is not None):
+            self.exit_code = error.exit_code if error is not None else 1
         self._leave()
-        if error is not None:
-            if self.exit_code == 0:
-                self.exit_code = error.exit_code
-            if not isinstance(error, PeerGone):
-                try:
-                    self.channel.send(refuse_from(error))
-                except P2prwError:
-                    pass
-        if self.active is not None and self.exit_code == 0:
-            self.exit_code = 1
+        if error is not None and not isinstance(error, PeerGone):
+            try:
+                self.channel.send(refuse_from(error))
+            except P2prwError:
+                pass
         self._end_lease()
         self.channel.close()
         if error is None:
@@ -165,8 +130,6 @@ class ServedClient:
         self.gone = True
         self.server.forget(self)
 
-    # --- guarded work ---------------------------------------------------------------------------------------
-
     def _guard(self, work: Callable[[], object]) -> bool:
         """Run `work`; an error of this client ends this client, never the server."""
         try:
@@ -179,14 +142,20 @@ class ServedClient:
             else:
                 self.drop(error)
         except PeerGone as error:
-            self.drop(error if self.active is not None or not self.authenticated else None)
-        except (P2prwError, OSError) as error:
-            self.drop(error if isinstance(error, P2prwError) else P2prwError(str(error)))
+            self.drop(error if self.active is not None else None)
+        except P2prwError as error:
+            self.drop(error)
+        except Exception as error:
+            # A defect of ours: this client pays for it, the others go on.
+            self.server.event("defect", traceback.format_exc(), client=self.name)
+            self.drop(P2prwError(f"the server failed: {type(error).__name__}: {error}", code="server_defect"))
         return True
+
+    # --- handshake ------------------------------------------------------------------------------------------
 
     def _hear(self, now: float) -> None:
         while not self.gone and (message := self.channel.receive()) is not None:
-            self.last_heard_s = now
+            self._last_heard_s = now
             if self.authenticated:
                 self._handle(message)
             else:
@@ -204,17 +173,15 @@ class ServedClient:
             )
         for answer in self.handshake.receive(message, self.channel.received_body):
             self.channel.send(answer)
-        if self.handshake.failed:
+        if self.handshake.error is not None:
             error = self.handshake.error
-            assert error is not None
-            self.exit_code = 7
+            self.exit_code = error.exit_code
             self._leave()
             self.channel.close()
             self.server.event("refused", f"{self.name}: {error.what}", client=self.name, code=error.code)
         elif self.handshake.done:
             self.authenticated = True
-            peer = self.handshake.peer
-            agent = peer.agent if peer else ""
+            agent = self.handshake.peer.agent if self.handshake.peer else ""
             self.server.event("joined", f"{self.name} joined ({agent})", client=self.name, agent=agent)
 
     # --- messages -------------------------------------------------------------------------------------------
@@ -226,19 +193,25 @@ class ServedClient:
             case Open():
                 self._open(message)
             case Fill():
-                self._fill(message)
+                self._lease(message.lease).fill(message)
             case Commit():
-                self._commit(message)
+                self._lease(message.lease).commit(message)
             case Digest():
-                self._start_digest(message)
+                self._lease(message.lease).start_digest(message)
             case Release():
                 self._release(message)
             case _:
                 raise RemoteProtocolError(f"{message.TYPE} has no place here", code="unexpected_message")
 
+    def _lease(self, lease_id: str) -> ActiveLease:
+        active = self.active
+        if active is None or active.lease.id != lease_id or active.waiting_for_worker:
+            raise RemoteProtocolError("no such lease", code="bad_lease")
+        return active
+
     def _list(self, page: int) -> None:
-        regions = self.server.regions
-        first = page * REGIONS_PER_PAGE
+        regions = list(self.server.regions.values())
+        first, last = page * REGIONS_PER_PAGE, (page + 1) * REGIONS_PER_PAGE
         rows = tuple(
             RegionInfo(
                 region.name,
@@ -248,33 +221,26 @@ class ServedClient:
                 region.staged,
                 self.server.leases.busy(region.name),
             )
-            for region in list(regions.values())[first : first + REGIONS_PER_PAGE]
+            for region in regions[first:last]
         )
-        self.channel.send(Regions(rows, more=first + REGIONS_PER_PAGE < len(regions)))
-
-    def _refuse(self, error: PeerRefusedError) -> None:
-        """Say no to one request; the connection stays."""
-        self.exit_code = 7
-        self.channel.send(refuse_from(error))
-        self.server.event("refused", f"{self.name}: {error.what}", client=self.name, code=error.code)
+        self.channel.send(Regions(rows, more=last < len(regions)))
 
     def _open(self, message: Open) -> None:
         if self.active is not None:
             raise RemoteProtocolError("open while a lease stands", code="unexpected_message")
         try:
             self._grant(message)
-        except PeerRefusedError as error:
-            self._end_lease()
-            self._refuse(error)
         except ProtocolError:
             raise
         except P2prwError as error:
+            # The answer to this request is no; the connection stays.
             self._end_lease()
-            self._refuse(PeerRefusedError(error.what, why=error.why, fix=error.fix, code=error.code))
+            self.exit_code = 7
+            self.channel.send(refuse_from(error))
+            self.server.event("refused", f"{self.name}: {error.what}", client=self.name, code=error.code)
 
     def _grant(self, message: Open) -> None:
-        server = self.server
-        operation = Operation(message.op)
+        server, operation = self.server, Operation(message.op)
         region = server.find_region(message.region)
         length = region.check(operation, message.offset, message.length, message.limit)
         whole = region.exclusive_whole and operation is Operation.WRITE
@@ -282,52 +248,58 @@ class ServedClient:
             id=secrets.token_hex(8),
             region=region.name,
             offset=0 if whole else message.offset,
-            length_bytes=(1 << 62) if whole else length,
+            length_bytes=_WHOLE_REGION_BYTES if whole else length,
             operation=operation,
             shared=message.shared,
             holder=self.name,
         )
-        standing = server.leases.conflict(lease)
-        if standing is not None:
-            raise PeerRefusedError(
-                f"region {region.name!r} is busy",
-                why=f"{standing.holder} holds {standing.length_bytes} bytes from offset {standing.offset} for "
-                f"{standing.operation.value}",
-                fix="try again later, take another range, or --shared on both sides (the result is then unverified)",
-                code="busy",
-            )
+        server.check_conflict(lease)
         device = self._device_for_peer(message)
-        queue_pair = device.create_queue_pair(server.request.queue_pair)
-        active = ActiveLease(lease, region, region.idle_memory, message.offset, queue_pair, device)
-        active.stack.callback(queue_pair.close)
-        self.active = active
+        with ExitStack() as guard:
+            opened = region.open_for(operation, message.offset, length)
+            guard.callback(opened.close)
+            queue_pair = device.create_queue_pair(server.request.queue_pair)
+            guard.callback(queue_pair.close)
+            queue_pair.connect(attributes_from_wire(message.queue_pair))
+            if message.window_bytes is not None:
+                queue_pair.set_window(message.window_bytes)
+            guard.pop_all()
+        active = self.active = ActiveLease(lease, region, opened, length, device, queue_pair)
         server.leases.add(lease)
-        queue_pair.connect(attributes_from_wire(message.queue_pair))
-        if message.window_bytes is not None:
-            queue_pair.set_window(message.window_bytes)
-        opened = region.open_for(operation, message.offset, length, whole_file=message.offset == 0)
-        active.memory, active.base_offset = opened.memory, opened.base_offset
-        active.stack.callback(opened.close)
+        self.exit_code = 1  # until it is released with keep
         if opened.prepare is None:
-            self._send_grant(message, length)
+            self._send_grant(active, message)
             return
-        active.pending_release = True
+        active.waiting_for_worker = True
+        server.worker.submit(opened.prepare, lambda error: self._prepared(active, message, error))
 
-        def prepared(error: BaseException | None) -> None:
-            if self.active is not active:
-                return
-            active.pending_release = False
-            if error is not None:
-                self._guard(lambda: _raise(error))
-            else:
-                self._guard(lambda: self._send_grant(message, length))
+    def _prepared(self, active: ActiveLease, message: Open, error: BaseException | None) -> None:
+        if self.active is not active or self.gone:
+            return
+        active.waiting_for_worker = False
+        self._guard(lambda: _raise(error) if error is not None else self._send_grant(active, message))
 
-        server.worker.submit(opened.prepare, prepared)
+    def _send_grant(self, active: ActiveLease, message: Open) -> None:
+        server, lease = self.server, active.lease
+        grant = active.make_grant(server.request, server.window_bytes(active.device), active.region.length_bytes)
+        for fileno in active.filenos:
+            server.watch(fileno)
+        self.channel.send(grant)
+        server.windows_changed(but=self)
+        server.event(
+            "granted",
+            f"{self.name} {lease.operation.value}s {active.length_bytes} bytes of {lease.region}"
+            f" from offset {message.offset}",
+            client=self.name,
+            region=lease.region,
+            operation=lease.operation.value,
+            offset=message.offset,
+            length_bytes=active.length_bytes,
+        )
 
     def _device_for_peer(self, message: Open) -> Device:
         assert self.handshake is not None and self.handshake.peer is not None and self.device is not None
-        table = {entry.gid for entry in self.handshake.peer.gid_table}
-        if message.queue_pair.gid not in table:
+        if message.queue_pair.gid not in {entry.gid for entry in self.handshake.peer.gid_table}:
             raise RemoteProtocolError("the queue pair's GID is not in the client's table", code="bad_gid")
         address = gids.gid_to_address(message.queue_pair.gid)
         control = gids.gid_to_address(gids.address_to_gid(self.channel.peer_address.host))
@@ -342,198 +314,55 @@ class ServedClient:
             )
         return self.device
 
-    def _send_grant(self, message: Open, length: int) -> None:
-        active = self.active
-        assert active is not None
-        operation, region = active.lease.operation, active.region
-        segments: tuple[Segment, ...] = ()
-        staging: Staging | None = None
-        flushable = True
-        access = Access.REMOTE_READ if operation is Operation.READ else Access.LOCAL_WRITE | Access.REMOTE_WRITE
-        if length and region.staged:
-            staging = self._make_staging(active, access | Access.REMOTE_READ, length)
-        elif length:
-            flushable = "r" in region.access
-            registration = active.device.register(
-                active.memory.buffers(),
-                access | Access.REMOTE_READ if flushable else access,
-                offset=active.base_offset,
-                length_bytes=length,
-            )
-            active.stack.callback(registration.close)
-            segments = tuple(Segment(*segment) for segment in registration.remote_segments())
-        self.channel.send(
-            Grant(
-                lease=active.lease.id,
-                length=length,
-                segments=segments,
-                window_bytes=self.server.window_bytes(active.device),
-                route=routes.to_wire(routes.choose_route(active.device.info, region.kind, staged=region.staged)),
-                queue_pair=attributes_to_wire(active.queue_pair.local),
-                staging=staging,
-                region_length=region.length_bytes,
-                flushable=flushable,
-            )
-        )
-        self.exit_code = 1  # until it releases with keep
-        self.server.windows_changed()
-        self.server.event(
-            "granted",
-            f"{self.name} {operation.value}s {length} bytes of {region.name} from offset {message.offset}",
-            client=self.name,
-            region=region.name,
-            operation=operation.value,
-            offset=message.offset,
-            length_bytes=length,
-        )
-
-    def _make_staging(self, active: ActiveLease, access: Access, length: int) -> Staging:
-        request = self.server.request
-        chunk, slots = staging_shape(request.staging_bytes, request.staging_chunk_bytes, length)
-        ring = StagingRing(active.memory, chunk_bytes=chunk, slots=slots)
-        active.stack.callback(ring.close)
-        active.ring = ring
-        self.server.watch(ring.wake_fileno())
-        active.stack.callback(self.server.unwatch, ring.wake_fileno())
-        registration = active.device.register([ring.buffer], access)
-        active.stack.callback(registration.close)
-        (segment,) = registration.remote_segments()
-        return Staging(
-            chunk, tuple(Segment(segment.address + slot * chunk, chunk, segment.rkey) for slot in range(ring.slots))
-        )
-
-    # --- staged regions -------------------------------------------------------------------------------------
-
-    def _slot_of(self, message: Fill | Commit) -> tuple[ActiveLease, StagingRing]:
-        active = self._lease(message.lease)
-        ring = active.ring
-        if ring is None:
-            raise RemoteProtocolError(f"{message.TYPE} for a region that is not staged", code="unexpected_message")
-        if message.slot >= ring.slots or message.slot in active.busy_slots:
-            raise RemoteProtocolError(f"{message.TYPE} of slot {message.slot}: no such free slot", code="bad_slot")
-        if not 0 < message.length <= ring.chunk_bytes or message.offset + message.length > self._length(active):
-            raise RemoteProtocolError(f"{message.TYPE} outside the lease or the slot", code="bad_range")
-        return active, ring
-
-    def _length(self, active: ActiveLease) -> int:
-        return active.memory.length_bytes - active.base_offset
-
-    def _fill(self, message: Fill) -> None:
-        active, ring = self._slot_of(message)
-        if active.lease.operation is Operation.WRITE and "r" not in active.region.access:
-            raise RemoteProtocolError("fill of a region that may not be read", code="bad_right")
-        active.busy_slots.add(message.slot)
-        ring.start_fill(message.slot, active.base_offset + message.offset, message.length)
-
-    def _commit(self, message: Commit) -> None:
-        active, ring = self._slot_of(message)
-        if active.lease.operation is not Operation.WRITE:
-            raise RemoteProtocolError("commit under a read lease", code="bad_right")
-        active.busy_slots.add(message.slot)
-        ring.start_drain(message.slot, active.base_offset + message.offset, message.length)
-
-    def _finish_jobs(self) -> bool:
-        active = self.active
-        assert active is not None and active.ring is not None
-        jobs = active.ring.poll()
-        for job in jobs:
-            active.busy_slots.discard(job.slot)
-            if job.error is not None:
-                raise job.error
-            answer = Filled if job.kind == "fill" else Committed
-            self.channel.send(answer(active.lease.id, job.slot, job.offset - active.base_offset))
-        return bool(jobs)
-
-    # --- digest and release ---------------------------------------------------------------------------------
-
-    def _lease(self, lease_id: str) -> ActiveLease:
-        active = self.active
-        if active is None or active.lease.id != lease_id or active.pending_release:
-            raise RemoteProtocolError("no such lease", code="bad_lease")
-        return active
-
-    def _start_digest(self, message: Digest) -> None:
-        active = self._lease(message.lease)
-        if self._digest is not None or active.busy_slots:
-            raise RemoteProtocolError("digest while work is under way", code="unexpected_message")
-        if message.length == 0 or message.offset + message.length > self._length(active):
-            raise RemoteProtocolError("digest outside the lease", code="bad_range")
-        blocks = digest_blocks(active.memory, active.base_offset + message.offset, message.length, message.block_bytes)
-        self._digest = _DigestJob(message, iter(blocks), message.offset)
-
-    def _digest_step(self) -> bool:
-        job = self._digest
-        assert job is not None
-        if self.channel.queued_bytes > _QUEUED_BYTES_BEFORE_DIGESTS_WAIT:
-            return False
-        for _ in range(_DIGEST_BLOCKS_PER_STEP):
-            digest = next(job.blocks, None)
-            if digest is None:
-                self._send_digests(job, more=False)
-                self._digest = None
-                return True
-            job.page.append(digest)
-            if len(job.page) == DIGESTS_PER_PAGE:
-                more = job.offset + DIGESTS_PER_PAGE * job.request.block_bytes < job.request.offset + job.request.length
-                self._send_digests(job, more=more)
-                if not more:
-                    self._digest = None
-                    return True
-        return True
-
-    def _send_digests(self, job: _DigestJob, *, more: bool) -> None:
-        self.channel.send(Digests(job.request.lease, job.offset, tuple(job.page), more=more))
-        job.offset += len(job.page) * job.request.block_bytes
-        job.page.clear()
+    # --- release --------------------------------------------------------------------------------------------
 
     def _release(self, message: Release) -> None:
         active = self._lease(message.lease)
-        if active.busy_slots or self._digest is not None:
-            if message.keep:
-                raise RemoteProtocolError("release with keep while work is under way", code="unexpected_message")
-            self._digest = None
+        active.finish_work(keep=message.keep)
         if not message.keep or active.lease.operation is Operation.READ:
-            self._released(message.keep, None)
+            self._released(active, message.keep, None)
             return
-        active.pending_release = True
+        active.waiting_for_worker = True
         # fsync and rename may take seconds for a big file; the other clients must not wait for it.
-        self.server.worker.submit(active.memory.commit, lambda error: self._released(message.keep, error))
+        self.server.worker.submit(active.memory.commit, lambda error: self._released(active, message.keep, error))
 
-    def _released(self, keep: bool, error: BaseException | None) -> None:
-        active = self.active
-        if active is None:
+    def _released(self, active: ActiveLease, keep: bool, error: BaseException | None) -> None:
+        if self.active is not active:
             return
+        active.waiting_for_worker = False
         if error is not None:
-            active.pending_release = False
             self._guard(lambda: _raise(error))
             return
         lease = active.lease
         self._end_lease()
-        if self.gone:
-            return
         self.exit_code = 0 if keep else 1
         self._guard(lambda: self.channel.send(Released(lease.id)))
+        done = "kept" if keep else "thrown away"
         self.server.event(
             "released",
-            f"{self.name} released {lease.region}: {'kept' if keep else 'thrown away'}",
+            f"{self.name} released {lease.region}: {done}",
             client=self.name,
             region=lease.region,
             keep=keep,
         )
 
     def _end_lease(self) -> None:
-        active, self.active, self._digest = self.active, None, None
+        active, self.active = self.active, None
         if active is None:
             return
         self.server.leases.remove(active.lease.id)
-        active.stack.close()
+        for fileno in active.filenos:
+            self.server.unwatch(fileno)
+        if active.waiting_for_worker:
+            # The worker has the sink in its hands: closing it now would free a descriptor that is still written to.
+            self.server.worker.submit(_nothing, lambda _: active.close())
+        else:
+            active.close()
         self.server.windows_changed()
 
-    def send_window(self) -> None:
-        """Tell the client its share of the receive buffer."""
-        if self.active is not None and not self.active.pending_release and not self.gone:
-            window = Window(self.server.window_bytes(self.active.device))
-            self._guard(lambda: self.channel.send(window))
+
+def _nothing() -> None:
+    """A job that only marks its place in the worker's queue."""
 
 
 def _raise(error: BaseException) -> None:

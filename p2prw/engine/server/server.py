@@ -20,7 +20,7 @@ from p2prw.engine.events import ServeEvent
 from p2prw.engine.model import PeerAddress, ServeRequest
 from p2prw.engine.providers.base import Device
 from p2prw.engine.server.client import ServedClient
-from p2prw.engine.server.leases import LeaseTable
+from p2prw.engine.server.leases import Lease, LeaseTable
 from p2prw.engine.server.listener import open_listeners
 from p2prw.engine.server.regions import OfferedRegion, open_region
 from p2prw.engine.server.worker import Worker
@@ -45,6 +45,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._devices: dict[str, Device] = {}
         self._clients: dict[int, ServedClient] = {}
+        self._watched: set[int] = set()
         self._listeners: list[socket.socket] = []
         self._on_event: Callable[[ServeEvent], None] | None = None
         self._finished: ServedClient | None = None
@@ -68,7 +69,6 @@ class Server:
         request = self.request
         _check_exposure(request)
         self._stack.callback(self._selector.close)
-        self._stack.callback(self.worker.close)
         self.watch(self.worker.fileno())
         for offered in request.regions:
             if offered.name in self.regions:
@@ -94,6 +94,7 @@ class Server:
         """Drop clients, close devices and memory. Safe to call twice."""
         for client in list(self._clients.values()):
             client.drop(None)
+        self.worker.close()
         for device in self._devices.values():
             device.close()
         self._devices.clear()
@@ -113,6 +114,19 @@ class Server:
             why=f"offered here: {offered}",
             fix=f"{self.address}/{near[0]}" if near else f"p2prw regions {self.address}",
             code="unknown_region",
+        )
+
+    def check_conflict(self, lease: Lease) -> None:
+        """Raise PeerRefusedError `busy` when somebody holds what `lease` wants."""
+        standing = self.leases.conflict(lease)
+        if standing is None:
+            return
+        raise PeerRefusedError(
+            f"region {lease.region!r} is busy",
+            why=f"{standing.holder} holds it, or the bytes from offset {standing.offset} on, "
+            f"for {standing.operation.value}",
+            fix="try again later, take another range, or --shared on both sides (the result is then unverified)",
+            code="busy",
         )
 
     def device_for(self, local_address: str) -> Device:
@@ -140,18 +154,22 @@ class Server:
         active = sum(1 for client in self._clients.values() if client.active and client.active.device is device)
         return max(1, device.receive_window_bytes() // max(1, active))
 
-    def windows_changed(self) -> None:
-        """Send every client its new share."""
+    def windows_changed(self, but: ServedClient | None = None) -> None:
+        """Send every client its new share, but one that has just been told."""
         for client in list(self._clients.values()):
-            client.send_window()
+            if client is not but:
+                client.send_window()
 
     def watch(self, fileno: int) -> None:
         """Wake the loop when `fileno` turns readable."""
         self._selector.register(fileno, selectors.EVENT_READ, "wake")
+        self._watched.add(fileno)
 
     def unwatch(self, fileno: int) -> None:
-        """Stop watching; before the descriptor is closed."""
-        self._selector.unregister(fileno)
+        """Stop watching, before the descriptor is closed; what was never watched is no error."""
+        if fileno in self._watched:
+            self._watched.remove(fileno)
+            self._selector.unregister(fileno)
 
     def forget(self, client: ServedClient) -> None:
         """Stop listening to a client that leaves; its channel is closed afterwards."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 
 class Worker:
@@ -44,9 +44,12 @@ class Worker:
         return True
 
     def close(self) -> None:
-        """Wait for the running job, drop the rest."""
+        """Wait for the running job, drop the rest; every callback runs, with CancelledError for what was dropped."""
         if self._closed:
             return
         self._executor.shutdown(wait=True, cancel_futures=True)
+        pending, self._pending = self._pending, []
+        for future, done in pending:
+            done(CancelledError() if future.cancelled() else future.exception())
         self._closed = True
         os.close(self._wake)

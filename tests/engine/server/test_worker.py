@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import threading
+from concurrent.futures import CancelledError
 
 from p2prw.engine.server.worker import Worker
 
@@ -39,8 +40,12 @@ def test_close_drops_what_has_not_begun():
     worker = Worker()
     release = threading.Event()
     ran: list[str] = []
-    worker.submit(lambda: release.wait(5), lambda _: None)
-    worker.submit(lambda: ran.append("second"), lambda _: None)
-    threading.Timer(0.05, release.set).start()
+    told: list[BaseException | None] = []
+    worker.submit(lambda: release.wait(5), told.append)
+    worker.submit(lambda: ran.append("second"), told.append)
+    timer = threading.Timer(0.05, release.set)
+    timer.start()
     worker.close()
+    timer.join()
     assert ran == []
+    assert told[0] is None and isinstance(told[1], CancelledError), "whoever waits must hear that it will not come"

@@ -1,0 +1,205 @@
+"""A granted lease and all that hangs on it: queue pair, memory, keys, staging slots, digests under way.
+
+It checks what a client asks of its lease and does it; who may ask, and when the client is dropped, is `client.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from p2prw.engine import routes
+from p2prw.engine.attach import staging_shape
+from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.messages import (
+    DIGESTS_PER_PAGE,
+    Commit,
+    Committed,
+    Digest,
+    Digests,
+    Fill,
+    Filled,
+    Grant,
+    Segment,
+    Staging,
+)
+from p2prw.engine.digest import digest_blocks
+from p2prw.engine.model import Access, Operation, ServeRequest
+from p2prw.engine.peer import attributes_to_wire
+from p2prw.engine.providers.base import Device, QueuePair
+from p2prw.engine.server.leases import Lease
+from p2prw.engine.server.regions import OfferedRegion, OpenedRegion
+from p2prw.engine.staging import StagingRing
+from p2prw.errors import RemoteProtocolError
+
+_DIGEST_BLOCKS_PER_STEP = 4
+_QUEUED_BYTES_BEFORE_DIGESTS_WAIT = 256 * 1024
+
+
+@dataclass(slots=True)
+class _DigestJob:
+    request: Digest
+    blocks: Iterator[str]
+    offset: int
+    page: list[str] = field(default_factory=list)
+
+
+class ActiveLease:
+    """One client's lease while it stands. `close` ends everything at once: keys, queue pair, an unfinished sink."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        region: OfferedRegion,
+        opened: OpenedRegion,
+        length_bytes: int,
+        device: Device,
+        queue_pair: QueuePair,
+    ) -> None:
+        self.lease = lease
+        self.region = region
+        self.memory = opened.memory
+        self.length_bytes = length_bytes
+        self.device = device
+        self.queue_pair = queue_pair
+        self.filenos: list[int] = []
+        self.waiting_for_worker = False
+        self._base_offset = opened.base_offset
+        self._ring: StagingRing | None = None
+        self._busy_slots: set[int] = set()
+        self._digest: _DigestJob | None = None
+        self._stack = ExitStack()
+        self._stack.callback(opened.close)
+        self._stack.callback(queue_pair.close)
+
+    @property
+    def working(self) -> bool:
+        """Something of this lease is under way at our side, so the client's silence is no idleness."""
+        return bool(self._busy_slots) or self.waiting_for_worker or self._digest is not None
+
+    def make_grant(self, request: ServeRequest, window_bytes: int, region_length: int | None) -> Grant:
+        """Register what the client asked for, with the least rights for it, and return the grant.
+
+        A writer gets READ too (to flush, and to read a bad block back) unless the region is write-only.
+        """
+        reading = self.lease.operation is Operation.READ
+        access = Access.REMOTE_READ if reading else Access.LOCAL_WRITE | Access.REMOTE_WRITE
+        flushable = self.region.staged or "r" in self.region.access
+        if flushable:
+            access |= Access.REMOTE_READ
+        segments: tuple[Segment, ...] = ()
+        staging: Staging | None = None
+        if self.length_bytes and self.region.staged:
+            staging = self._make_staging(request, access)
+        elif self.length_bytes:
+            registration = self.device.register(
+                self.memory.buffers(), access, offset=self._base_offset, length_bytes=self.length_bytes
+            )
+            self._stack.callback(registration.close)
+            segments = tuple(Segment(*segment) for segment in registration.remote_segments())
+        return Grant(
+            lease=self.lease.id,
+            length=self.length_bytes,
+            segments=segments,
+            window_bytes=window_bytes,
+            route=routes.to_wire(routes.choose_route(self.device.info, self.region.kind, staged=self.region.staged)),
+            queue_pair=attributes_to_wire(self.queue_pair.local),
+            staging=staging,
+            region_length=region_length,
+            flushable=flushable,
+        )
+
+    def _make_staging(self, request: ServeRequest, access: Access) -> Staging:
+        chunk, slots = staging_shape(request.staging_bytes, request.staging_chunk_bytes, self.length_bytes)
+        ring = StagingRing(self.memory, chunk_bytes=chunk, slots=slots)
+        self._stack.callback(ring.close)
+        self._ring = ring
+        self.filenos.append(ring.wake_fileno())
+        registration = self.device.register([ring.buffer], access)
+        self._stack.callback(registration.close)
+        (segment,) = registration.remote_segments()
+        return Staging(
+            chunk, tuple(Segment(segment.address + slot * chunk, chunk, segment.rkey) for slot in range(slots))
+        )
+
+    # --- staged regions -------------------------------------------------------------------------------------
+
+    def fill(self, message: Fill) -> None:
+        """Begin to read region bytes into a slot. RemoteProtocolError where the client may not ask for that."""
+        ring = self._check_slot(message)
+        if self.lease.operation is Operation.WRITE and "r" not in self.region.access:
+            raise RemoteProtocolError("fill of a region that may not be read", code="bad_right")
+        self._busy_slots.add(message.slot)
+        ring.start_fill(message.slot, self._base_offset + message.offset, message.length)
+
+    def commit(self, message: Commit) -> None:
+        """Begin to write a slot to the region. RemoteProtocolError where the client may not ask for that."""
+        ring = self._check_slot(message)
+        if self.lease.operation is not Operation.WRITE:
+            raise RemoteProtocolError("commit under a read lease", code="bad_right")
+        self._busy_slots.add(message.slot)
+        ring.start_drain(message.slot, self._base_offset + message.offset, message.length)
+
+    def _check_slot(self, message: Fill | Commit) -> StagingRing:
+        ring = self._ring
+        if ring is None:
+            raise RemoteProtocolError(f"{message.TYPE} for a region that is not staged", code="unexpected_message")
+        if message.slot >= ring.slots or message.slot in self._busy_slots:
+            raise RemoteProtocolError(f"{message.TYPE} of slot {message.slot}: no such free slot", code="bad_slot")
+        if not 0 < message.length <= ring.chunk_bytes or message.offset + message.length > self.length_bytes:
+            raise RemoteProtocolError(f"{message.TYPE} outside the lease or the slot", code="bad_range")
+        return ring
+
+    # --- digest ---------------------------------------------------------------------------------------------
+
+    def start_digest(self, message: Digest) -> None:
+        """Begin to digest a range; pages follow from `step`."""
+        if self._digest is not None or self._busy_slots:
+            raise RemoteProtocolError("digest while work is under way", code="unexpected_message")
+        if message.length == 0 or message.offset + message.length > self.length_bytes:
+            raise RemoteProtocolError("digest outside the lease", code="bad_range")
+        start = self._base_offset + message.offset
+        blocks = digest_blocks(self.memory, start, message.length, message.block_bytes)
+        self._digest = _DigestJob(message, iter(blocks), message.offset)
+
+    def step(self, channel: Channel) -> bool:
+        """Answer finished slots and digest a few blocks; True when there was anything to do. HostError of a file."""
+        busy = False
+        if self._ring is not None:
+            for job in self._ring.poll():
+                busy = True
+                self._busy_slots.discard(job.slot)
+                if job.error is not None:
+                    raise job.error
+                answer = Filled if job.kind == "fill" else Committed
+                channel.send(answer(self.lease.id, job.slot, job.offset - self._base_offset))
+        if self._digest is not None and channel.queued_bytes <= _QUEUED_BYTES_BEFORE_DIGESTS_WAIT:
+            self._digest_step(self._digest, channel)
+            busy = True
+        return busy
+
+    def _digest_step(self, job: _DigestJob, channel: Channel) -> None:
+        for _ in range(_DIGEST_BLOCKS_PER_STEP):
+            digest = next(job.blocks, None)
+            if digest is not None:
+                job.page.append(digest)
+            end = job.offset + len(job.page) * job.request.block_bytes
+            finished = digest is None or end >= job.request.offset + job.request.length
+            if finished or len(job.page) == DIGESTS_PER_PAGE:
+                channel.send(Digests(job.request.lease, job.offset, tuple(job.page), more=not finished))
+                job.offset = end
+                job.page.clear()
+            if finished:
+                self._digest = None
+                return
+
+    def finish_work(self, *, keep: bool) -> None:
+        """Forget what is under way; RemoteProtocolError when the client wants to keep unfinished bytes."""
+        if keep and (self._busy_slots or self._digest is not None):
+            raise RemoteProtocolError("release with keep while work is under way", code="unexpected_message")
+        self._digest = None
+
+    def close(self) -> None:
+        """Revoke the keys, destroy the queue pair, throw an unfinished sink away. Safe to call twice."""
+        self._stack.close()
