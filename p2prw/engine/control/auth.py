@@ -9,14 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from pathlib import Path
 from typing import Literal
 
-from p2prw.errors import HostError
-
 Role = Literal["client", "server"]
-
-MAX_TOKEN_BYTES = 4096
 
 
 def transcript_hash(client_hello: bytes, server_hello: bytes) -> bytes:
@@ -37,37 +32,3 @@ def compute_mac(token: bytes, role: Role, client_nonce: str, server_nonce: str, 
 def mac_matches(expected: str, found: str) -> bool:
     """Compare in constant time."""
     return hmac.compare_digest(expected, found)
-
-
-def load_token_file(path: str | Path) -> bytes:
-    """Return the token in `path` without white space around it; HostError when it is unsafe, empty or unreadable."""
-    path = Path(path)
-    try:
-        mode = path.stat().st_mode
-        with path.open("rb") as file:
-            data = file.read(MAX_TOKEN_BYTES + 1)
-    except OSError as error:
-        raise HostError(
-            f"cannot read the token file {path}: {error.strerror}",
-            fix=f"(umask 077; head -c 32 /dev/urandom | base64 > {path})",
-            code="token_file",
-            errno=error.errno,
-        ) from error
-    # As ssh does with private keys: a secret that others can read is none.
-    if mode & 0o077:
-        raise HostError(
-            f"the token file {path} can be read by others (mode {mode & 0o777:04o})",
-            why="whoever reads it may write into this memory",
-            fix=f"chmod 600 {path}",
-            code="token_file_mode",
-        )
-    if len(data) > MAX_TOKEN_BYTES:
-        raise HostError(f"the token file {path} is longer than {MAX_TOKEN_BYTES} bytes", code="token_file")
-    token = data.strip()
-    if not token:
-        raise HostError(
-            f"the token file {path} is empty",
-            fix=f"(umask 077; head -c 32 /dev/urandom | base64 > {path})",
-            code="token_file_empty",
-        )
-    return token

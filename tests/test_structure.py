@@ -1,0 +1,151 @@
+"""The shape of the tree: every module has its test and its docstring, none is too long, nothing names this machine."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted((ROOT / "p2prw").rglob("*.py"))
+
+# Modules without a test file of their own: the reason stands beside each.
+TESTED_ELSEWHERE: dict[str, str] = {
+    "p2prw/engine/events.py": "data without behaviour",
+    "p2prw/engine/memory/base.py": "protocols only; every memory kind's test uses them",
+    "p2prw/engine/model.py": "data without behaviour",
+    "p2prw/engine/providers/base.py": "protocols and a counter; every provider's test uses them",
+    "p2prw/engine/stop.py": "one attribute; the tests of channel, session and server stop by it",
+    "p2prw/reporters/base.py": "protocols only",
+}
+
+MOST_LINES = 400
+# Longer than MOST_LINES, with the reason why it is better in one piece and how long it may become.
+LONG: dict[str, tuple[int, str]] = {
+    "p2prw/engine/model.py": (520, "the glossary: every noun of the tool in one place, no behaviour"),
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def source_files() -> list[Path]:
+    """What git tracks; without git (an unpacked archive) everything but what .gitignore names."""
+    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "ls-files", "-z", "--cached"]
+    try:
+        listed = subprocess.run(command, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        ignored = re.compile(
+            r"(^|/)(\.[^/]*cache|\.venv[^/]*|\.hypothesis|__pycache__|\.git|dist|build|[^/]*\.egg-info)/"
+        )
+        paths = (path for path in ROOT.rglob("*") if path.is_file())
+        return sorted(path for path in paths if not ignored.search(name_of(path)))
+    paths = (ROOT / name for name in listed.decode().split("\0") if name)
+    return sorted(path for path in paths if path.is_file())
+
+
+def is_empty_package(path: Path) -> bool:
+    """A package file that holds its docstring and nothing to test."""
+    body = ast.parse(path.read_text()).body
+    return path.name == "__init__.py" and len(body) <= 1
+
+
+def expected_test_of(path: Path) -> Path:
+    """tests/engine/test_rw.py for p2prw/engine/rw.py; tests/test_schema.py for p2prw/schema/__init__.py."""
+    inside = path.relative_to(ROOT / "p2prw")
+    if inside.stem == "__init__":
+        inside = inside.parent
+    return ROOT / "tests" / inside.parent / f"test_{inside.stem.strip('_') or 'p2prw'}.py"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_has_its_test_file(path: Path) -> None:
+    if is_empty_package(path) or name_of(path) in TESTED_ELSEWHERE:
+        return
+    expected = expected_test_of(path)
+    assert expected.is_file(), f"{name_of(path)} has no {name_of(expected)}"
+
+
+def test_exemptions_are_still_needed() -> None:
+    for name in TESTED_ELSEWHERE:
+        assert (ROOT / name).is_file(), f"{name} is gone: drop it from TESTED_ELSEWHERE"
+        assert not expected_test_of(ROOT / name).is_file(), f"{name} has a test file now: drop it from TESTED_ELSEWHERE"
+    for name in LONG:
+        lines = len((ROOT / name).read_text().splitlines())
+        assert lines > MOST_LINES, f"{name} has {lines} lines: drop it from LONG"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_module_is_too_long(path: Path) -> None:
+    most, _ = LONG.get(name_of(path), (MOST_LINES, ""))
+    lines = len(path.read_text().splitlines())
+    assert lines <= most, f"{name_of(path)} has {lines} lines, {most} are allowed: which part has a name of its own?"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_says_what_it_owns(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring, f"{name_of(path)} has no docstring"
+    assert docstring.rstrip().endswith((".", ":", "`", ")")) or "\n" in docstring, f"{name_of(path)}: one full sentence"
+
+
+# Paths that exist on one machine only. Written in pieces, so that this file does not find itself.
+MACHINE_PATHS = re.compile(
+    "|".join(["/wo" + "rk/", "/ro" + r"ot/[\w.]", "/ho" + r"me/(?!user\b|me\b)\w", "shared/" + "reference"])
+)
+
+
+@pytest.mark.parametrize("path", source_files(), ids=name_of)
+def test_nothing_names_the_machine_it_was_made_on(path: Path) -> None:
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        pytest.skip("a binary file")
+    for number, line in enumerate(text.splitlines(), 1):
+        found = MACHINE_PATHS.search(line)
+        assert not found, f"{name_of(path)}:{number} names a path of one machine: {line.strip()[:100]}"
+
+
+def test_tests_do_not_import_each_other() -> None:
+    """Test modules are imported by path (importmode importlib): what they share is in conftest.py or in p2prw."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                first = name.split(".")[0]
+                assert not first.startswith("test_") and first not in ("tests", "conftest"), f"{path}: {name}"
+
+
+def test_scripts_can_be_run() -> None:
+    for name in ("scripts/test", "scripts/demo", ".ci/run"):
+        path = ROOT / name
+        assert path.stat().st_mode & 0o111, f"chmod +x {name}"
+        subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.slow
+def test_the_wheel_builds_and_holds_what_it_must(tmp_path: Path) -> None:
+    """`pip install .` works without a compiler, and types and the schema come with it."""
+    if importlib.util.find_spec("hatchling") is None:
+        pytest.skip("hatchling is not installed here (pip install -e '.[dev]' brings it)")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*command, str(ROOT)], check=True, timeout=120)
+    (wheel,) = tmp_path.glob("p2prw-*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
+        entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    assert {"p2prw/py.typed", "p2prw/schema/result.schema.json", "p2prw/cli.py"} <= set(names)
+    assert any(name.endswith("/LICENSE") for name in names)
+    assert not [name for name in names if not name.startswith(("p2prw/", "p2prw-"))], "only p2prw goes into the wheel"
+    assert "p2prw = p2prw.cli:main" in entry_points
+    assert "Requires-Python: >=3.11" in metadata
