@@ -1,0 +1,209 @@
+"""A block device as a sink: written in place, so it is refused while anything else lives on it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from p2prw.engine.memory.base import MappedBuffer
+from p2prw.engine.memory.file_errors import file_error
+from p2prw.engine.memory.file_sink import write_all
+from p2prw.engine.model import MemorySpec, Offer
+from p2prw.engine.topology.sysfs import SysfsRoot
+from p2prw.errors import HostError
+from p2prw.units import format_size
+
+
+def block_device_bytes(path: str) -> int:
+    """Return a block device's size; HostError where it cannot be opened."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_END)
+    finally:
+        os.close(descriptor)
+
+
+def device_users(device_number: str, sysfs: SysfsRoot, proc: Path = Path("/proc")) -> tuple[str, ...]:
+    """Return who lives on block device `MAJ:MIN` or on its partitions: mounts, swap, device-mapper and RAID holders."""
+    base = f"dev/block/{device_number}"
+    parts = {device_number: base}
+    for name in sysfs.list(base):
+        number = sysfs.read_text(f"{base}/{name}/dev") if sysfs.exists(f"{base}/{name}/partition") else None
+        if number:
+            parts[number] = f"{base}/{name}"
+    users = [f"held by {holder}" for path in parts.values() for holder in sysfs.list(f"{path}/holders")]
+    for line in _lines(proc / "self" / "mountinfo"):
+        # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw (Documentation/filesystems/proc.rst 3.5)
+        words = line.split()
+        source = words[words.index("-") + 2] if "-" in words and len(words) > words.index("-") + 2 else ""
+        # btrfs mounts carry an anonymous number: the source's own number is looked at too.
+        if len(words) > 4 and (words[2] in parts or _number_of(source) in parts):
+            users.append(f"mounted on {words[4]}")
+    users += [
+        f"swap on {line.split()[0]}" for line in _lines(proc / "swaps")[1:] if _number_of(line.split()[0]) in parts
+    ]
+    return tuple(dict.fromkeys(users))
+
+
+def check_block_sink(
+    path: str,
+    base_offset: int,
+    size_bytes: int | None,
+    *,
+    overwrite: bool,
+    force_mounted: bool,
+    sysfs: SysfsRoot,
+    proc: Path = Path("/proc"),
+) -> None:
+    """Raise HostError where writing to the device in place is refused or bound to fail."""
+    try:
+        number = os.stat(path).st_rdev  # noqa: PTH116
+    except OSError as error:
+        raise file_error("look at", path, error) from error
+    if not overwrite:
+        raise HostError(
+            f"{path} is a block device and would be overwritten in place",
+            why="what is on it now cannot be had back",
+            fix="--overwrite, when you are sure",
+            code="exists",
+        )
+    users = () if force_mounted else device_users(f"{os.major(number)}:{os.minor(number)}", sysfs, proc)
+    if users:
+        raise HostError(
+            f"{path} is in use: {'; '.join(users[:4])}",
+            why="writing to a device under a file system destroys it",
+            fix=f"lsblk {path}; unmount it, or name another device",
+            code="mounted",
+            errno=errno.EBUSY,
+        )
+    total = block_device_bytes(path)
+    end = base_offset + (size_bytes or 0)
+    if end > total:
+        raise HostError(
+            f"{path} has only {total} bytes ({format_size(total)})",
+            why=f"offset= and size= ask for {end} bytes",
+            fix=f"size={max(0, total - base_offset)}",
+            code="no_space",
+            errno=errno.ENOSPC,
+        )
+    os.close(_open(path, force_mounted))
+
+
+class BlockSink:
+    """A `MemorySource` that writes a block device in place; commit is fsync, and abort cannot undo."""
+
+    offers = frozenset({Offer.STAGED})
+    is_device_memory = False
+    numa_node: int | None = None
+    pci_address: str | None = None
+    prepare_bytes = 0
+
+    def __init__(
+        self,
+        spec: MemorySpec,
+        path: str,
+        *,
+        base_offset: int,
+        range_start: int,
+        range_end: int,
+        overwrite: bool,
+        force_mounted: bool,
+        sysfs: SysfsRoot,
+        proc: Path = Path("/proc"),
+    ) -> None:
+        check_block_sink(
+            path, base_offset, range_end, overwrite=overwrite, force_mounted=force_mounted, sysfs=sysfs, proc=proc
+        )
+        self.spec = spec
+        self.length_bytes = range_end
+        self.warnings: tuple[str, ...] = (
+            f"{path} is written in place: after a failure part of the new bytes is on it",
+        )
+        self.closed = False
+        self._path = path
+        self._base = base_offset
+        self._range_start = range_start
+        self._descriptor = _open(path, force_mounted)
+
+    def __repr__(self) -> str:
+        return f"<BlockSink {self._path} {self.length_bytes} bytes fd={self._descriptor}>"
+
+    def prepare_steps(self) -> Iterator[int]:
+        """Nothing to prepare."""
+        return iter(())
+
+    def buffers(self) -> tuple[MappedBuffer, ...]:
+        """Block devices are staged: nothing is mapped."""
+        return ()
+
+    def read_at(self, offset: int, into: memoryview) -> int:
+        """Read back, for the digest."""
+        wanted, done = max(0, min(len(into), self.length_bytes - offset)), 0
+        try:
+            while done < wanted and (
+                count := os.preadv(self._descriptor, [into[done:wanted]], self._base + offset + done)
+            ):
+                done += count
+        except OSError as error:
+            raise file_error("read back", self._path, error) from error
+        return done
+
+    def write_at(self, offset: int, data: memoryview) -> None:
+        """Write `data` at `offset`."""
+        if offset < self._range_start or offset + len(data) > self.length_bytes:
+            raise HostError(
+                f"{len(data)} bytes at {offset} lie outside what may be written of {self._path}",
+                why=f"the range is {self._range_start} to {self.length_bytes}",
+                code="out_of_range",
+            )
+        try:
+            write_all(self._descriptor, data, self._base + offset)
+        except OSError as error:
+            raise file_error("write", self._path, error) from error
+
+    def commit(self) -> None:
+        """Have the device hold what was written."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise file_error("finish", self._path, error) from error
+
+    def abort(self) -> None:
+        """What was written stays written."""
+
+    def close(self) -> None:
+        """Close; a second call does nothing."""
+        if not self.closed:
+            self.closed = True
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _open(path: str, force_mounted: bool) -> int:
+    # O_EXCL without O_CREAT on a block device: the kernel itself refuses (EBUSY) while somebody holds it, and keeps
+    # mounts away as long as we have it (open(2)).
+    flags = os.O_RDWR | os.O_CLOEXEC | (0 if force_mounted else os.O_EXCL)
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        raise file_error("write", path, error) from error
+
+
+def _number_of(path: str) -> str:
+    try:
+        number = os.stat(path).st_rdev if path.startswith("/") else 0  # noqa: PTH116
+    except OSError:
+        return ""
+    return f"{os.major(number)}:{os.minor(number)}" if number else ""
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,419 @@
+"""A regular file as a sink: written under a temporary name beside the target, which it becomes only when it is whole.
+
+Killed at any point, the target is either what it was or what was verified, never something between.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+
+from p2prw.engine.memory.base import MappedBuffer
+from p2prw.engine.memory.file_errors import file_error
+from p2prw.engine.model import MemorySpec, Offer
+from p2prw.errors import HostError
+from p2prw.units import format_size
+
+# One step of preparing: short enough that a loop that runs steps in between is not held up.
+COPY_STEP_BYTES = 4 * 1024**2
+ALLOCATE_STEP_BYTES = 64 * 1024**2
+_NAME_MAX_BYTES = 255
+# What copy_file_range(2) and fallocate(2) say where the file system cannot do it.
+_CANNOT = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EPERM, errno.EBADF, errno.ETXTBSY}
+)
+
+
+def write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data`; pwrite may stop early and say why only when asked again. Releases the GIL."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
+
+
+def check_file_sink(path: str, *, overwrite: bool, needed_bytes: int | None) -> None:
+    """Raise HostError where a sink at `path` is bound to fail: no directory, no right, exists, no space."""
+    target, directory = _resolve(path)
+    if path.endswith("/"):
+        raise file_error("write", path, OSError(errno.EISDIR, ""))
+    status = _status_or_none(target, path)
+    if status is not None:
+        _check_existing(path, status, overwrite)
+    if not os.path.isdir(directory):  # noqa: PTH112
+        raise HostError(
+            f"cannot create {path}: there is no directory {directory}",
+            fix=f"mkdir -p {directory}",
+            code="not_found",
+            errno=errno.ENOENT,
+        )
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        raise file_error("create", path, OSError(errno.EROFS, ""))
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise HostError(
+            f"cannot create a file in {directory}: {os.strerror(errno.EACCES)}",
+            why="a sink is written under a temporary name beside its target, so its directory must be writable",
+            fix=f"ls -ld {directory}",
+            code="not_permitted",
+            errno=errno.EACCES,
+        )
+    if needed_bytes is not None:
+        _check_space(path, directory, needed_bytes)
+
+
+class FileSink:
+    """A `MemorySource` to write to; its offsets are a region's, of which [range_start, range_end) may be written."""
+
+    offers = frozenset({Offer.STAGED})
+    is_device_memory = False
+    numa_node: int | None = None
+    pci_address: str | None = None
+
+    def __init__(
+        self,
+        spec: MemorySpec,
+        path: str,
+        *,
+        base_offset: int = 0,
+        range_start: int = 0,
+        range_end: int,
+        least_bytes: int = 0,
+        keep_rest: bool,
+        overwrite: bool,
+    ) -> None:
+        """Create the temporary file. `keep_rest`: the target's other bytes stay; `least_bytes`: its least size."""
+        self.spec = spec
+        self.length_bytes = range_end
+        self.warnings: tuple[str, ...] = ()
+        self.closed = False
+        self._path = path
+        self._base = base_offset
+        self._range_start = range_start
+        self._overwrite = overwrite
+        self._target, self._directory = _resolve(path)
+        self._committed = False
+        self._ready = False
+        self._descriptor = -1
+        self._existing = -1
+        self._steps: Iterator[int] | None = None
+        check_file_sink(path, overwrite=overwrite, needed_bytes=None)
+        existing = self._open_existing() if keep_rest else _status_or_none(self._target, path)
+        self._copy_bytes = existing.st_size if keep_rest and existing is not None else 0
+        self._final_bytes = max(base_offset + range_end, least_bytes, self._copy_bytes)
+        try:
+            self._temporary = self._create_temporary(existing)
+        except BaseException:
+            self._close_descriptors()
+            raise
+
+    def __repr__(self) -> str:
+        state = "committed" if self._committed else "closed" if self.closed else f"as {self._temporary}"
+        return f"<FileSink {self._path} {self._final_bytes} bytes {state}>"
+
+    @property
+    def prepare_bytes(self) -> int:
+        """What `prepare_steps` counts up to."""
+        return self._final_bytes + self._copy_bytes
+
+    def prepare_steps(self) -> Iterator[int]:
+        """Reserve the space and copy what is kept, a step at a time; yields bytes done. Errors abort the sink."""
+        if self._steps is None:
+            self._steps = self._prepare()
+        return self._steps
+
+    def buffers(self) -> tuple[MappedBuffer, ...]:
+        """Files are staged: nothing is mapped."""
+        return ()
+
+    def read_at(self, offset: int, into: memoryview) -> int:
+        """Read back what has been written (or kept), for the digest; also after `commit`."""
+        wanted = max(0, min(len(into), self.length_bytes - offset))
+        done = 0
+        try:
+            while done < wanted:
+                count = os.preadv(self._descriptor, [into[done:wanted]], self._base + offset + done)
+                if count == 0:
+                    break
+                done += count
+        except OSError as error:
+            raise file_error("read back", self._path, error) from error
+        return done
+
+    def write_at(self, offset: int, data: memoryview) -> None:
+        """Write `data` at `offset`. HostError: `no_space`, `out_of_range` and what else a file can meet."""
+        if offset < self._range_start or offset + len(data) > self.length_bytes:
+            raise HostError(
+                f"{len(data)} bytes at {offset} lie outside what may be written of {self._path}",
+                why=f"the range is {self._range_start} to {self.length_bytes}",
+                code="out_of_range",
+            )
+        self._finish_preparing()
+        try:
+            write_all(self._descriptor, data, self._base + offset)
+        except OSError as error:
+            raise file_error("write", self._path, error) from error
+
+    def commit(self) -> None:
+        """fsync, rename to the target, fsync the directory. HostError `exists`: somebody made the target meanwhile."""
+        if self._committed:
+            return
+        self._finish_preparing()
+        try:
+            os.fsync(self._descriptor)
+            self._rename()
+            self._committed = True
+            _sync_directory(self._directory)
+        except FileExistsError as error:
+            raise _exists(self._path) from error
+        except OSError as error:
+            raise file_error("finish", self._path, error) from error
+
+    def abort(self) -> None:
+        """Remove the temporary file; nothing happens after `commit`."""
+        if self._committed or not self._temporary:
+            return
+        temporary, self._temporary = self._temporary, ""
+        try:
+            os.unlink(temporary)  # noqa: PTH108
+        except OSError:
+            # It is gone already, or the file system is: either way there is nothing left to do about it.
+            pass
+
+    def close(self) -> None:
+        """Close; a sink that was not committed is thrown away. A second call does nothing."""
+        if not self.closed:
+            self.closed = True
+            self.abort()
+            self._close_descriptors()
+
+    # --- preparing ------------------------------------------------------------------------------------------
+
+    def _open_existing(self) -> os.stat_result | None:
+        try:
+            self._existing = os.open(self._target, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise file_error("read", self._path, error) from error
+        return os.fstat(self._existing)
+
+    def _create_temporary(self, existing: os.stat_result | None) -> str:
+        name = os.path.basename(self._target)  # noqa: PTH119
+        for _ in range(100):
+            ending = f".p2prw-{secrets.token_hex(4)}.part"
+            # The mark must fit into a name; what is cut off is only for the reader's eye.
+            room = _NAME_MAX_BYTES - len(ending) - 1
+            shown = os.fsdecode(os.fsencode(name)[:room])
+            temporary = os.path.join(self._directory, f".{shown}{ending}")  # noqa: PTH118
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self._descriptor = os.open(temporary, flags, 0o666 if existing is None else 0o600)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise file_error("create", self._path, error) from error
+            if existing is not None:
+                self._take_over(existing)
+            return temporary
+        raise HostError(f"no free temporary name beside {self._path}", code="io_error")
+
+    def _take_over(self, existing: os.stat_result) -> None:
+        """Owner and mode of the file that is replaced, without set-uid and set-gid: its bytes are a stranger's now."""
+        try:
+            os.fchown(self._descriptor, existing.st_uid, existing.st_gid)
+        except OSError:
+            # Only root gives files away; then the mode still holds for the one who replaces it.
+            pass
+        try:
+            os.fchmod(self._descriptor, existing.st_mode & 0o777)
+        except OSError as error:
+            self.warnings += (f"{self._path}: could not keep its mode ({os.strerror(error.errno or 0)})",)
+
+    def _prepare(self) -> Iterator[int]:
+        try:
+            for done in self._allocate():
+                yield done
+            for done in self._copy():
+                yield self._final_bytes + done
+        except OSError as error:
+            self.close()
+            raise self._allocation_error(error) from error
+        except BaseException:
+            self.close()
+            raise
+        self._ready = True
+
+    def _finish_preparing(self) -> None:
+        if self.closed:
+            raise HostError(f"{self._path} is closed", code="memory_closed")
+        if not self._ready:
+            for _ in self.prepare_steps():
+                pass
+
+    def _allocate(self) -> Iterator[int]:
+        _check_space(self._path, self._directory, self._final_bytes)
+        position = 0
+        while position < self._final_bytes:
+            length = min(ALLOCATE_STEP_BYTES, self._final_bytes - position)
+            if not fallocate(self._descriptor, position, length):
+                # No fallocate here (NFS before 4.2, FAT, some FUSE): the size alone is set; ENOSPC may come later.
+                os.ftruncate(self._descriptor, self._final_bytes)
+                yield self._final_bytes
+                return
+            position += length
+            yield position
+
+    def _copy(self) -> Iterator[int]:
+        position, by_kernel = 0, True
+        while position < self._copy_bytes:
+            length = min(COPY_STEP_BYTES, self._copy_bytes - position)
+            count = 0
+            if by_kernel:
+                try:
+                    count = os.copy_file_range(self._existing, self._descriptor, length, position, position)
+                except OSError as error:
+                    if error.errno not in _CANNOT:
+                        raise
+                # A count of 0 is the end, or a file system (procfs, some FUSE) that does not mean it: pread decides.
+                by_kernel = count > 0
+            if count == 0:
+                piece = os.pread(self._existing, length, position)
+                if not piece:
+                    # The old file shrank; what it no longer has stays zero, as a sparse write would have it.
+                    return
+                write_all(self._descriptor, memoryview(piece), position)
+                count = len(piece)
+            position += count
+            yield position
+
+    def _allocation_error(self, error: OSError) -> HostError:
+        failure = file_error("reserve space for", self._path, error)
+        if failure.code == "no_space":
+            failure.why = f"{format_size(self._final_bytes)} are needed; {failure.why}"
+        return failure
+
+    # --- finishing ------------------------------------------------------------------------------------------
+
+    def _rename(self) -> None:
+        if self._overwrite:
+            os.replace(self._temporary, self._target)  # noqa: PTH105
+            return
+        try:
+            # link() fails where the target has come into being since we looked; rename() would destroy it.
+            os.link(self._temporary, self._target)
+        except FileExistsError:
+            raise
+        except OSError:
+            # No hard links here (FAT, some FUSE): look again, and accept the moment between.
+            if os.path.lexists(self._target):
+                raise FileExistsError(errno.EEXIST, "") from None
+            os.rename(self._temporary, self._target)  # noqa: PTH104
+            return
+        try:
+            os.unlink(self._temporary)  # noqa: PTH108
+        except OSError:
+            # The target is whole; a second name for it is no reason to fail.
+            pass
+
+    def _close_descriptors(self) -> None:
+        for name in ("_descriptor", "_existing"):
+            descriptor = getattr(self, name)
+            setattr(self, name, -1)
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def fallocate(descriptor: int, offset: int, length_bytes: int) -> bool:
+    """Reserve blocks; False where the file system cannot. OSError for ENOSPC, EDQUOT, EFBIG.
+
+    Not os.posix_fallocate: where the file system cannot, glibc writes to every block instead, which takes as long as
+    the transfer itself.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    # On 32-bit glibc plain fallocate takes a 32-bit offset.
+    function = getattr(libc, "fallocate64", None) or libc.fallocate
+    while function(descriptor, 0, ctypes.c_int64(offset), ctypes.c_int64(length_bytes)) != 0:
+        number = ctypes.get_errno()
+        if number == errno.EINTR:
+            continue
+        if number in _CANNOT:
+            return False
+        raise OSError(number, os.strerror(number))
+    return True
+
+
+def _resolve(path: str) -> tuple[str, str]:
+    """Return (target, its directory); a symbolic link stays and what it names is replaced."""
+    target = os.path.realpath(path)
+    return target, os.path.dirname(target)  # noqa: PTH120
+
+
+def _status_or_none(target: str, path: str) -> os.stat_result | None:
+    try:
+        return os.stat(target)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise file_error("write", path, error) from error
+
+
+def _check_existing(path: str, status: os.stat_result, overwrite: bool) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise file_error("write", path, OSError(errno.EISDIR, ""))
+    if not stat.S_ISREG(status.st_mode):
+        raise HostError(
+            f"{path} is not a file or block device",
+            why="pipes, sockets and character devices cannot be written at an offset",
+            fix="name a regular file",
+            code="not_a_file",
+        )
+    if not overwrite:
+        raise _exists(path)
+    if not os.access(path, os.W_OK):
+        raise HostError(
+            f"{path} is write-protected",
+            why="its mode does not let this user write to it, so it is not replaced either",
+            fix=f"chmod u+w {path}",
+            code="not_permitted",
+            errno=errno.EACCES,
+        )
+
+
+def _exists(path: str) -> HostError:
+    return HostError(
+        f"{path} exists",
+        why="a sink does not replace a file unless told to",
+        fix="--overwrite, or another name",
+        code="exists",
+        errno=errno.EEXIST,
+    )
+
+
+def _check_space(path: str, directory: str, needed_bytes: int) -> None:
+    status = os.statvfs(directory)
+    free = status.f_bavail * status.f_frsize
+    # Some network file systems report no size at all: then only writing tells.
+    if status.f_blocks and needed_bytes > free:
+        raise HostError(
+            f"no space for {path}: {format_size(needed_bytes)} are needed",
+            why=f"{format_size(free)} are free in {directory}",
+            fix=f"df -h {directory}",
+            code="no_space",
+            errno=errno.ENOSPC,
+        )
+
+
+def _sync_directory(directory: str) -> None:
+    """Make the rename survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems (FUSE, SMB) cannot sync a directory; the file itself is safe.
+        if error.errno not in _CANNOT:
+            raise
+    finally:
+        os.close(descriptor)

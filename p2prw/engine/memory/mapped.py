@@ -1,0 +1,113 @@
+"""What all mapped kinds share: one buffer, copies in and out of it, and a mapping that outlives its last user."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Protocol
+
+import numpy
+
+from p2prw.engine.memory.base import MappedBuffer
+from p2prw.engine.model import MemorySpec, Offer
+from p2prw.errors import HostError
+
+
+class CopyBuffer(MappedBuffer, Protocol):
+    """A mapped buffer that can also copy straight into somebody's memory."""
+
+    def load_into(self, offset: int, into: memoryview) -> None:
+        """Copy `len(into)` bytes from `offset`; the caller has checked the range."""
+
+
+def address_of(buffer: memoryview | mmap.mmap) -> int:
+    """Return the virtual address of a buffer's first byte (0 for an empty one); no reference to it is kept."""
+    if len(buffer) == 0:
+        return 0
+    return int(numpy.frombuffer(buffer, dtype=numpy.uint8).__array_interface__["data"][0])
+
+
+def close_mapping(mapping: mmap.mmap) -> None:
+    """Unmap now, or, while views are still exported, when the last of them goes."""
+    try:
+        mapping.close()
+    except BufferError:
+        # A registration or a burst still holds a slice: unmapping under it would be a SIGSEGV, so its end unmaps.
+        pass
+
+
+class MappedMemory:
+    """A `MemorySource` of one mapped buffer; host, p2pmem and BAR memory are its subclasses."""
+
+    offers: frozenset[Offer] = frozenset({Offer.CPU_MAPPING})
+    is_device_memory = False
+
+    def __init__(
+        self,
+        spec: MemorySpec,
+        buffer: CopyBuffer,
+        *,
+        mapping: mmap.mmap | None = None,
+        writable: bool = True,
+        numa_node: int | None = None,
+        pci_address: str | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        self.spec = spec
+        self.length_bytes = buffer.length_bytes
+        self.numa_node = numa_node
+        self.pci_address = pci_address
+        self.warnings = warnings
+        self._buffer: CopyBuffer | None = buffer
+        self._mapping = mapping
+        self._writable = writable
+
+    def __repr__(self) -> str:
+        state = "closed" if self._buffer is None else f"at 0x{self._buffer.cpu_address:x}"
+        return f"<{type(self).__name__} {self.spec.text or self.spec.kind} {self.length_bytes} bytes {state}>"
+
+    @property
+    def buffer(self) -> CopyBuffer:
+        """The one buffer; HostError after close."""
+        if self._buffer is None:
+            raise HostError(f"{self.spec.text or self.spec.kind} is closed", code="memory_closed")
+        return self._buffer
+
+    def buffers(self) -> tuple[MappedBuffer, ...]:
+        """Return the one mapped piece."""
+        return (self.buffer,)
+
+    def read_at(self, offset: int, into: memoryview) -> int:
+        """Copy up to `len(into)` bytes from `offset`; return the count, short only at the end."""
+        count = max(0, min(len(into), self.length_bytes - offset))
+        if count:
+            self.buffer.load_into(offset, into[:count])
+        return count
+
+    def write_at(self, offset: int, data: memoryview) -> None:
+        """Copy `data` to `offset`. HostError where it does not fit or the memory is read-only."""
+        if not self._writable:
+            raise HostError(
+                f"{self.spec.text or self.spec.kind} was opened as a source, it cannot be written",
+                code="not_writable",
+            )
+        if offset < 0 or offset + len(data) > self.length_bytes:
+            raise HostError(
+                f"{len(data)} bytes at {offset} do not fit into {self.spec.text or self.spec.kind}",
+                why=f"it is {self.length_bytes} bytes",
+                code="out_of_range",
+            )
+        if len(data):
+            self.buffer.store(offset, data)
+
+    def commit(self) -> None:
+        """Memory is whole as it stands."""
+
+    def abort(self) -> None:
+        """Memory has nothing to throw away."""
+
+    def close(self) -> None:
+        """Unmap; a second call does nothing."""
+        self._buffer = None
+        mapping, self._mapping = self._mapping, None
+        if mapping is not None:
+            close_mapping(mapping)

@@ -1,0 +1,134 @@
+"""From a memory spec to memory, in two steps: check all that can be checked before a peer is contacted, then open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from p2prw.engine.memory.bar import check_bar, open_bar
+from p2prw.engine.memory.base import MemorySource
+from p2prw.engine.memory.file import FileRegion, FileSource
+from p2prw.engine.memory.host import check_host, open_host
+from p2prw.engine.memory.p2pmem import check_p2pmem, open_p2pmem
+from p2prw.engine.memory.spec import size_option
+from p2prw.engine.model import MemorySpec
+from p2prw.engine.topology.sysfs import SysfsRoot
+from p2prw.errors import HostError, LocalProtocolError, RequestError
+
+Role = Literal["source", "sink", "both"]
+
+# What does today what these kinds are for.
+_INSTEAD = {
+    "vfio": "bar:{arg} maps the same BAR through sysfs (unbind vfio-pci, or --force-bound-device)",
+    "udmabuf": "host,size=64MiB is the same memory without the dma-buf",
+    "dmaheap": "host,size=64MiB is memory of the same host",
+    "dm": "host,size=64MiB, or p2pmem:BDF for device memory",
+    "cuda": "copy it to host memory first: host,size=64MiB, or file:PATH",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedMemory:
+    """Memory that was checked and not yet opened; holds no descriptor and no memory."""
+
+    spec: MemorySpec
+    role: Role
+    length_bytes: int | None
+    """None: elastic, it takes the size of the transfer. With `file_region` and role `both`: the file as it is now."""
+    staged: bool
+    opener: Callable[[int | None], MemorySource]
+    file_region: FileRegion | None = None
+    """For files: one reader or writer for each lease, instead of `open`."""
+
+    @property
+    def elastic(self) -> bool:
+        """The transfer decides the size."""
+        return self.length_bytes is None if self.file_region is None else self.file_region.elastic
+
+    def open(self, length_bytes: int | None = None) -> MemorySource:
+        """Open it. `length_bytes` is the transfer's size: elastic memory needs it, other memory must be that long.
+
+        Errors: RequestError `missing_size`, `size_does_not_fit`; HostError for what the host cannot do.
+        """
+        if length_bytes is not None and self.length_bytes is not None and length_bytes > self.length_bytes:
+            raise RequestError(
+                f"{length_bytes} bytes do not fit into {self.spec.text or self.spec.kind}",
+                why=f"it is {self.length_bytes} bytes",
+                fix=f"--size {self.length_bytes}",
+                code="size_does_not_fit",
+            )
+        return self.opener(length_bytes)
+
+
+def prepare_memory(
+    spec: MemorySpec,
+    role: Role,
+    *,
+    overwrite: bool = False,
+    force_bound_device: bool = False,
+    force_mounted: bool = False,
+    sysfs: SysfsRoot | None = None,
+    proc: Path = Path("/proc"),
+) -> PreparedMemory:
+    """Check `spec` for `role` and return how to open it; `both` is a server's region that may be read and written.
+
+    Errors: HostError with code, why and what to type; RequestError where the spec itself cannot serve the role.
+    """
+    root = sysfs or SysfsRoot()
+    match spec.kind:
+        case "host":
+            return _prepare_host(spec, role, root, proc)
+        case "file":
+            region = FileRegion(spec, overwrite=overwrite, force_mounted=force_mounted, sysfs=root, proc=proc)
+            return _prepare_file(spec, role, region)
+        case "p2pmem":
+            length = check_p2pmem(spec, root)
+            return PreparedMemory(
+                spec, role, length, False, lambda _: open_p2pmem(spec, root, uninitialised_matters=role == "source")
+            )
+        case "bar":
+            writable = role != "source"
+            wanted = check_bar(spec, root, writable=writable, force_bound_device=force_bound_device)
+            return PreparedMemory(
+                spec,
+                role,
+                wanted.length_bytes,
+                False,
+                lambda _: open_bar(spec, root, writable=writable, force_bound_device=force_bound_device),
+            )
+        case _:
+            raise HostError(
+                f"memory kind {spec.kind} is not in this release",
+                why="it is understood, but nothing opens it yet",
+                fix=_INSTEAD.get(spec.kind, "host,size=64MiB").format(arg=spec.arg),
+                code="not_in_this_release",
+            )
+
+
+def _prepare_host(spec: MemorySpec, role: Role, sysfs: SysfsRoot, proc: Path) -> PreparedMemory:
+    size = size_option(spec)
+    if size is None and role == "both":
+        raise RequestError(
+            "a served host region needs a size", why="no peer decides it", fix="host,size=64MiB", code="missing_size"
+        )
+    check_host(spec, size or 0, sysfs, proc)
+    return PreparedMemory(spec, role, size, False, lambda length: open_host(spec, length, sysfs=sysfs, proc=proc))
+
+
+def _prepare_file(spec: MemorySpec, role: Role, region: FileRegion) -> PreparedMemory:
+    region.check(role)
+    if role == "source":
+        expected = region.length_bytes
+        return PreparedMemory(spec, role, expected, True, lambda _: FileSource(spec, expected), region)
+    if role == "sink":
+        length = None if region.elastic else region.length_bytes
+        return PreparedMemory(spec, role, length, True, region.open_sink, region)
+    return PreparedMemory(spec, role, region.length_bytes, True, _open_both, region)
+
+
+def _open_both(_: int | None) -> MemorySource:
+    raise LocalProtocolError(
+        "a served file is opened by file_region.open_reader() and open_writer(), one for each lease"
+    )

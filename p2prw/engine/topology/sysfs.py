@@ -1,0 +1,93 @@
+"""The single door to sysfs: every other module asks a `SysfsRoot`, so that a copied tree works too.
+
+Paths are relative to the root (`bus/pci/devices/0000:01:00.0/numa_node`). "Not there" and "no answer" are None,
+because half of sysfs is optional; "not allowed" is an error, because a verdict made without the file would be a guess.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from p2prw.errors import HostError
+
+# A show function that has nothing to say fails in one of these ways (drivers/pci/pci-sysfs.c, fs/kernfs/file.c);
+# ENODEV also comes from a device that is being removed while we read.
+_NO_ANSWER = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.EINVAL, errno.EIO, errno.EISDIR})
+
+
+class SysfsRoot:
+    """A sysfs tree at `path`; the real one unless a test or `--sysfs` says otherwise."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str | os.PathLike[str] = "/sys") -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"SysfsRoot({str(self.path)!r})"
+
+    def absolute(self, relative: str) -> Path:
+        """Return where `relative` lies on this host, for opening and for messages."""
+        return self.path / relative
+
+    def exists(self, relative: str) -> bool:
+        """Tell whether a file, directory or link that leads somewhere is there."""
+        return self.absolute(relative).exists()
+
+    def list(self, relative: str) -> tuple[str, ...]:
+        """Return the sorted names in a directory; empty where there is none."""
+        try:
+            return tuple(sorted(os.listdir(self.absolute(relative))))  # noqa: PTH208 (names are wanted, not paths)
+        except OSError as error:
+            self._refuse(error, relative)
+            return ()
+
+    def read_text(self, relative: str) -> str | None:
+        """Return an attribute without its trailing newline; None where it is absent or does not answer."""
+        raw = self.read_bytes(relative)
+        return None if raw is None else raw.decode("utf-8", "replace").strip()
+
+    def read_bytes(self, relative: str, limit_bytes: int = 65536) -> bytes | None:
+        """Return up to `limit_bytes` raw bytes (PCI `config` for one); None where absent or without an answer."""
+        try:
+            with self.absolute(relative).open("rb", buffering=0) as file:
+                return file.read(limit_bytes)
+        except OSError as error:
+            self._refuse(error, relative)
+            return None
+
+    def read_int(self, relative: str) -> int | None:
+        """Return a decimal or 0x number; None where the attribute is absent or is no number."""
+        text = self.read_text(relative)
+        try:
+            return None if text is None else int(text, 0)
+        except ValueError:
+            return None
+
+    def link_name(self, relative: str) -> str | None:
+        """Return the last component of a symbolic link's target (`driver` -> `nvme`); None where there is no link."""
+        try:
+            return Path(os.readlink(self.absolute(relative))).name  # noqa: PTH115 (raw target, unresolved)
+        except OSError as error:
+            self._refuse(error, relative)
+            return None
+
+    def real_path(self, relative: str) -> str | None:
+        """Return the path, relative to the root, that `relative` resolves to; None where it leads nowhere or out."""
+        try:
+            return str(self.absolute(relative).resolve(strict=True).relative_to(self.path.resolve()))
+        except (OSError, ValueError):
+            return None
+
+    def _refuse(self, error: OSError, relative: str) -> None:
+        if error.errno in _NO_ANSWER:
+            return
+        raise HostError(
+            f"cannot read {self.absolute(relative)}: {os.strerror(error.errno or 0)}",
+            why="the attribute is there, but this user may not read it",
+            fix="run as root, or give the process CAP_DAC_READ_SEARCH",
+            code="not_permitted",
+            errno=error.errno,
+        ) from error
