@@ -1,0 +1,309 @@
+"""How fast is the software device on one host, and how much of what Python can do at all is that?
+
+    python benchmarks/loopback.py [--size 1GiB] [--runs 5] [--json PATH]
+
+Two measurements alternate, each between two processes over loopback UDP with segmentation offload, 4096 byte packets:
+
+    bare    builds headers and ICRCs, sends; the other side checks ICRCs and copies payloads to their place. No
+            protocol: a window that counts acknowledgements, nothing else.
+    device  one-sided WRITEs of 1 MiB between two `soft` devices through the device interface, ICRC made and checked.
+
+Each side has its own memory (`--region`, walked over and over, larger than caches), touched before the clock starts.
+Rate = bytes / (first send to last acknowledgement), monotonic clock. Peak memory is VmHWM of each process. The figures
+are bound by one core a side: they say nothing about a network. `median_cpu_s_of_busier_side` is steadier than the rate
+on a machine that others use too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import multiprocessing
+import os
+import platform
+import select
+import socket
+import statistics
+import struct
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from p2prw.engine.model import Access, Opcode, QueuePairOptions, Sge
+from p2prw.engine.providers.soft import open_soft_device
+from p2prw.engine.providers.soft_address import resolve_device
+from p2prw.engine.providers.soft_socket import UDP_GRO, UDP_SEGMENT, open_socket
+from p2prw.engine.roce.icrc import CRC32_LIBRARY, ICRC_RESIDUE, Flow, crc32
+from p2prw.units import MIB, parse_size
+
+MTU = 4096
+SEGMENT = 8 + 4 + MTU + 4
+PER_BURST = 15
+WR_BYTES = MIB
+DEPTH = 32
+WINDOW_BYTES = 2 * MIB
+ACK_EVERY_BYTES = WINDOW_BYTES // 8
+PREFIX = struct.pack(">BBHI", 0x07, 0x40, 0xFFFF, 0x11)
+MASKED = PREFIX[:4] + b"\xff" + PREFIX[5:]
+
+
+class HostBuffer:
+    """Plain memory as the devices want it."""
+
+    def __init__(self, length_bytes: int, fill: bytes) -> None:
+        self.bytes = memoryview(mmap.mmap(-1, length_bytes))
+        self.view: memoryview | None = self.bytes
+        for start in range(0, length_bytes, len(fill)):
+            self.bytes[start : start + len(fill)] = fill
+        self.length_bytes = length_bytes
+        self.cpu_address = 0
+
+    def load(self, offset: int, length_bytes: int) -> memoryview:
+        return self.bytes[offset : offset + length_bytes]
+
+    def store(self, offset: int, data: bytes | memoryview) -> None:
+        self.bytes[offset : offset + len(data)] = data
+
+
+def peak_memory_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def own_use(cpu_at_start: float) -> dict[str, float]:
+    """What this side used: CPU seconds of the measured stretch, peak memory of the whole process."""
+    return {"cpu_s": time.process_time() - cpu_at_start, "peak_memory_bytes": peak_memory_bytes()}
+
+
+def bare_socket(role: Any) -> tuple[socket.socket, tuple[str, int]]:
+    from random import SystemRandom
+
+    bound = open_socket(
+        resolve_device("soft0", None),
+        udp_port=0,
+        role=role,
+        gso=True,
+        pinned=False,
+        random_bits=SystemRandom().getrandbits,
+    )
+    return bound.sock, (bound.local.address, bound.udp_port)
+
+
+# --- bare: build, CRC, copy -----------------------------------------------------------------------------------
+
+
+def bare_receiver(pipe: Connection, total: int, region: int) -> None:
+    target = HostBuffer(region, bytes(MIB)).bytes
+    sock, here = bare_socket("server")
+    pipe.send(here)
+    peer = pipe.recv()
+    flow = Flow((socket.inet_aton(peer[0]), peer[1]), (socket.inet_aton(here[0]), here[1]))
+    seeds = flow.prefixed_seeds(MASKED, SEGMENT, PER_BURST)
+    scratch = bytearray(65536)
+    view, buffers = memoryview(scratch), [scratch]
+    unpack = struct.Struct(f">QI{SEGMENT - 12}x").iter_unpack
+    prefix = int.from_bytes(PREFIX, "big")
+    done = acked = psn = offset = 0
+    pipe.send("ready")
+    cpu = time.process_time()
+    while done < total:
+        try:
+            length, ancillary, _, _ = sock.recvmsg_into(buffers, socket.CMSG_SPACE(4))
+        except BlockingIOError:
+            select.select([sock], [], [])
+            continue
+        segment = length
+        for level, kind, data in ancillary:
+            if level == socket.SOL_UDP and kind == UDP_GRO:
+                segment = int.from_bytes(data[:4], sys.byteorder)
+        if segment != SEGMENT:
+            raise RuntimeError(f"segments of {segment} bytes")
+        position = 0
+        for index, (head, word) in enumerate(unpack(view[:length])):
+            end = position + SEGMENT
+            if head != prefix or word != psn or crc32(view[position + 8 : end], seeds[index]) != ICRC_RESIDUE:
+                raise RuntimeError(f"packet {psn} is lost or wrong: more than this benchmark can mend")
+            target[offset : offset + MTU] = view[position + 12 : end - 4]
+            offset = offset + MTU if offset + MTU < region else 0
+            psn = (psn + 1) & 0xFFFFFF
+            position = end
+            done += MTU
+        if done - acked >= ACK_EVERY_BYTES or done >= total:
+            acked = done
+            sock.sendto(struct.pack(">Q", done), peer)
+    pipe.send(own_use(cpu))
+
+
+def bare_sender(pipe: Connection, total: int, region: int) -> dict[str, Any]:
+    source = HostBuffer(region, os.urandom(MIB)).bytes
+    sock, here = bare_socket("client")
+    peer = pipe.recv()
+    pipe.send(here)
+    flow = Flow((socket.inet_aton(here[0]), here[1]), (socket.inet_aton(peer[0]), peer[1]))
+    seeds = flow.prefixed_seeds(MASKED, SEGMENT, PER_BURST)
+    ancillary = [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("H", SEGMENT))]
+    word_of, seam = struct.Struct(">I").pack, struct.Struct("<I").pack
+    pipe.recv()
+    sent = acked = psn = offset = 0
+    start, cpu = time.monotonic(), time.process_time()
+    while acked < total:
+        while sent < total and sent - acked < WINDOW_BYTES:
+            buffers: list[bytes | memoryview] = []
+            for index in range(min(PER_BURST, (total - sent) // MTU)):
+                word = word_of(psn)
+                payload = source[offset : offset + MTU]
+                buffers += (PREFIX + word, payload, seam(crc32(payload, crc32(word, seeds[index]))))
+                psn = (psn + 1) & 0xFFFFFF
+                offset = offset + MTU if offset + MTU < region else 0
+                sent += MTU
+            sock.sendmsg(buffers, ancillary, 0, peer)
+        try:
+            acked = struct.unpack(">Q", sock.recv(64))[0]
+        except BlockingIOError:
+            select.select([sock], [], [])
+    elapsed = time.monotonic() - start
+    return {"elapsed_s": elapsed, "sender": own_use(cpu), "receiver": pipe.recv()}
+
+
+# --- device ---------------------------------------------------------------------------------------------------
+
+
+def device_receiver(pipe: Connection, total: int, region: int) -> None:
+    buffer = HostBuffer(region, bytes(MIB))
+    with open_soft_device("soft0", local_address=None, udp_port=0, role="server") as device:
+        registration = device.register([buffer], Access.LOCAL_WRITE | Access.REMOTE_WRITE)
+        pair = device.create_queue_pair(QueuePairOptions(mtu_bytes=MTU))
+        pipe.send((pair.local, registration.remote_segments()[0], device.receive_window_bytes()))
+        pair.connect(pipe.recv())
+        pipe.send("ready")
+        cpu = time.process_time()
+        fileno = device.filenos()[0]
+        while not pipe.poll():
+            while device.pump():
+                pass
+            select.select([fileno, pipe.fileno()], [fileno] if device.wants_write() else [], [], device.next_timer_s())
+        pipe.recv()
+        pipe.send(own_use(cpu))
+
+
+def device_sender(pipe: Connection, total: int, region: int) -> dict[str, Any]:
+    buffer = HostBuffer(region, os.urandom(MIB))
+    with open_soft_device("soft0", local_address=None, udp_port=None, role="client") as device:
+        local = device.register([buffer], Access.LOCAL_READ).vec[0]
+        pair = device.create_queue_pair(QueuePairOptions(mtu_bytes=MTU, depth=DEPTH))
+        remote, target, window = pipe.recv()
+        pair.connect(remote)
+        pair.set_window(min(window, WINDOW_BYTES))
+        pipe.send(pair.local)
+        pipe.recv()
+        fileno = device.filenos()[0]
+        posted = done = 0
+        start, cpu = time.monotonic(), time.process_time()
+        while done < total:
+            while posted < total and posted - done < DEPTH * WR_BYTES:
+                offset = posted % region
+                sges = [Sge(local.address + offset, WR_BYTES, local.lkey)]
+                pair.post_rdma(posted, Opcode.RDMA_WRITE, sges, target.address + offset, target.rkey, signaled=True)
+                posted += WR_BYTES
+            worked = device.pump()
+            for completion in pair.poll():
+                if completion.status:
+                    raise RuntimeError(f"completion with {completion.status!r}")
+                done += WR_BYTES
+            if not worked and done < total:
+                select.select([fileno], [fileno] if device.wants_write() else [], [], device.next_timer_s())
+        elapsed = time.monotonic() - start
+        counters, used = pair.counters, own_use(cpu)
+        pipe.send("done")
+        return {
+            "elapsed_s": elapsed,
+            "sender": used,
+            "receiver": pipe.recv(),
+            "retransmitted_packets": counters.retransmitted_packets,
+            "timeouts": counters.timeouts,
+        }
+
+
+# --- running --------------------------------------------------------------------------------------------------
+
+SIDES = {"bare": (bare_sender, bare_receiver), "device": (device_sender, device_receiver)}
+
+
+def send_side(kind: str, pipe: Connection, results: Connection, total: int, region: int) -> None:
+    results.send(SIDES[kind][0](pipe, total, region))
+
+
+def measure(kind: str, total: int, region: int) -> dict[str, Any]:
+    # Spawned, so that peak memory is each side's own.
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    results, results_end = context.Pipe()
+    sides = [
+        context.Process(target=SIDES[kind][1], args=(there, total, region), daemon=True),
+        context.Process(target=send_side, args=(kind, here, results_end, total, region), daemon=True),
+    ]
+    for side in sides:
+        side.start()
+    try:
+        if not results.poll(120):
+            raise SystemExit(f"{kind}: no result within 120 s")
+        figures: dict[str, Any] = results.recv()
+    finally:
+        for side in sides:
+            side.join(5)
+            if side.is_alive():
+                side.terminate()
+    return {**figures, "bw_bytes_per_s": total / figures["elapsed_s"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--size", default="1GiB", help="bytes moved in each run")
+    parser.add_argument("--region", default="256MiB", help="memory on each side, walked over until size is reached")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    args = parser.parse_args()
+    total, region = parse_size(args.size), parse_size(args.region)
+    if region % MIB or total % MIB or not total:
+        parser.error("sizes are whole MiB")
+    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in SIDES}
+    for _ in range(args.runs):
+        for kind in SIDES:
+            runs[kind].append(measure(kind, total, region))
+            print(f"{kind:6} {runs[kind][-1]['bw_bytes_per_s'] / 1e9:.3f} GB/s", file=sys.stderr)
+    cpu = {
+        kind: statistics.median(max(run["sender"]["cpu_s"], run["receiver"]["cpu_s"]) for run in rows)
+        for kind, rows in runs.items()
+    }
+    medians = {kind: statistics.median(run["bw_bytes_per_s"] for run in rows) for kind, rows in runs.items()}
+    document = {
+        "benchmark": "loopback",
+        "size_bytes": total,
+        "region_bytes": region,
+        "path_mtu_bytes": MTU,
+        "window_bytes": WINDOW_BYTES,
+        "median_bw_bytes_per_s": medians,
+        "device_to_bare": medians["device"] / medians["bare"],
+        "median_cpu_s_of_busier_side": cpu,
+        "runs": runs,
+        "environment": {
+            "kernel": platform.release(),
+            "python": platform.python_version(),
+            "crc32": CRC32_LIBRARY,
+            "cpus": os.cpu_count(),
+            "load_1min": os.getloadavg()[0],
+        },
+    }
+    text = json.dumps(document, indent=1)
+    if args.json:
+        args.json.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
