@@ -67,7 +67,7 @@ class Settings:
             if setting is not None:
                 row |= {"option": setting.option, "variable": setting.variable}
                 if value.value is None and setting.shown:
-                    row["value"] = setting.shown
+                    row["meaning"] = setting.shown
             if value.text is not None:
                 row["text"] = value.text
             rows.append(row)

@@ -30,10 +30,9 @@ def regions(app: App, /, peer: str | None, **line: Any) -> int:
     settings = app.settings("regions", line)
     from p2prw.config_requests import peer_request
 
-    address, token, deadlines = peer_request(settings, peer)
     if settings["show_config"]:
-        return show_config(app, settings)
-
+        return show_config(app, settings, lambda: peer_request(settings, peer))
+    address, token, deadlines = peer_request(settings, peer)
     from p2prw.engine.session import list_regions
     from p2prw.reporters.document import build
     from p2prw.reporters.listing import region_lines

@@ -43,10 +43,9 @@ def serve(app: App, /, **line: Any) -> int:
     settings = app.settings("serve", line)
     from p2prw.config_requests import serve_request
 
-    request = serve_request(settings)
     if settings["show_config"]:
-        return show_config(app, settings)
-
+        return show_config(app, settings, lambda: serve_request(settings))
+    request = serve_request(settings)
     from p2prw.engine.server.server import Server
     from p2prw.reporters.document import build
     from p2prw.reporters.json import StreamPrinter

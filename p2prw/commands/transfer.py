@@ -15,10 +15,9 @@ def run_data_command(app: App, command: str, target: str | None, line: Mapping[s
     settings = app.settings(command, line)
     from p2prw.config_requests import transfer_request
 
-    request = transfer_request(settings, target)
     if settings["show_config"]:
-        return show_config(app, settings)
-
+        return show_config(app, settings, lambda: transfer_request(settings, target))
+    request = transfer_request(settings, target)
     from p2prw.engine.session import run_transfer
     from p2prw.reporters.choose import choose_reporter
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 import click
@@ -37,6 +36,9 @@ def version(app: App, /, **line: Any) -> int:
 
 
 def _installed(name: str) -> str | None:
+    # Imported here: it brings email and socket along, which `version --help` does not need.
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

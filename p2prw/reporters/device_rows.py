@@ -40,7 +40,11 @@ def device_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         ],
     )  # fmt: skip
     lines = lines or ["no device that can move bytes"]
-    lines += [f"  {device['name']}: {device['note']}" for device in devices if device["note"]]
+    notes: dict[str, list[str]] = {}
+    for device in devices:
+        if device["note"]:
+            notes.setdefault(device["note"], []).append(device["name"])
+    lines += [f"  {', '.join(names)}: {note}" for note, names in notes.items()]
     lines.append("")
     memory_lines = table(
         ("MEMORY", "SIZE", "DRIVER", "NUMA", "USABLE", "WHAT"),

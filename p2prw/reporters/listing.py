@@ -63,4 +63,4 @@ def _shown(row: Mapping[str, Any]) -> str:
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
         return " ".join(map(str, value)) or "-"
-    return "-" if value is None else str(value)
+    return str(row.get("meaning", "-")) if value is None else str(value)

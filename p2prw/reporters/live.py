@@ -25,6 +25,15 @@ REDRAW_S = 0.1
 """10 Hz at most, whatever the engine sends."""
 
 
+class Terminal(Console):
+    """A console that reports a broken pipe; rich's own points stdout at /dev/null and exits."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich in place of raising (since rich 13.8)."""
+        self.quiet = True
+        raise BrokenPipeError
+
+
 class LiveView(QuietView):
     """Two lines that follow the transfer and vanish when it ends."""
 
@@ -39,7 +48,7 @@ class LiveView(QuietView):
         super().__init__(stderr)
         self.clock = clock
         # rich obeys NO_COLOR itself, from the environment it is given.
-        self.console = console or Console(file=stderr.stream, _environ=environ, markup=False, highlight=False)
+        self.console = console or Terminal(file=stderr.stream, _environ=environ, markup=False, highlight=False)
         self.live: Live | None = None
         self.title = ""
         self.next_s = 0.0
