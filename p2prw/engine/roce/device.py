@@ -14,7 +14,7 @@ from p2prw.engine.model import QueuePairAttributes, QueuePairOptions
 from p2prw.engine.roce.burst import Burst
 from p2prw.engine.roce.icrc import IcrcCheck, packed_address
 from p2prw.engine.roce.memory_table import MemoryTable
-from p2prw.engine.roce.opcodes import MIDDLE_OVERHEAD_BYTES, MIN_PACKET_BYTES, RcOpcode
+from p2prw.engine.roce.opcodes import MIDDLE_OVERHEAD_BYTES, MIN_PACKET_BYTES, TRAITS, RcOpcode
 from p2prw.engine.roce.packet import BTH, DEFAULT_PKEY
 from p2prw.engine.roce.psn import PSN_MASK
 from p2prw.engine.roce.queue_pair import MTU_SIZES, ROCE_UDP_PORT, RoceQueuePair, gid_of
@@ -36,7 +36,7 @@ class DeviceCounters:
     bursts_sent: int = 0
     packets_sent: int = 0
     dropped_malformed: int = 0
-    """Too short, wrong TVer or P_Key."""
+    """Too short, wrong TVer or P_Key, or an opcode that means nothing to us (CNP among them)."""
     dropped_unknown_qpn: int = 0
     dropped_wrong_source: int = 0
     icrc_errors: int = 0
@@ -135,7 +135,7 @@ class RoceDevice:
                 return  # all packets but the last have the same size, so nothing useful follows
             word0, word1, word2 = BTH.unpack_from(view, position)
             queue_pair = self._queue_pairs.get(word1 & 0xFFFFFF)
-            if word0 & 0x000F_FFFF != DEFAULT_PKEY:
+            if word0 & 0x000F_FFFF != DEFAULT_PKEY or not TRAITS[word0 >> 24]:
                 counters.dropped_malformed += 1
             elif queue_pair is None:
                 counters.dropped_unknown_qpn += 1

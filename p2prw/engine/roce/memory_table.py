@@ -27,7 +27,7 @@ class MemoryFault(Exception):
 class MemoryRegion:
     """One registered piece of one buffer. Offsets are bytes from its own start, already checked by the caller."""
 
-    __slots__ = ("_base", "_buffer", "access", "address", "key", "length_bytes", "view")
+    __slots__ = ("_base", "_buffer", "address", "denied", "key", "length_bytes", "view")
 
     def __init__(
         self, buffer: MappedBuffer, base: int, length_bytes: int, access: Access, address: int, key: int
@@ -35,7 +35,8 @@ class MemoryRegion:
         self._buffer: MappedBuffer | None = buffer
         self._base = base
         self.length_bytes = length_bytes
-        self.access = access
+        self.denied = ~int(access)
+        """Rights it does not give, as a plain int: IntFlag arithmetic costs a microsecond a packet."""
         self.address = address
         self.key = key
         self.view: memoryview | None = None if buffer.view is None else buffer.view[base : base + length_bytes]
@@ -153,13 +154,13 @@ class MemoryTable:
             self._regions.pop(region.key, None)
             region.revoke()
 
-    def find(self, key: int, address: int, length_bytes: int, access: Access) -> MemoryRegion | None:
+    def find(self, key: int, address: int, length_bytes: int, access: int) -> MemoryRegion | None:
         """Return the region when key, range and all rights in `access` are good, else None."""
         region = self._regions.get(key)
         if region is None:
             return None
         offset = address - region.address
-        if offset < 0 or offset + length_bytes > region.length_bytes or access & ~region.access:
+        if offset < 0 or offset + length_bytes > region.length_bytes or region.denied & access:
             return None
         return region
 
@@ -172,10 +173,11 @@ class ScatterList:
     def __init__(self, table: MemoryTable, sges: Sequence[Sge], access: Access) -> None:
         """Resolve lkeys; MemoryFault when one is wrong, out of range or lacks `access`."""
         pieces: list[tuple[int, int, MemoryRegion, int]] = []
+        rights = int(access)
         position = 0
         for sge in sges:
             if sge.length_bytes:
-                region = table.find(sge.lkey, sge.address, sge.length_bytes, access)
+                region = table.find(sge.lkey, sge.address, sge.length_bytes, rights)
                 if region is None:
                     raise MemoryFault(f"SGE at {sge.address:#x}, {sge.length_bytes} bytes, lkey {sge.lkey:#x}")
                 pieces.append((position, position + sge.length_bytes, region, sge.address - region.address))

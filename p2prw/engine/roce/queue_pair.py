@@ -5,7 +5,7 @@ The laws:
       two by the device, the third by `state.TAKES_*`).
     - PSNs are given out when work is posted and never change; a WR completes in the order it was posted, once.
     - The first work request that fails carries the reason, all after it WR_FLUSH_ERR, and the state is ERR for good.
-    - In ERR nothing is sent but the NAK that led there.
+    - In ERR nothing is sent but the NAK that led there, and the READ responses that stand before it.
     - Payload is read from registered memory when a packet is made, and made again from memory when sent again.
     - The bytes on the wire towards the peer never exceed the window, but for one packet when nothing else is out.
 
@@ -24,7 +24,16 @@ from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.completer import Completer
 from p2prw.engine.roce.icrc import Flow, packed_address
 from p2prw.engine.roce.memory_table import MemoryFault, MemoryTable, ScatterList
-from p2prw.engine.roce.opcodes import HEADER_BYTES, IS_ACK, IS_READ_RESPONSE, IS_REQUEST, TRAITS, RcOpcode
+from p2prw.engine.roce.opcodes import (
+    HEADER_BYTES,
+    IS_ACK,
+    IS_READ_REQUEST,
+    IS_READ_RESPONSE,
+    IS_REQUEST,
+    IS_WRITE,
+    TRAITS,
+    RcOpcode,
+)
 from p2prw.engine.roce.packet import ACK_REQUEST, MAX_MESSAGE_BYTES
 from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK, packets_of
 from p2prw.engine.roce.requester import Requester
@@ -90,6 +99,7 @@ class RoceQueuePair:
         self._gso_segments = gso_segments
         self._forget = forget
         self._completions: deque[Completion] = deque()
+        self._is_requests_turn = False
         # where packets may come from
         self._remote_address = b""
         self._flows: dict[tuple[str, int], Flow] = {}
@@ -133,8 +143,14 @@ class RoceQueuePair:
                 fix="give both ends an IPv4 or both an IPv6 address (--gid-index, --device soft:ADDRESS)",
                 code="address_family",
             )
-        if remote.mtu_bytes not in MTU_SIZES:
-            raise HostError(f"the peer's path MTU is {remote.mtu_bytes}", why=f"not one of {MTU_SIZES}", code="bad_mtu")
+        for good, what in (
+            (remote.mtu_bytes in MTU_SIZES, f"path MTU {remote.mtu_bytes}, not one of {MTU_SIZES}"),
+            (0 < remote.qpn <= PSN_MASK, f"QPN {remote.qpn:#x}, not of 24 bits"),
+            (0 <= remote.psn <= PSN_MASK, f"PSN {remote.psn:#x}, not of 24 bits"),
+            (0 < remote.udp_port <= 0xFFFF, f"UDP port {remote.udp_port}"),
+        ):
+            if not good:
+                raise HostError("the peer's queue pair cannot be", why=what, code="bad_queue_pair")
         self.state = next_state(self.state, Step.READY_TO_RECEIVE)
         self.remote = remote
         self.mtu_bytes = min(self.local.mtu_bytes, remote.mtu_bytes)
@@ -188,7 +204,7 @@ class RoceQueuePair:
             raise LocalProtocolError(f"{len(sges)} SGEs, at most {self.options.max_send_sge}", code="too_many_sges")
         if imm_data is not None and len(imm_data) != 4:
             raise LocalProtocolError("immediate data has 4 bytes", code="bad_imm_data")
-        is_read = opcode is Opcode.RDMA_READ
+        is_read = opcode == Opcode.RDMA_READ
         if is_read and requester.max_reads < 1:
             raise LocalProtocolError("READ to a peer that takes none (max_dest_rd_atomic 0)", code="no_rd_atomic")
         length = sum(sge.length_bytes for sge in sges)
@@ -201,8 +217,18 @@ class RoceQueuePair:
         except MemoryFault:
             data, error = ScatterList(self._memory, (), Access.LOCAL_READ), WcStatus.LOC_PROT_ERR
         wqe = SendWqe(
-            *(wr_id, opcode, data, remote_addr, rkey, signaled, imm_data),
-            *(requester.next_psn, psns, requester.posted_bytes, length, error),
+            wr_id=wr_id,
+            opcode=opcode,
+            data=data,
+            remote_addr=remote_addr,
+            rkey=rkey,
+            signaled=signaled,
+            imm_data=imm_data,
+            first_psn=requester.next_psn,
+            psns=psns,
+            start_bytes=requester.posted_bytes,
+            length_bytes=length,
+            local_error=error,
         )
         if self.state is QueuePairState.ERR:
             requester.complete(wqe, WcStatus.WR_FLUSH_ERR)
@@ -221,6 +247,11 @@ class RoceQueuePair:
         self.responder.receives.append(ReceiveWqe(wr_id, data))
         if self.state is QueuePairState.ERR:
             self.responder.flush()
+
+    def set_access(self, access: Access) -> None:
+        """Say what the peer may do at all (qp_access_flags); without this call, WRITE and READ where keys allow it."""
+        refused = 0 if access & Access.REMOTE_WRITE else IS_WRITE
+        self.responder.refused_traits = refused | (0 if access & Access.REMOTE_READ else IS_READ_REQUEST)
 
     def set_window(self, window_bytes: int) -> None:
         """Bound the data on the wire in both directions: WRITEs and SENDs towards the peer, READ responses from it."""
@@ -313,7 +344,7 @@ class RoceQueuePair:
         """Take one packet whose P_Key, TVer, source and ICRC were right. Whatever it holds, nothing is raised."""
         opcode = word0 >> 24
         traits, header_bytes, pad_bytes = TRAITS[opcode], HEADER_BYTES[opcode], word0 >> 20 & 3
-        if not traits or len(view) < header_bytes + pad_bytes + 4:
+        if len(view) < header_bytes + pad_bytes + 4:
             return
         self.counters.packets_received += 1
         if traits & IS_REQUEST:
@@ -327,8 +358,13 @@ class RoceQueuePair:
                 self.completer.receive_read_response(opcode, view, pad_bytes, word2 & PSN_MASK, now)
 
     def next_burst(self, now: float) -> Burst | None:
-        """Return one burst: answers first, because the peer's window waits for them."""
-        burst = self.responder.next_burst() if self.responder.has_output else None
+        """Return one burst: ACKs first (the peer's window waits for them), READ responses and requests in turn."""
+        responder, burst = self.responder, None
+        self._is_requests_turn = responder.is_streaming and not self._is_requests_turn
+        if self._is_requests_turn and self.state is QueuePairState.RTS:
+            burst = self.requester.next_burst(now)
+        if burst is None and responder.has_output:
+            burst = responder.next_burst()
         if burst is None and self.state is QueuePairState.RTS:
             burst = self.requester.next_burst(now)
         return burst

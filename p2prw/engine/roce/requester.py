@@ -206,11 +206,12 @@ class Requester:
     def _ask(self, connection: Connection, wqe: SendWqe) -> Burst | None:
         """Next READ request: the rest of a piece that was asked for before, or a new piece that fits the window."""
         mtu, psn = connection.mtu_bytes, self.send_psn
-        outstanding = 0
+        outstanding = in_flight = 0
         piece: ReadPiece | None = None
         for known in self.reads:
             if known.end_psn <= psn:
                 outstanding += 1
+                in_flight += known.end_psn - max(known.first_psn, self.una_psn)
             elif known.first_psn <= psn:
                 piece = known
         if outstanding >= self.max_reads:
@@ -221,9 +222,6 @@ class Requester:
             count = piece.end_psn - psn
         else:
             count = left if left <= limit and not outstanding else min(left, max(1, limit // 2))
-        in_flight = self.read_psns_in_flight - (
-            piece.end_psn - max(piece.first_psn, self.una_psn) if piece and piece.first_psn < psn else 0
-        )
         if in_flight and in_flight + count > limit:
             return None
         if psn + count - self.una_psn > MAX_OUTSTANDING_PSNS and psn > self.una_psn:

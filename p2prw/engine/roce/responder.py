@@ -46,6 +46,8 @@ from p2prw.engine.roce.psn import packets_of, psn_unwrap
 from p2prw.engine.roce.runs import receive_run
 from p2prw.engine.roce.work import ReceiveWqe
 
+_REMOTE_WRITE, _REMOTE_READ = int(Access.REMOTE_WRITE), int(Access.REMOTE_READ)
+
 
 class Answer:
     """An ACK or NAK waiting to be sent."""
@@ -106,8 +108,8 @@ class Responder:
         self.counters = counters
         self._fail = fail
         self.connection: Connection | None = None
-        self.access = Access.REMOTE_WRITE | Access.REMOTE_READ
-        """What the queue pair lets a peer do at all (qp_access_flags)."""
+        self.refused_traits = 0
+        """Traits of requests that the queue pair does not let a peer make (what qp_access_flags leave out)."""
         self.receives: deque[ReceiveWqe] = deque()
         self.completions: deque[Completion] = deque()
         # where we are in the peer's stream
@@ -133,6 +135,11 @@ class Responder:
     def has_output(self) -> bool:
         """Something waits to be sent."""
         return bool(self._outputs)
+
+    @property
+    def is_streaming(self) -> bool:
+        """What waits is READ responses, which may be many: a request of our own may go in between."""
+        return bool(self._outputs) and isinstance(self._outputs[0], ReadSlot)
 
     # --- requests in -------------------------------------------------------------------------------------------
 
@@ -168,11 +175,7 @@ class Responder:
         if bool(traits & STARTS) is bool(self._kind) or (self._kind and kind != self._kind):
             raise _RefusedRequest(NAK_INVALID_REQUEST)
         # rights of the queue pair
-        if traits & UNSUPPORTED:
-            raise _RefusedRequest(NAK_INVALID_REQUEST)
-        if (traits & IS_WRITE and not self.access & Access.REMOTE_WRITE) or (
-            traits & IS_READ_REQUEST and not self.access & Access.REMOTE_READ
-        ):
+        if traits & (UNSUPPORTED | self.refused_traits):
             raise _RefusedRequest(NAK_INVALID_REQUEST)
         if traits & IS_READ_REQUEST:
             self._accept_read(view, data)
@@ -223,7 +226,7 @@ class Responder:
         if traits & STARTS:
             if traits & IS_WRITE:
                 # A zero-length WRITE succeeds without a look at address and key (IBTA Vol 1 9.7.4.1.4, C9-88).
-                if length and self._memory.find(reth.rkey, reth.remote_addr, length, Access.REMOTE_WRITE) is None:
+                if length and self._memory.find(reth.rkey, reth.remote_addr, length, _REMOTE_WRITE) is None:
                     raise _RefusedRequest(NAK_REMOTE_ACCESS)
                 self._write_address, self._write_rkey = reth.remote_addr, reth.rkey
             self._kind = traits & (IS_WRITE | IS_SEND)
@@ -238,7 +241,7 @@ class Responder:
     def _write_target(self, length_bytes: int) -> tuple[MemoryRegion, int]:
         """Look the key up again: it may have been revoked between two packets."""
         address = self._write_address + self._done
-        region = self._memory.find(self._write_rkey, address, length_bytes, Access.REMOTE_WRITE)
+        region = self._memory.find(self._write_rkey, address, length_bytes, _REMOTE_WRITE)
         if region is None:
             raise _RefusedRequest(NAK_REMOTE_ACCESS)
         return region, address - region.address
@@ -275,12 +278,20 @@ class Responder:
             self._acknowledge()
 
     def _acknowledge(self) -> None:
-        """ACK everything up to now; takes the place of an ACK that waits with no READ after it."""
-        psn = self.expected_psn - 1
-        if self._outputs and isinstance(tail := self._outputs[-1], Answer) and tail.syndrome == ACK_NO_CREDITS:
-            tail.psn, tail.msn = psn, self.msn
-        else:
-            self._outputs.append(Answer(psn, ACK_NO_CREDITS, self.msn))
+        """ACK everything up to now."""
+        self._answer(self.expected_psn - 1, ACK_NO_CREDITS)
+
+    def _answer(self, psn: int, syndrome: int) -> None:
+        """Queue an ACK or NAK; it takes the place of one of its kind that waits with no READ after it."""
+        outputs = self._outputs
+        for place in range(len(outputs) - 1, -1, -1):
+            waiting = outputs[place]
+            if isinstance(waiting, ReadSlot):
+                break
+            if waiting.syndrome >> 5 == syndrome >> 5:
+                waiting.psn, waiting.syndrome, waiting.msn = psn, syndrome, self.msn
+                return
+        outputs.append(Answer(psn, syndrome, self.msn))
 
     def receive_middle_run(
         self,
@@ -296,14 +307,14 @@ class Responder:
     ) -> int:
         """Take up to `count` WRITE MIDDLEs at `position`; return how many were taken, 0: use the careful path."""
         connection = self.connection
-        if self._kind != IS_WRITE or self._nak_sent or connection is None or not self.access & Access.REMOTE_WRITE:
+        if self._kind != IS_WRITE or self._nak_sent or connection is None or self.refused_traits & IS_WRITE:
             return 0
         if psn_unwrap(self.expected_psn, psn) != self.expected_psn:
             return 0
         mtu = connection.mtu_bytes
         left = self._length - self._done
         address = self._write_address + self._done
-        region = self._memory.find(self._write_rkey, address, left, Access.REMOTE_WRITE)
+        region = self._memory.find(self._write_rkey, address, left, _REMOTE_WRITE)
         if region is None or region.view is None:
             return 0
         # A MIDDLE leaves at least one byte for the LAST.
@@ -324,21 +335,19 @@ class Responder:
     def _out_of_sequence(self) -> None:
         if not self._nak_sent:
             self._nak_sent = True
-            self._outputs.append(Answer(self.expected_psn, NAK_PSN_SEQUENCE, self.msn))
+            self._answer(self.expected_psn, NAK_PSN_SEQUENCE)
 
     def _receiver_not_ready(self) -> None:
         self._nak_sent = True
-        waiting = self._outputs[-1] if self._outputs else None
-        if not isinstance(waiting, Answer) or waiting.syndrome >> 5 != 1:
-            self._outputs.append(Answer(self.expected_psn, RNR_NAK | self._min_rnr_timer, self.msn))
+        self._answer(self.expected_psn, RNR_NAK | self._min_rnr_timer)
 
-    def _refuse(self, syndrome: int, receive_status: WcStatus | None = None) -> None:
-        """NAK and end: the queue pair goes to ERR now, the NAK (after what stands before it) still goes out."""
+    def _refuse(self, syndrome: int, receive_status: WcStatus | None = None, psn: int | None = None) -> None:
+        """NAK and end: the queue pair goes to ERR now, the NAK (after READ responses before it) still goes out."""
         wqe, self._receive = self._receive, None
         if wqe is not None:
             self._complete(wqe, receive_status or WcStatus.WR_FLUSH_ERR, Opcode.SEND, 0)
         self._outputs = [out for out in self._outputs if isinstance(out, ReadSlot) or not out.syndrome >> 5]
-        self._outputs.append(Answer(self.expected_psn, syndrome, self.msn))
+        self._outputs.append(Answer(self.expected_psn if psn is None else psn, syndrome, self.msn))
         self._kind = 0
         self.is_ending = True
         self._fail()
@@ -359,7 +368,7 @@ class Responder:
         waiting = sum(isinstance(out, ReadSlot) for out in self._outputs)
         if waiting >= self._max_reads or len(data) or length > MAX_MESSAGE_BYTES:
             raise _RefusedRequest(NAK_INVALID_REQUEST)
-        if length and self._memory.find(reth.rkey, reth.remote_addr, length, Access.REMOTE_READ) is None:
+        if length and self._memory.find(reth.rkey, reth.remote_addr, length, _REMOTE_READ) is None:
             raise _RefusedRequest(NAK_REMOTE_ACCESS)
         mtu = self.connection.mtu_bytes if self.connection else 1
         psn, psns = self.expected_psn, packets_of(length, mtu)
@@ -404,8 +413,7 @@ class Responder:
             except MemoryFault as fault:
                 # The key was revoked, or the memory failed, after the request was accepted.
                 self._outputs.clear()
-                self.expected_psn = output.psn
-                self._refuse(NAK_REMOTE_ACCESS if fault.is_protection else NAK_REMOTE_OPERATION)
+                self._refuse(NAK_REMOTE_ACCESS if fault.is_protection else NAK_REMOTE_OPERATION, psn=output.psn)
                 return self.next_burst()
             if output.psn >= output.end_psn:
                 self._outputs.pop(0)
@@ -424,7 +432,7 @@ class Responder:
         psn = slot.psn
         region, base = None, 0
         if left:
-            region = self._memory.find(slot.rkey, slot.address + offset, left, Access.REMOTE_READ)
+            region = self._memory.find(slot.rkey, slot.address + offset, left, _REMOTE_READ)
             if region is None:
                 raise MemoryFault("the key of a READ was revoked")
             base = slot.address + offset - region.address
