@@ -8,7 +8,7 @@ from p2prw.reporters.base import Both, Format, Mode, Reporter, is_live_terminal
 from p2prw.reporters.output import Output
 
 
-def choose_reporter(mode: Mode, stdout: Output, stderr: Output, environ: Mapping[str, str]) -> Reporter:
+def choose_reporter(mode: Mode, stdout: Output, stderr: Output, environ: Mapping[str, str]) -> Both:
     """Return view and printer; rich is imported only where the live view is the one."""
     return Both(_view(mode, stderr, environ), _printer(mode, stdout))
 
