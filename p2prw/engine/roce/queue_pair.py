@@ -360,10 +360,10 @@ class RoceQueuePair:
     def next_burst(self, now: float) -> Burst | None:
         """Return one burst: ACKs first (the peer's window waits for them), READ responses and requests in turn."""
         responder, burst = self.responder, None
-        self._is_requests_turn = responder.is_streaming and not self._is_requests_turn
+        self._is_requests_turn = responder.answers.is_streaming and not self._is_requests_turn
         if self._is_requests_turn and self.state is QueuePairState.RTS:
             burst = self.requester.next_burst(now)
-        if burst is None and responder.has_output:
+        if burst is None and responder.answers:
             burst = responder.next_burst()
         if burst is None and self.state is QueuePairState.RTS:
             burst = self.requester.next_burst(now)

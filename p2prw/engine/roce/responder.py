@@ -3,8 +3,7 @@
 The order of checks is rxe's: PSN, opcode sequence, rights of the queue pair, resources, length, key and range; then
 execute, then acknowledge. A byte moves only after all of them.
 
-What is to be sent stands in one queue in PSN order, so no ACK can pass a READ whose responses are not out yet, and a
-run of ACKs becomes one. READ responses are made when the driver asks for them, read from memory at that moment.
+What it has to say goes to `answers.AnswerQueue`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Callable
 
 from p2prw.engine.model import Access, Completion, Opcode, WcStatus
 from p2prw.engine.providers.base import QueuePairCounters
+from p2prw.engine.roce.answers import AnswerQueue
 from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.icrc import Flow
 from p2prw.engine.roce.memory_table import MemoryFault, MemoryRegion, MemoryTable
@@ -28,7 +28,6 @@ from p2prw.engine.roce.opcodes import (
     STARTS,
     UNSUPPORTED,
     WITH_IMM,
-    RcOpcode,
 )
 from p2prw.engine.roce.packet import (
     ACK_NO_CREDITS,
@@ -40,43 +39,12 @@ from p2prw.engine.roce.packet import (
     RNR_NAK,
     pull_immdt,
     pull_reth,
-    push_aeth,
 )
-from p2prw.engine.roce.psn import packets_of, psn_unwrap
+from p2prw.engine.roce.psn import psn_unwrap
 from p2prw.engine.roce.runs import receive_run
 from p2prw.engine.roce.work import ReceiveWqe
 
 _REMOTE_WRITE, _REMOTE_READ = int(Access.REMOTE_WRITE), int(Access.REMOTE_READ)
-
-
-class Answer:
-    """An ACK or NAK waiting to be sent."""
-
-    __slots__ = ("msn", "psn", "syndrome")
-
-    def __init__(self, psn: int, syndrome: int, msn: int) -> None:
-        self.psn = psn
-        self.syndrome = syndrome
-        self.msn = msn
-
-
-class ReadSlot:
-    """One READ of the peer: kept after its last response, to answer a restart. `psn` is the next response to send."""
-
-    __slots__ = ("address", "end_psn", "first_psn", "floor_psn", "length_bytes", "msn", "psn", "rkey", "starts")
-
-    def __init__(self, first_psn: int, end_psn: int, address: int, rkey: int, length_bytes: int, msn: int) -> None:
-        self.first_psn = first_psn
-        self.end_psn = end_psn
-        self.address = address
-        self.rkey = rkey
-        self.length_bytes = length_bytes
-        self.msn = msn
-        self.psn = first_psn
-        self.floor_psn = first_psn
-        """No restart before this PSN: the requester has had what lies before (rxe and hfi1: "should not back up")."""
-        self.starts = True
-        """The next response is the first after the request or a restart, so its opcode is FIRST or ONLY."""
 
 
 class _RefusedRequest(Exception):
@@ -104,7 +72,6 @@ class Responder:
         self._qpn = qpn
         self._memory = memory
         self._min_rnr_timer = min_rnr_timer
-        self._max_reads = max_dest_rd_atomic
         self.counters = counters
         self._fail = fail
         self.connection: Connection | None = None
@@ -126,20 +93,9 @@ class Responder:
         self._write_rkey = 0
         self._receive: ReceiveWqe | None = None
         # things to send
-        self._outputs: list[Answer | ReadSlot] = []
-        self._slots: deque[ReadSlot] = deque()
+        self.answers = AnswerQueue(memory, max_dest_rd_atomic)
         self.is_ending = False
         """A NAK that ends the queue pair is on its way out."""
-
-    @property
-    def has_output(self) -> bool:
-        """Something waits to be sent."""
-        return bool(self._outputs)
-
-    @property
-    def is_streaming(self) -> bool:
-        """What waits is READ responses, which may be many: a request of our own may go in between."""
-        return bool(self._outputs) and isinstance(self._outputs[0], ReadSlot)
 
     # --- requests in -------------------------------------------------------------------------------------------
 
@@ -273,25 +229,13 @@ class Responder:
         if self._nak_sent:
             self._nak_sent = False
             # The gap closed by itself (reordering): a NAK that is still waiting would only cause resends.
-            self._outputs = [out for out in self._outputs if not (isinstance(out, Answer) and out.syndrome >> 5)]
+            self.answers.drop_naks()
         if asks:
             self._acknowledge()
 
     def _acknowledge(self) -> None:
         """ACK everything up to now."""
-        self._answer(self.expected_psn - 1, ACK_NO_CREDITS)
-
-    def _answer(self, psn: int, syndrome: int) -> None:
-        """Queue an ACK or NAK; it takes the place of one of its kind that waits with no READ after it."""
-        outputs = self._outputs
-        for place in range(len(outputs) - 1, -1, -1):
-            waiting = outputs[place]
-            if isinstance(waiting, ReadSlot):
-                break
-            if waiting.syndrome >> 5 == syndrome >> 5:
-                waiting.psn, waiting.syndrome, waiting.msn = psn, syndrome, self.msn
-                return
-        outputs.append(Answer(psn, syndrome, self.msn))
+        self.answers.answer(self.expected_psn - 1, ACK_NO_CREDITS, self.msn)
 
     def receive_middle_run(
         self,
@@ -335,19 +279,19 @@ class Responder:
     def _out_of_sequence(self) -> None:
         if not self._nak_sent:
             self._nak_sent = True
-            self._answer(self.expected_psn, NAK_PSN_SEQUENCE)
+            self.answers.answer(self.expected_psn, NAK_PSN_SEQUENCE, self.msn)
 
     def _receiver_not_ready(self) -> None:
         self._nak_sent = True
-        self._answer(self.expected_psn, RNR_NAK | self._min_rnr_timer)
+        self.answers.answer(self.expected_psn, RNR_NAK | self._min_rnr_timer, self.msn)
 
     def _refuse(self, syndrome: int, receive_status: WcStatus | None = None, psn: int | None = None) -> None:
         """NAK and end: the queue pair goes to ERR now, the NAK (after READ responses before it) still goes out."""
         wqe, self._receive = self._receive, None
         if wqe is not None:
             self._complete(wqe, receive_status or WcStatus.WR_FLUSH_ERR, Opcode.SEND, 0)
-        self._outputs = [out for out in self._outputs if isinstance(out, ReadSlot) or not out.syndrome >> 5]
-        self._outputs.append(Answer(self.expected_psn if psn is None else psn, syndrome, self.msn))
+        self.answers.drop_naks()
+        self.answers.answer(self.expected_psn if psn is None else psn, syndrome, self.msn)
         self._kind = 0
         self.is_ending = True
         self._fail()
@@ -358,111 +302,37 @@ class Responder:
         if traits & (IS_WRITE | IS_SEND):
             self._acknowledge()
         elif traits & IS_READ_REQUEST:
-            self._restart_read(view, psn)
-
-    # --- READs -------------------------------------------------------------------------------------------------
+            mtu = self.connection.mtu_bytes if self.connection else 1
+            self.answers.restart_read(psn, pull_reth(view, BTH_BYTES), mtu)
 
     def _accept_read(self, view: memoryview, data: memoryview) -> None:
         reth = pull_reth(view, BTH_BYTES)
         length = reth.length_bytes
-        waiting = sum(isinstance(out, ReadSlot) for out in self._outputs)
-        if waiting >= self._max_reads or len(data) or length > MAX_MESSAGE_BYTES:
+        if not self.answers.takes_read or len(data) or length > MAX_MESSAGE_BYTES:
             raise _RefusedRequest(NAK_INVALID_REQUEST)
         if length and self._memory.find(reth.rkey, reth.remote_addr, length, _REMOTE_READ) is None:
             raise _RefusedRequest(NAK_REMOTE_ACCESS)
-        mtu = self.connection.mtu_bytes if self.connection else 1
-        psn, psns = self.expected_psn, packets_of(length, mtu)
         self.msn += 1
-        slot = ReadSlot(psn, psn + psns, reth.remote_addr, reth.rkey, length, self.msn)
-        if len(self._slots) >= self._max_reads:
-            self._slots.popleft()
-        self._slots.append(slot)
-        self._accept(psns, asks=False)
-        self._outputs.append(slot)
-
-    def _restart_read(self, view: memoryview, psn: int) -> None:
-        """Answer a repeated READ request from `psn` on; silently not when it is none of ours or backs up."""
-        reth = pull_reth(view, BTH_BYTES)
         mtu = self.connection.mtu_bytes if self.connection else 1
-        for slot in self._slots:
-            if slot.first_psn <= psn < slot.end_psn:
-                offset = (psn - slot.first_psn) * mtu
-                same = reth.remote_addr == slot.address + offset and reth.rkey == slot.rkey
-                if psn < slot.floor_psn or not same or reth.length_bytes != slot.length_bytes - offset:
-                    return
-                slot.psn = slot.floor_psn = psn
-                slot.starts = True
-                self._outputs = [out for out in self._outputs if out is not slot]
-                place = 0
-                while place < len(self._outputs) and self._outputs[place].psn < psn:
-                    place += 1
-                self._outputs.insert(place, slot)
-                return
+        end_psn = self.answers.read(self.expected_psn, reth, mtu, self.msn)
+        self._accept(end_psn - self.expected_psn, asks=False)
 
     # --- things to send ----------------------------------------------------------------------------------------
 
     def next_burst(self) -> Burst | None:
         """Return the next answer or the next burst of READ responses; None: nothing to say."""
         connection = self.connection
-        if not self._outputs or connection is None:
+        if not self.answers or connection is None:
             return None
-        output = self._outputs[0]
-        if isinstance(output, ReadSlot):
-            try:
-                burst = self._read_responses(connection, output)
-            except MemoryFault as fault:
-                # The key was revoked, or the memory failed, after the request was accepted.
-                self._outputs.clear()
-                self._refuse(NAK_REMOTE_ACCESS if fault.is_protection else NAK_REMOTE_OPERATION, psn=output.psn)
-                return self.next_burst()
-            if output.psn >= output.end_psn:
-                self._outputs.pop(0)
-        else:
-            self._outputs.pop(0)
-            aeth = push_aeth(output.syndrome, output.msn)
-            burst = connection.single(RcOpcode.ACKNOWLEDGE, output.psn, aeth)
+        try:
+            burst = self.answers.next_burst(connection)
+        except MemoryFault as fault:
+            psn = self.answers.next_psn()
+            self.answers.clear()
+            self._refuse(NAK_REMOTE_ACCESS if fault.is_protection else NAK_REMOTE_OPERATION, psn=psn)
+            burst = self.answers.next_burst(connection)
         self.counters.packets_sent += burst.packets
         return burst
-
-    def _read_responses(self, connection: Connection, slot: ReadSlot) -> Burst:
-        mtu = connection.mtu_bytes
-        offset = (slot.psn - slot.first_psn) * mtu
-        left = slot.length_bytes - offset
-        packets = slot.end_psn - slot.psn
-        psn = slot.psn
-        region, base = None, 0
-        if left:
-            region = self._memory.find(slot.rkey, slot.address + offset, left, _REMOTE_READ)
-            if region is None:
-                raise MemoryFault("the key of a READ was revoked")
-            base = slot.address + offset - region.address
-        if slot.starts or packets == 1:
-            size = min(mtu, left)
-            opcode = _RESPONSES[slot.starts, packets == 1]
-            pieces = [region.load(base, size)] if region else None
-            slot.starts = False
-            slot.psn += 1
-            return connection.single(opcode, psn, push_aeth(ACK_NO_CREDITS, slot.msn), pieces, size)
-        middles = min(packets - 1, connection.max_segments)
-        tail_bytes = left - middles * mtu
-        takes_last = middles == packets - 1 < connection.max_segments and tail_bytes + 4 <= mtu
-        assert region is not None
-        data = region.load(base, middles * mtu + (tail_bytes if takes_last else 0))
-        run = data[: middles * mtu]
-        buffers = connection.middle_run(RcOpcode.READ_RESPONSE_MIDDLE, psn, [run], middles, ack_last=False)
-        total, count = middles * connection.segment_bytes, middles
-        if takes_last:
-            aeth = push_aeth(ACK_NO_CREDITS, slot.msn)
-            tail = [data[middles * mtu :]]
-            more, size = connection.packet(
-                RcOpcode.READ_RESPONSE_LAST, psn + middles, aeth, tail, tail_bytes, index=middles
-            )
-            buffers += more
-            total += size
-            count += 1
-        slot.psn += count
-        segment = connection.segment_bytes if count > 1 else total
-        return Burst(buffers, segment, total, connection.destination, count)
 
     def flush(self) -> None:
         """Complete posted receives as flushed; unless a NAK is on its way out, say no more."""
@@ -473,13 +343,4 @@ class Responder:
             self._complete(self.receives.popleft(), WcStatus.WR_FLUSH_ERR, Opcode.SEND, 0)
         self._kind = 0
         if not self.is_ending:
-            self._outputs.clear()
-        self._slots.clear()
-
-
-_RESPONSES: dict[tuple[bool, bool], RcOpcode] = {
-    # starts, ends
-    (True, True): RcOpcode.READ_RESPONSE_ONLY,
-    (True, False): RcOpcode.READ_RESPONSE_FIRST,
-    (False, True): RcOpcode.READ_RESPONSE_LAST,
-}
+            self.answers.clear()

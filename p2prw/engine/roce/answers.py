@@ -1,0 +1,190 @@
+"""What a responder has to say, in PSN order: ACKs, NAKs, and READ responses made when the driver asks for them.
+
+Because it is one queue, no ACK can pass a READ whose responses are not out yet, and a run of ACKs becomes one. READ
+responses are read from memory, through the memory table, at the moment they are sent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from p2prw.engine.model import Access
+from p2prw.engine.roce.burst import Burst, Connection
+from p2prw.engine.roce.memory_table import MemoryFault, MemoryTable
+from p2prw.engine.roce.opcodes import RcOpcode
+from p2prw.engine.roce.packet import ACK_NO_CREDITS, Reth, push_aeth
+from p2prw.engine.roce.psn import packets_of
+
+_REMOTE_READ = int(Access.REMOTE_READ)
+
+
+class Answer:
+    """An ACK or NAK waiting to be sent."""
+
+    __slots__ = ("msn", "psn", "syndrome")
+
+    def __init__(self, psn: int, syndrome: int, msn: int) -> None:
+        self.psn = psn
+        self.syndrome = syndrome
+        self.msn = msn
+
+    @property
+    def is_nak(self) -> bool:
+        """PSN sequence, RNR, or one that ends the queue pair."""
+        return self.syndrome >> 5 != 0
+
+
+class ReadSlot:
+    """One READ of the peer: kept after its last response, to answer a restart. `psn` is the next response to send."""
+
+    __slots__ = ("address", "end_psn", "first_psn", "floor_psn", "length_bytes", "msn", "psn", "rkey", "starts")
+
+    def __init__(self, first_psn: int, reth: Reth, mtu_bytes: int, msn: int) -> None:
+        self.first_psn = first_psn
+        self.end_psn = first_psn + packets_of(reth.length_bytes, mtu_bytes)
+        self.address = reth.remote_addr
+        self.rkey = reth.rkey
+        self.length_bytes = reth.length_bytes
+        self.msn = msn
+        self.psn = first_psn
+        self.floor_psn = first_psn
+        """No restart before this PSN: the requester has had what lies before (rxe and hfi1: "should not back up")."""
+        self.starts = True
+        """The next response is the first after the request or a restart, so its opcode is FIRST or ONLY."""
+
+
+class AnswerQueue:
+    """Things to send for one responder. At most one ACK and one NAK wait behind the last READ, so it stays short."""
+
+    def __init__(self, memory: MemoryTable, max_reads: int) -> None:
+        self._memory = memory
+        self._max_reads = max_reads
+        self._waiting: list[Answer | ReadSlot] = []
+        self._slots: deque[ReadSlot] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_streaming(self) -> bool:
+        """READ responses come next; there may be many."""
+        return bool(self._waiting) and isinstance(self._waiting[0], ReadSlot)
+
+    @property
+    def takes_read(self) -> bool:
+        """A slot is free: one whose responses are all out may be used again."""
+        return sum(isinstance(item, ReadSlot) for item in self._waiting) < self._max_reads
+
+    def answer(self, psn: int, syndrome: int, msn: int) -> None:
+        """Queue an ACK or NAK; it takes the place of one of its kind that waits with no READ after it."""
+        waiting = self._waiting
+        for place in range(len(waiting) - 1, -1, -1):
+            item = waiting[place]
+            if isinstance(item, ReadSlot):
+                break
+            if item.syndrome >> 5 == syndrome >> 5:
+                item.psn, item.syndrome, item.msn = psn, syndrome, msn
+                return
+        waiting.append(Answer(psn, syndrome, msn))
+
+    def drop_naks(self) -> None:
+        """Forget a NAK that was not sent: what it complains about is over."""
+        self._waiting = [item for item in self._waiting if isinstance(item, ReadSlot) or not item.is_nak]
+
+    def clear(self) -> None:
+        """Say nothing more."""
+        self._waiting.clear()
+        self._slots.clear()
+
+    def read(self, psn: int, reth: Reth, mtu_bytes: int, msn: int) -> int:
+        """Queue the responses of a new READ; return the PSN after it."""
+        slot = ReadSlot(psn, reth, mtu_bytes, msn)
+        if len(self._slots) >= self._max_reads:
+            self._slots.popleft()
+        self._slots.append(slot)
+        self._waiting.append(slot)
+        return slot.end_psn
+
+    def restart_read(self, psn: int, reth: Reth, mtu_bytes: int) -> None:
+        """Answer a repeated READ request from `psn` on; silently not when it is none of ours or backs up.
+
+        A restart asks for the rest of a READ, to its very end; anything else was not sent by a sane requester.
+        """
+        for slot in self._slots:
+            if slot.first_psn <= psn < slot.end_psn:
+                offset = (psn - slot.first_psn) * mtu_bytes
+                same = reth == (slot.address + offset, slot.rkey, slot.length_bytes - offset)
+                if psn < slot.floor_psn or not same:
+                    return
+                slot.psn = slot.floor_psn = psn
+                slot.starts = True
+                waiting = [item for item in self._waiting if item is not slot]
+                place = 0
+                while place < len(waiting) and waiting[place].psn < psn:
+                    place += 1
+                waiting.insert(place, slot)
+                self._waiting = waiting
+                return
+
+    def next_psn(self) -> int:
+        """Return the PSN of what comes next."""
+        return self._waiting[0].psn
+
+    def next_burst(self, connection: Connection) -> Burst:
+        """Take off and return what comes next. MemoryFault: the memory of a READ cannot be reached any more."""
+        item = self._waiting[0]
+        if isinstance(item, Answer):
+            del self._waiting[0]
+            return connection.single(RcOpcode.ACKNOWLEDGE, item.psn, push_aeth(item.syndrome, item.msn))
+        burst = self._responses(connection, item)
+        if item.psn >= item.end_psn:
+            del self._waiting[0]
+        return burst
+
+    def _responses(self, connection: Connection, slot: ReadSlot) -> Burst:
+        """FIRST or ONLY alone; then MIDDLEs, with a LAST that its AETH does not make longer than they are."""
+        mtu, psn = connection.mtu_bytes, slot.psn
+        offset = (psn - slot.first_psn) * mtu
+        left = slot.length_bytes - offset
+        packets = slot.end_psn - psn
+        if slot.starts or packets == 1:
+            size = min(mtu, left)
+            pieces = [self._load(slot, offset, size)] if size else None
+            opcode = _OPCODES[slot.starts, packets == 1]
+            slot.starts = False
+            slot.psn += 1
+            return connection.single(opcode, psn, push_aeth(ACK_NO_CREDITS, slot.msn), pieces, size)
+        middles = min(packets - 1, connection.max_segments)
+        run_bytes = middles * mtu
+        tail_bytes = left - run_bytes
+        takes_last = middles == packets - 1 < connection.max_segments and tail_bytes + 4 <= mtu
+        data = self._load(slot, offset, left if takes_last else run_bytes)
+        run = [data[:run_bytes]]
+        buffers = connection.middle_run(RcOpcode.READ_RESPONSE_MIDDLE, psn, run, middles, ack_last=False)
+        total, count = middles * connection.segment_bytes, middles
+        if takes_last:
+            aeth, tail = push_aeth(ACK_NO_CREDITS, slot.msn), [data[run_bytes:]]
+            last = RcOpcode.READ_RESPONSE_LAST
+            more, size = connection.packet(last, psn + middles, aeth, tail, tail_bytes, index=middles)
+            buffers += more
+            total += size
+            count += 1
+        slot.psn += count
+        segment = connection.segment_bytes if count > 1 else total
+        return Burst(buffers, segment, total, connection.destination, count)
+
+    def _load(self, slot: ReadSlot, offset: int, length_bytes: int) -> memoryview:
+        """Look the key up again: it may have been revoked since the request was accepted."""
+        address = slot.address + offset
+        region = self._memory.find(slot.rkey, address, length_bytes, _REMOTE_READ)
+        if region is None:
+            raise MemoryFault("the key of a READ was revoked")
+        return region.load(address - region.address, length_bytes)
+
+
+_OPCODES: dict[tuple[bool, bool], RcOpcode] = {
+    # starts, ends
+    (True, True): RcOpcode.READ_RESPONSE_ONLY,
+    (True, False): RcOpcode.READ_RESPONSE_FIRST,
+    (False, True): RcOpcode.READ_RESPONSE_LAST,
+}
