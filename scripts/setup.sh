@@ -83,7 +83,9 @@ find_python() { # sets $python, one that can make environments where there is on
   local name
   python=
   for name in ${P2PRW_PYTHON:+"$P2PRW_PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do
-    command -v "$name" >/dev/null && new_enough "$name" || continue
+    if ! command -v "$name" >/dev/null || ! new_enough "$name"; then
+      continue
+    fi
     [[ -n $python ]] || python=$name
     if has_venv "$name"; then
       python=$name
