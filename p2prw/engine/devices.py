@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from p2prw.engine.providers.base import Device
@@ -34,6 +35,11 @@ def open_device(
     device = open_soft_device(
         name, local_address=local_address, udp_port=None, role=role, gso=gso, inject=inject, pcap=pcap
     )
+    if name == "auto":
+        # `auto` is the question; results name the answer, as it could be typed.
+        address = device.info.address or local_address
+        chosen = "soft0" if address.startswith("127.") else f"soft:{address}"
+        device.info = replace(device.info, name=chosen)
     reason = (
         f"software device on {local_address}, the control connection's local address"
         if name == "auto"
