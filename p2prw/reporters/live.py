@@ -35,7 +35,7 @@ class Terminal(Console):
 
 
 class LiveView(QuietView):
-    """Two lines that follow the transfer and vanish when it ends."""
+    """Three lines that follow the transfer and vanish when it ends."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class LiveView(QuietView):
 
 
 def render(title: str, progress: Progress) -> Group:
-    """Return the two lines: name, bar, percent, time left; then bytes, rate, window, route, retries, phase."""
+    """Return three lines: name, bar, percent, time left; bytes, rate, phase; window, route, retries."""
     total = max(progress.bytes_total, 1)
     left = time_left_s(progress)
     table = Table.grid(padding=(0, 1), expand=True)
@@ -109,14 +109,16 @@ def render(title: str, progress: Progress) -> Group:
         Text(f"{progress.bytes_done * 100 // total}%"),
         Text(f"{format_duration(left)} left" if left is not None else ""),
     )
-    facts = " · ".join(
-        (
-            f"{format_size(progress.bytes_done)} of {format_size(progress.bytes_total)}",
-            format_rate(progress.bw_bytes_per_s),
-            f"{progress.wqes_in_flight} in flight",
-            f"route {clean(progress.route)}",
-            f"{progress.retries} retries",
-            progress.phase,
-        )
+    # Two short lines, not one: 80 columns must show the retries, too.
+    moved = (
+        f"{format_size(progress.bytes_done)} of {format_size(progress.bytes_total)}",
+        format_rate(progress.bw_bytes_per_s),
+        progress.phase,
     )
-    return Group(table, Text(facts, style="dim", no_wrap=True, overflow="ellipsis"))
+    window = (
+        f"{progress.wqes_in_flight} WQEs in flight",
+        f"route {clean(progress.route)}",
+        f"{progress.retries} retries",
+    )
+    lines = (Text(" · ".join(facts), style="dim", no_wrap=True, overflow="ellipsis") for facts in (moved, window))
+    return Group(table, *lines)
