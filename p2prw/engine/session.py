@@ -76,7 +76,8 @@ def run_transfer(
 
     `dry_run` does everything but post work requests: the plan is in `result.plan`. `clock` is monotonic seconds.
     """
-    return (yield from _TransferRun(request, dry_run, stop or StopRequest(), clock).run())
+    stop = StopRequest() if stop is None else stop  # not `or`: a request that is not set is false
+    return (yield from _TransferRun(request, dry_run, stop, clock).run())
 
 
 class _TransferRun:

@@ -1,0 +1,281 @@
+"""One whole transfer against a real server in this process: over the software device, and over a scripted one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from p2prw import api
+from p2prw.engine.model import Operation, Timeouts
+from p2prw.engine.providers.scripted import Fault, Script, ScriptedDevice, ScriptedFabric
+from p2prw.engine.session import list_regions, run_transfer
+from p2prw.engine.stop import StopRequest
+from p2prw.units import MIB
+
+QUICK = Timeouts(connect_retry_s=0.2, handshake_s=5.0, idle_s=5.0, drain_s=1.0)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "source.bin").write_bytes(bytes(range(256)) * 5000)
+    regions = {
+        "mem": "host,size=3MiB",
+        "known": "host,size=3MiB,pattern=words:5",
+        "file": f"file:{folder}/source.bin",
+        "sink": f"file:{folder}/sink.bin",
+    }
+    with api.serving(regions) as address:
+        yield str(address)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4095, 4096, 4097, MIB - 1, MIB, MIB + 1])
+def test_sizes_and_offsets_aligned_to_nothing(served, size):
+    wrote = api.write(f"{served}/mem+77773", "host,size=2MiB,pattern=words:9", size_bytes=size)
+    assert (wrote.exit_code, wrote.verify.status, wrote.error) == (0, "verified", None)
+    read = api.read(f"{served}/mem+77773", "host", size_bytes=size)
+    assert (read.exit_code, read.verify.status) == (0, "verified")
+    assert read.verify.local_digest == wrote.verify.remote_digest
+    assert wrote.results[0].bytes == read.results[0].bytes == size
+
+
+def test_size_zero_runs_all_checks_and_posts_nothing(served):
+    result = api.write(f"{served}/mem", "host,size=1MiB", size_bytes=0)
+    assert result.exit_code == 0 and result.results[0].wqes_posted == 0
+    refused = api.write(f"{served}/nowhere", "host,size=1MiB", size_bytes=0)
+    assert refused.exit_code == 7 and refused.error is not None and refused.error.code == "unknown_region"
+
+
+def test_a_file_goes_to_a_file_and_back(served, tmp_path):
+    source, back = tmp_path / "a.bin", tmp_path / "b.bin"
+    source.write_bytes(bytes(range(251)) * 40_000)
+    assert api.write(f"{served}/sink", f"file:{source}", staging_chunk_bytes=MIB).exit_code == 0
+    result = api.read(f"{served}/sink", f"file:{back}", staging_chunk_bytes=128 * 1024, staging_bytes=256 * 1024)
+    assert result.exit_code == 0 and back.read_bytes() == source.read_bytes()
+    assert result.local_route is not None and result.local_route.staged and result.local_route.chosen == "cpu"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "b.bin"]
+
+
+def test_the_size_is_the_smaller_of_both_ends(served):
+    result = api.read(f"{served}/known+1MiB", "host,size=512KiB")
+    assert result.results[0].bytes == 512 * 1024
+    result = api.read(f"{served}/known+2MiB", "host,size=64MiB")
+    assert result.results[0].bytes == MIB
+
+
+def test_every_phase_is_timed_and_the_route_is_told_for_both_ends(served):
+    result = api.write(f"{served}/mem", "host,size=1MiB")
+    assert set(result.phases) == {
+        "open",
+        "map",
+        "register",
+        "exchange",
+        "connect",
+        "first_byte",
+        "steady",
+        "drain",
+        "verify",
+        "close",
+    }
+    for route in (result.local_route, result.remote_route):
+        assert route is not None
+        assert (route.chosen, route.mover, route.peer_to_peer, route.driver) == ("cpu", "cpu", False, "soft")
+        assert route.attempts[0].ok
+    assert result.environment["negotiated"]["path_mtu_bytes"] == 4096
+    assert "rocev2 127." in result.environment["gid_pair"]
+
+
+@pytest.mark.parametrize(
+    ("target", "memory", "options", "code", "exit_code"),
+    [
+        ("nothing", "host,size=1MiB", {}, "unknown_region", 7),
+        ("mem+4MiB", "host,size=1MiB", {}, "offset_past_end", 7),
+        ("mem", "host,size=8MiB", {"size_bytes": 8 * MIB}, "region_too_small", 7),
+        ("mem", "host,size=1MiB", {"size_bytes": 2 * MIB}, "size_does_not_fit", 2),
+        ("mem", "file:/no/such/file", {}, "not_found", 3),
+        ("mem", "host,size=1MiB", {"device": "mlx5_9"}, "no_device", 3),
+        ("mem", "host,size=1MiB", {"via": "0000:01:00.0"}, "not_in_this_release", 2),
+        ("mem", "host,size=1MiB", {"token": b"secret"}, "auth_not_used", 7),
+        ("sink", "host", {}, "missing_size", 7),
+    ],
+)
+def test_what_cannot_be_done_says_why_and_what_to_type(served, target, memory, options, code, exit_code):
+    result = api.write(f"{served}/{target}", memory, **options)
+    assert result.error is not None and result.status == "failed"
+    assert (result.error.code, result.exit_code) == (code, exit_code)
+    assert result.error.why or result.error.fix
+    assert result.results == () or result.results[0].bytes == 0
+
+
+def test_a_server_that_is_not_there_is_said_quickly():
+    began = time.monotonic()
+    result = api.write("127.0.0.1:1/mem", "host,size=1MiB", timeouts=QUICK)
+    assert (result.exit_code, result.error and result.error.code) == (3, "connect_refused")
+    assert time.monotonic() - began < 3
+
+
+def test_a_dry_run_plans_posts_nothing_and_changes_nothing(served):
+    before = api.read(f"{served}/known", "host").verify.remote_digest
+    request = api.make_request(Operation.WRITE, f"{served}/known", "host,size=3MiB", chunk_bytes=64 * 1024)
+    result = api.finish(api.transfer(request, dry_run=True))
+    assert (result.status, result.exit_code, result.results) == ("planned", 0, ())
+    assert result.plan is not None and result.plan["transfer_bytes"] == 3 * MIB
+    assert result.verify.status == "unverified"
+    assert api.read(f"{served}/known", "host").verify.remote_digest == before
+
+
+def test_no_verify_and_shared_say_that_nothing_was_verified(served):
+    assert api.write(f"{served}/mem", "host,size=1MiB", verify=False).verify.why == "--no-verify"
+    shared = api.write(f"{served}/mem", "host,size=1MiB", shared=True).verify
+    assert shared.status == "unverified" and "shared" in str(shared.why)
+
+
+def test_faults_made_on_purpose_are_repaired_and_counted(served):
+    result = api.write(f"{served}/mem", "host,size=3MiB,pattern=words:2", inject="drop=3%,dup=2%,reorder=3%,seed=4")
+    assert (result.exit_code, result.verify.status) == (0, "verified")
+    assert result.results[0].retransmitted_packets > 0
+    assert any("on purpose" in warning for warning in result.warnings)
+
+
+def test_require_direct_lets_host_memory_pass(served):
+    assert api.write(f"{served}/mem", "host,size=1MiB", require_direct=True).exit_code == 0
+
+
+def test_regions_are_listed(served):
+    host, port = served.rsplit(":", 1)
+    regions = {region.name: region for region in list_regions(api.parse_peer(f"{host}:{port}")[0])}
+    assert set(regions) == {"mem", "known", "file", "sink"}
+    assert (regions["mem"].kind, regions["mem"].length, regions["mem"].staged) == ("host", 3 * MIB, False)
+    assert regions["file"].staged
+
+
+def test_a_stop_in_mid_transfer_says_what_was_moved_and_leaves_no_sink(served, tmp_path):
+    stop = StopRequest()
+    sink = tmp_path / "partial.bin"
+    request = api.make_request(
+        Operation.READ,
+        f"{served}/known",
+        f"file:{sink}",
+        inject="drop=30%,seed=1",
+        staging_chunk_bytes=64 * 1024,
+        timeouts=QUICK,
+    )
+    steps = run_transfer(request, stop=stop)
+    next(steps)
+    stop.set(2)
+    result = api.finish(steps)
+    assert (result.status, result.exit_code) == ("interrupted", 130)
+    assert not sink.exists() and list(tmp_path.iterdir()) == []
+
+
+def test_dropping_the_generator_closes_everything(served, tmp_path):
+    before = threading.active_count()
+    request = api.make_request(
+        Operation.READ, f"{served}/known", f"file:{tmp_path}/x.bin", inject="drop=30%,seed=1", timeouts=QUICK
+    )
+    steps = run_transfer(request)
+    next(steps)
+    steps.close()
+    assert list(tmp_path.iterdir()) == []
+    assert threading.active_count() <= before
+    # The lease is free again: nobody is refused as busy.
+    assert api.write(f"{served}/known", "host,size=3MiB,pattern=words:5").exit_code == 0
+
+
+def test_the_time_limit_is_an_exit_code_of_its_own(served):
+    result = api.write(
+        f"{served}/mem", "host,size=3MiB", inject="drop=60%,seed=2", timeouts=Timeouts(time_limit_s=0.5, idle_s=20)
+    )
+    assert (result.exit_code, result.error and result.error.code) == (6, "time_limit")
+
+
+# --- with a script instead of a wire ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scripted(monkeypatch) -> Iterator[Callable[[Script], None]]:
+    """Client and server on one fabric; the client's device follows the given script."""
+    fabric = ScriptedFabric()
+    scripts: list[Script] = []
+
+    def client_device(name: str, **_: object) -> tuple[ScriptedDevice, str]:
+        return ScriptedDevice("near", fabric=fabric, script=scripts[-1]), "scripted"
+
+    def server_device(name: str, **_: object) -> tuple[ScriptedDevice, str]:
+        return ScriptedDevice("far", fabric=fabric), "scripted"
+
+    monkeypatch.setattr("p2prw.engine.session.open_device", client_device)
+    monkeypatch.setattr("p2prw.engine.server.server.open_device", server_device)
+    yield scripts.append
+
+
+@pytest.mark.parametrize("operation", [Operation.WRITE, Operation.READ])
+def test_a_spoiled_byte_is_found_placed_and_ends_4(scripted, operation):
+    # WRs of 1 MiB: the byte at 2 MiB + 12345 of the transfer arrives inverted.
+    scripted(Script(faults=(Fault(2, spoil_at=12_345),)))
+    near, far = "host,size=3MiB,pattern=words:1", "host,size=3MiB,pattern=words:1"
+    with api.serving({"mem": far}) as address:
+        request = api.make_request(operation, f"{address}/mem", near)
+        result = api.finish(api.transfer(request))
+    assert (result.exit_code, result.verify.status) == (4, "mismatch")
+    assert result.verify.first_bad_offset == 2 * MIB + 12_345
+    assert result.verify.classification == "corrupt"
+    assert result.error is not None and str(2 * MIB + 12_345) in result.error.what
+    assert result.partial and result.results[0].bytes == 3 * MIB
+
+
+def test_data_that_never_arrived_ends_4_and_looks_like_zeros(scripted):
+    scripted(Script(faults=(Fault(1, lose_data=True),)))
+    with api.serving({"mem": "host,size=3MiB"}) as address:
+        result = api.write(f"{address}/mem", "host,size=3MiB,pattern=words:1")
+    assert (result.exit_code, result.verify.first_bad_offset) == (4, MIB)
+    assert result.verify.classification == "all_zero"
+
+
+def test_a_spoiled_file_never_appears_under_its_name(scripted, tmp_path: Path):
+    scripted(Script(faults=(Fault(0, spoil_at=5),)))
+    with api.serving({"out": f"file:{tmp_path}/out.bin"}) as address:
+        wrote = api.write(f"{address}/out", "host,size=1MiB,pattern=words:1")
+        scripted(Script(faults=(Fault(0, spoil_at=5),)))
+    with api.serving({"mem": "host,size=1MiB,pattern=words:1"}) as address:
+        read = api.read(f"{address}/mem", f"file:{tmp_path}/in.bin")
+    assert wrote.exit_code == read.exit_code == 4
+    assert wrote.verify.first_bad_offset == read.verify.first_bad_offset == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_changes_under_the_digest_is_unstable_not_corrupt(scripted, monkeypatch):
+    from p2prw.engine.memory.host import HostMemory
+
+    scripted(Script())
+    original, calls = HostMemory.read_at, [0]
+
+    def restless(self: HostMemory, offset: int, into: memoryview) -> int:
+        count = original(self, offset, into)
+        calls[0] += 1
+        into[0] = calls[0] & 0xFF
+        return count
+
+    with api.serving({"mem": "host,size=1MiB"}) as address:
+        monkeypatch.setattr(HostMemory, "read_at", restless)
+        result = api.write(f"{address}/mem", "host,size=1MiB")
+    assert (result.exit_code, result.verify.status) == (4, "unstable")
+    assert result.error is not None and result.error.code == "verify_unstable"
+
+
+def test_a_completion_error_is_in_the_result_with_what_was_moved(scripted):
+    from p2prw.engine.model import WcStatus
+
+    scripted(Script(faults=(Fault(2, status=WcStatus.REM_ACCESS_ERR),)))
+    with api.serving({"mem": "host,size=4MiB"}) as address:
+        result = api.write(f"{address}/mem", "host,size=4MiB", signal_every=1)
+    assert (result.exit_code, result.partial) == (1, True)
+    assert result.error is not None and (result.error.code, result.error.wc_status) == (
+        "remote_access",
+        "REM_ACCESS_ERR",
+    )
+    assert result.results[0].bytes == 2 * MIB
