@@ -55,6 +55,7 @@ _RECEIVE_BYTES = 65536
 # IPv4 or IPv6, UDP, and the largest RoCE packet around a full path MTU: WRITE_ONLY_WITH_IMM.
 _OVERHEAD_BYTES = {socket.AF_INET: 20 + 8 + 36, socket.AF_INET6: 40 + 8 + 36}
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4)
+_PUMPS_PER_LOOK = 16
 _GSO_REFUSALS = (errno.EIO, errno.EINVAL, errno.EMSGSIZE)
 
 Role = Literal["client", "server"]
@@ -251,6 +252,7 @@ class SoftDevice:
         self._ancillary: dict[int, list[tuple[int, int, bytes]]] = {}
         self._waiting: deque[_Waiting] = deque()
         self._told: set[int | None] = set()
+        self._pumps = 0
 
     def __repr__(self) -> str:
         pairs = len(self._queue_pairs)
@@ -351,8 +353,10 @@ class SoftDevice:
         at = self.core.next_timer()
         if at is not None and at <= now:
             self.core.handle_timer(now)
-            self._watch_gso()
             worked = True
+        self._pumps += 1
+        if self._pumps % _PUMPS_PER_LOOK == 0:
+            self._watch_gso()
         if self._injector:
             worked |= self._release_held(now)
         return self._send(now) or worked
@@ -482,7 +486,11 @@ class SoftDevice:
         self.send_failures += 1
         if exc.errno not in self._told:
             self._told.add(exc.errno)
-            hint = f" ({len(data)} bytes do not fit the route: take a smaller --mtu)" if exc.errno == 90 else ""
+            hint = (
+                f" ({len(data)} bytes do not fit the route: take a smaller --mtu)"
+                if exc.errno == errno.EMSGSIZE
+                else ""
+            )
             self.warnings.append(f"sending to {destination[0]} port {destination[1]} fails: {exc.strerror}{hint}")
         return True
 
@@ -512,8 +520,18 @@ class SoftDevice:
             self._capture.write_burst(view, segment_bytes, source, destination, received=received)
         except OSError as exc:
             # A full disk must not end a transfer.
-            self.warnings.append(f"the capture {self._capture.path} ends early: {exc.strerror}")
-            self._capture = None
+            self._end_capture(exc)
+
+    def _end_capture(self, failed: OSError | None = None) -> None:
+        capture, self._capture = self._capture, None
+        if capture is None:
+            return
+        try:
+            capture.close()
+        except OSError as exc:
+            failed = failed or exc
+        if failed:
+            self.warnings.append(f"the capture {capture.path} ends early: {failed.strerror}")
 
     @property
     def injector(self) -> FaultInjector | None:
@@ -530,11 +548,7 @@ class SoftDevice:
         for registration in list(self._registrations):
             registration.close()
         self._waiting.clear()
-        if self._capture:
-            try:
-                self._capture.close()
-            except OSError as exc:
-                self.warnings.append(f"the capture {self._capture.path} ends early: {exc.strerror}")
+        self._end_capture()
         self._sock.close()
 
     def __enter__(self) -> SoftDevice:

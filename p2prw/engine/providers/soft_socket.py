@@ -12,6 +12,7 @@ import contextlib
 import errno
 import re
 import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -109,7 +110,7 @@ def _bind_error(local: LocalAddress, udp_port: int, exc: OSError) -> HostError:
     if exc.errno == errno.EADDRINUSE:
         return HostError(
             what,
-            why=who_owns_udp_port(udp_port),
+            why=who_owns_udp_port(local.address, udp_port),
             fix="stop it, give this side another address (127.0.0.2, or a second one of the netdev), "
             "or run in another network namespace",
             code="udp_port_in_use",
@@ -213,14 +214,20 @@ def path_mtu_to(local: LocalAddress, destination: tuple[str, int]) -> int | None
 # --- who has the port ---------------------------------------------------------------------------------------
 
 
-def who_owns_udp_port(udp_port: int, proc: Path = Path("/proc")) -> str:
-    """Say in one sentence who holds a UDP port of this network namespace: the kernel (rxe), a process, or unknown."""
+def who_owns_udp_port(address: str, udp_port: int, proc: Path = Path("/proc")) -> str:
+    """Say in one sentence who holds a UDP port for an address: the kernel (rxe), a process, or unknown."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    packed = socket.inet_pton(family, address)
+    # /proc/net/udp prints 32-bit words of the address in this machine's byte order.
+    words = struct.unpack(f"{len(packed) // 4}I", packed)
+    mine = "".join(f"{word:08X}" for word in words)
     inodes: set[int] = set()
     for table in ("udp", "udp6"):
         with contextlib.suppress(OSError):
             for line in (proc / "self/net" / table).read_text().splitlines()[1:]:
                 columns = line.split()
-                if int(columns[1].rpartition(":")[2], 16) == udp_port:
+                holder, _, port = columns[1].rpartition(":")
+                if int(port, 16) == udp_port and (holder == mine or not int(holder, 16)):
                     inodes.add(int(columns[9]))
     if 0 in inodes:
         # Sockets the kernel makes for itself have no inode; rxe's tunnel socket takes the port for every address.

@@ -1,0 +1,62 @@
+"""When segmented sends are given up: never for ordinary loss, soon when they do not arrive at all."""
+
+from __future__ import annotations
+
+import random
+
+from p2prw.engine.providers.base import QueuePairCounters
+from p2prw.engine.providers.soft_watch import NAKS_TO_JUDGE, GsoWatch
+
+
+def test_quiet_line() -> None:
+    watch, counters = GsoWatch(), QueuePairCounters()
+    for step in range(100):
+        counters.packets_sent += 15
+        counters.packets_received += 1
+        assert watch.look(counters) is None, step
+
+
+def test_one_barren_timeout_is_no_reason_two_are() -> None:
+    watch, counters = GsoWatch(), QueuePairCounters(packets_sent=100)
+    counters.timeouts = 1
+    assert watch.look(counters) is None
+    assert watch.look(counters) is None
+    counters.timeouts = 2
+    assert "2 retransmission timeouts" in (watch.look(counters) or "")
+
+
+def test_an_answer_between_timeouts_starts_again() -> None:
+    watch, counters = GsoWatch(), QueuePairCounters(packets_sent=100)
+    for _ in range(20):
+        counters.timeouts += 1
+        counters.packets_received += 1
+        assert watch.look(counters) is None
+
+
+def test_only_the_first_segment_of_each_burst_arrives() -> None:
+    """The peer takes segment 0 (its identification is right), drops the rest, NAKs at the next burst."""
+    watch, counters = GsoWatch(), QueuePairCounters(packets_sent=480)
+    assert watch.look(counters) is None
+    verdicts = []
+    for _ in range(NAKS_TO_JUDGE):
+        counters.sequence_naks += 1
+        counters.packets_received += 1
+        counters.packets_sent += 480
+        counters.retransmitted_packets += 479
+        verdicts.append(watch.look(counters))
+    assert verdicts[:-1] == [None] * (NAKS_TO_JUDGE - 1)
+    assert verdicts[-1] == f"{NAKS_TO_JUDGE} sequence NAKs for {NAKS_TO_JUDGE} new packets"
+
+
+def test_ten_percent_loss_keeps_gso() -> None:
+    draw = random.Random(4).random
+    watch, counters = GsoWatch(), QueuePairCounters()
+    for _ in range(2000):
+        fresh = 0
+        while draw() > 0.1:
+            fresh += 1
+        counters.packets_sent += fresh + 200
+        counters.retransmitted_packets += 200
+        counters.packets_received += 1
+        counters.sequence_naks += 1
+        assert watch.look(counters) is None
