@@ -100,7 +100,12 @@ make_venv() {
   fi
   find_python
   if [[ -z $python ]] || ! has_venv "$python"; then
-    apt_install python3 python3-venv && find_python
+    if apt_install python3 python3-venv; then
+      find_python
+    elif [[ -z $python && -s $cache/apt.log ]] && grep -qiE "$network_words" "$cache/apt.log"; then
+      tail -n 5 "$cache/apt.log" >&2
+      stop $EX_FETCH "set-up: could not fetch python3 (no test was run); check the network or the package mirror"
+    fi
   fi
   [[ -n $python ]] || stop $EX_SETUP "set-up: needs Python 3.11 or newer: apt-get install python3 python3-venv"
   say "set-up: $venv with $("$python" --version)"
