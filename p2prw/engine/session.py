@@ -17,24 +17,19 @@ from typing import Any
 
 from p2prw.engine import gids, outcome, routes
 from p2prw.engine.attach import (
-    SCRATCH_BYTES,
     LocalAttachment,
-    Scratch,
     attach_local,
-    attach_remote,
     make_scratch,
     rw_limits,
 )
 from p2prw.engine.control.channel import Channel
-from p2prw.engine.control.messages import Digests, Grant, Open, Release, Released
+from p2prw.engine.control.messages import Grant, Open, Release, Released
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.devices import open_device
-from p2prw.engine.ends import DirectLocal, LocalEnd, RemoteEnd
 from p2prw.engine.events import Progress
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.memory.prepare import PreparedMemory, prepare_memory
 from p2prw.engine.model import (
-    DmaSegment,
     Operation,
     RemoteSegment,
     RouteReport,
@@ -43,21 +38,21 @@ from p2prw.engine.model import (
     TransferStats,
     VerifyReport,
 )
+from p2prw.engine.mover import Mover, verify_error
 from p2prw.engine.peer import PeerLink, attributes_from_wire, attributes_to_wire, list_regions, shake_hands
 from p2prw.engine.phases import PhaseClock
 from p2prw.engine.plan import describe_plan
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.rw import RwLimits
 from p2prw.engine.stop import StopRequest
-from p2prw.engine.transfer import PROGRESS_INTERVAL_S, LoopSettings, LoopStats, TransferLoop, signal_interval
-from p2prw.engine.verify import UNVERIFIED, Verifier
+from p2prw.engine.transfer import LoopStats, signal_interval
+from p2prw.engine.verify import UNVERIFIED
 from p2prw.errors import (
     DeadlineExceeded,
     P2prwError,
     PeerGone,
     RemoteProtocolError,
     RequestError,
-    VerifyError,
 )
 
 __all__ = ["list_regions", "run_transfer"]
@@ -166,10 +161,13 @@ class _TransferRun:
             self.plan = self._describe(grant, local, limits)
         elif local is not None:
             scratch = make_scratch(self.stack, device)
-            yield from self._move(link, local, limits, scratch, grant, local_route)
+            mover = Mover(request, link, grant, limits, scratch, local_route.chosen, self.stats)
+            yield from mover.move(local, phases)
             if request.verify and not request.shared:
                 phases.enter("verify")
-                yield from self._verify(link, memory, grant, scratch, limits, local_route)
+                self.verify = yield from mover.verify(memory)
+                if self.verify.status != "verified":
+                    raise verify_error(self.verify)
         phases.enter("close")
         self._release(link, keep=not self.dry_run)
 
@@ -178,6 +176,7 @@ class _TransferRun:
         if request.via is not None:
             raise RequestError(
                 f"--via {request.via}: staging through p2pmem is not in this release",
+                why="it needs the verbs provider",
                 fix="leave --via away: files are staged through registered host memory",
                 code="not_in_this_release",
             )
@@ -302,152 +301,6 @@ class _TransferRun:
         plan["transfer_bytes"] = length
         return plan
 
-    # --- moving and verifying -------------------------------------------------------------------------------
-
-    def _loop(
-        self,
-        link: PeerLink,
-        operation: Operation,
-        local: LocalEnd,
-        remote: RemoteEnd,
-        length_bytes: int,
-        limits: RwLimits,
-        route: str,
-    ) -> TransferLoop:
-        request, queue_pair = self.request, link.queue_pair
-        assert queue_pair is not None
-        depth = min(request.queue_pair.depth, queue_pair.depth)
-        return TransferLoop(
-            device=link.device,
-            queue_pair=queue_pair,
-            channel=link.channel,
-            local=local,
-            remote=remote,
-            total_bytes=length_bytes,
-            settings=LoopSettings(
-                direction=operation,
-                limits=limits,
-                depth=depth,
-                signal_every=signal_interval(depth, self.chunk_bytes, request.signal_every),
-                idle_s=request.timeouts.idle_s,
-                drain_s=request.timeouts.drain_s,
-                route=route,
-            ),
-            deadline=self.deadline,
-        )
-
-    def _move(
-        self,
-        link: PeerLink,
-        local: LocalAttachment,
-        limits: RwLimits,
-        scratch: Scratch,
-        grant: Grant,
-        route: RouteReport,
-    ) -> Generator[Progress, None, None]:
-        operation = self.request.operation
-        remote = attach_remote(link.channel, grant, operation)
-        loop = self._loop(link, operation, local.end, remote, grant.length, limits, route.chosen)
-        loop.stats = self.stats
-        loop.extra_filenos = local.filenos
-        if grant.flushable:
-            loop.flush_sge = scratch.sge
-        self.phases.enter("first_byte")
-        began_s = self.clock()
-        try:
-            yield from loop.run()
-        finally:
-            self.phases.enter(None)
-            ended_s = self.clock()
-            # The loop knows when its first and last completion came; the three phases share its time by that.
-            first_s = min(self.stats.first_completion_s or ended_s, ended_s)
-            last_s = max(first_s, self.stats.last_completion_s or ended_s)
-            self.phases.seconds["first_byte"] = first_s - began_s
-            self.phases.seconds["steady"] = last_s - first_s
-            self.phases.seconds["drain"] = max(0.0, ended_s - last_s)
-
-    def _verify(
-        self,
-        link: PeerLink,
-        memory: MemorySource,
-        grant: Grant,
-        scratch: Scratch,
-        limits: RwLimits,
-        route: RouteReport,
-    ) -> Generator[Progress, None, None]:
-        def expect_digests(name: str) -> Digests:
-            page: Digests = link.expect(Digests, name, self.request.timeouts.idle_s)
-            return page
-
-        def read_remote(offset: int, length: int) -> bytes | None:
-            return self._read_back(link, grant, scratch, limits, route, offset, length)
-
-        def tick() -> None:
-            link.device.pump()
-            self.deadline.check("while verifying")
-
-        verifier = Verifier(
-            channel=link.channel,
-            lease=grant.lease,
-            operation=self.request.operation,
-            local=memory,
-            length_bytes=grant.length,
-            clock=self.clock,
-            expect=expect_digests,
-            read_remote=read_remote,
-            tick=tick,
-        )
-        steps = verifier.run()
-        next_s = self.clock()
-        while True:
-            try:
-                compared = next(steps)
-            except StopIteration as finished:
-                self.verify = finished.value
-                break
-            if self.clock() >= next_s:
-                next_s = self.clock() + PROGRESS_INTERVAL_S
-                yield Progress(
-                    phase="verify",
-                    bytes_done=compared,
-                    bytes_total=grant.length,
-                    elapsed_s=self.stats.elapsed_s,
-                    bw_bytes_per_s=0.0,
-                    wqes_in_flight=0,
-                    wqes_total=self.stats.wqes_posted,
-                    route=route.chosen,
-                )
-        if self.verify.status != "verified":
-            raise _verify_error(self.verify)
-
-    def _read_back(
-        self,
-        link: PeerLink,
-        grant: Grant,
-        scratch: Scratch,
-        limits: RwLimits,
-        route: RouteReport,
-        offset: int,
-        length_bytes: int,
-    ) -> bytes | None:
-        """Return remote bytes by RDMA READ into the scratch memory; None where that cannot be done."""
-        if not grant.flushable or link.queue_pair is None or length_bytes > SCRATCH_BYTES:
-            return None
-        link.queue_pair.set_window(link.device.receive_window_bytes())
-        remote = attach_remote(link.channel, grant, Operation.READ, base_offset=offset)
-        local = DirectLocal((DmaSegment(*scratch.sge),))
-        loop = self._loop(link, Operation.READ, local, remote, length_bytes, limits, route.chosen)
-        loop.first_wr_id = self.stats.wqes_posted
-        try:
-            for _ in loop.run():
-                pass
-        except P2prwError:
-            # The mismatch stands whatever happened here; it is reported without its first bad byte.
-            return None
-        back = bytearray(length_bytes)
-        scratch.memory.read_at(0, memoryview(back))
-        return bytes(back)
-
     # --- the end --------------------------------------------------------------------------------------------
 
     def _release(self, link: PeerLink, *, keep: bool) -> None:
@@ -512,14 +365,3 @@ class _TransferRun:
             error=outcome.error_report(error) if error else None,
             plan=self.plan,
         )
-
-
-def _verify_error(report: VerifyReport) -> VerifyError:
-    where = f", first at byte {report.first_bad_offset}" if report.first_bad_offset is not None else ""
-    kind = f", {report.classification}" if report.classification else ""
-    return VerifyError(
-        f"verification failed: {report.status}{where}{kind}",
-        why=report.why,
-        fix="run again with --pcap FILE; if it fails at the same place again, suspect the memory or its path",
-        code="verify_unstable" if report.status == "unstable" else "verify_mismatch",
-    )

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
+from p2prw.engine.completion import completion_error
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import Committed, Filled, Message, Refuse, Window, error_from
 from p2prw.engine.deadline import Deadline
@@ -20,7 +21,6 @@ from p2prw.engine.model import Completion, Opcode, Operation, RemoteSegment, Sge
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.rw import RwLimits
 from p2prw.errors import (
-    CompletionError,
     DeadlineExceeded,
     RemoteProtocolError,
 )
@@ -30,26 +30,6 @@ FLUSH_BYTES = 8
 _CHANNEL_CHECK_INTERVAL_S = 0.005
 _LONGEST_WAIT_S = 0.25
 _RATE_WINDOW_S = 1.0
-
-_WHY = {
-    WcStatus.REM_ACCESS_ERR: (
-        "the peer's device refused the key, the range or the right",
-        "look at the server's output; has the lease been released, or the server restarted?",
-    ),
-    WcStatus.RETRY_EXC_ERR: (
-        "no acknowledgement came: peer gone, packets lost or blocked, or their ICRC does not match",
-        "check that UDP port 4791 passes in both directions without address translation; --retry-cnt, --timeout",
-    ),
-    WcStatus.RNR_RETRY_EXC_ERR: (
-        "the peer had no receive posted for too long",
-        "--rnr-retry, or look at the load of the peer",
-    ),
-    WcStatus.REM_INV_REQ_ERR: (
-        "the peer's device called the request invalid",
-        "lower --chunk or --max-rd-atomic; see the server's output",
-    ),
-    WcStatus.LOC_PROT_ERR: ("a local key or range was wrong", "this is a defect in p2prw: run again with --debug"),
-}
 
 
 @dataclass(slots=True)
@@ -248,7 +228,7 @@ class TransferLoop:
         outstanding, stats = self._outstanding, self.stats
         for completion in completions:
             if completion.status is not WcStatus.SUCCESS:
-                raise self._completion_error(completion)
+                raise completion_error(completion, stats.bytes_done, self.total_bytes)
             # A completion retires every older work request too, signalled or not.
             while outstanding and outstanding[0][0] <= completion.wr_id:
                 _, span, length_bytes = outstanding.popleft()
@@ -387,29 +367,6 @@ class TransferLoop:
         wait_s = min(at_most_s, _LONGEST_WAIT_S, timer_s if timer_s is not None else _LONGEST_WAIT_S)
         if wait_s > 0:
             self._poller.poll(wait_s * 1000)
-
-    def _completion_error(self, completion: Completion) -> CompletionError:
-        why, fix = _WHY.get(completion.status, ("the device reported it", "run again with --debug and --pcap FILE"))
-        return CompletionError(
-            f"work request {completion.wr_id} completed with {completion.status.name}"
-            f" after {self.stats.bytes_done} of {self.total_bytes} bytes",
-            why=why,
-            fix=fix,
-            code=_CODES.get(completion.status, "completion_error"),
-            wc_status=completion.status.name,
-            side="remote" if completion.status.name.startswith("REM_") else "local",
-        )
-
-
-_CODES = {
-    WcStatus.REM_ACCESS_ERR: "remote_access",
-    WcStatus.REM_INV_REQ_ERR: "remote_invalid_request",
-    WcStatus.REM_OP_ERR: "remote_operation",
-    WcStatus.RETRY_EXC_ERR: "retry_exceeded",
-    WcStatus.RNR_RETRY_EXC_ERR: "rnr_retry_exceeded",
-    WcStatus.LOC_PROT_ERR: "local_protection",
-    WcStatus.WR_FLUSH_ERR: "flushed",
-}
 
 
 def signal_interval(depth: int, chunk_bytes: int, wanted: int | None) -> int:

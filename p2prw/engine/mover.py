@@ -1,0 +1,155 @@
+"""Moves and verifies one granted transfer: drives the loop, times its phases, compares digests, reads blocks back."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from p2prw.engine.attach import SCRATCH_BYTES, LocalAttachment, Scratch, attach_remote
+from p2prw.engine.control.messages import Digests, Grant
+from p2prw.engine.ends import DirectLocal, LocalEnd, RemoteEnd
+from p2prw.engine.events import Progress
+from p2prw.engine.memory.base import MemorySource
+from p2prw.engine.model import DmaSegment, Operation, TransferRequest, VerifyReport
+from p2prw.engine.peer import PeerLink
+from p2prw.engine.phases import PhaseClock
+from p2prw.engine.rw import RwLimits
+from p2prw.engine.transfer import PROGRESS_INTERVAL_S, LoopSettings, LoopStats, TransferLoop, signal_interval
+from p2prw.engine.verify import Verifier
+from p2prw.errors import P2prwError, VerifyError
+
+
+@dataclass(slots=True)
+class Mover:
+    """One granted transfer whose ends are attached. `stats` is filled while it runs."""
+
+    request: TransferRequest
+    link: PeerLink
+    grant: Grant
+    limits: RwLimits
+    scratch: Scratch
+    route: str
+    """The local route's name, for progress."""
+    stats: LoopStats = field(default_factory=LoopStats)
+
+    def move(self, local: LocalAttachment, phases: PhaseClock) -> Generator[Progress, None, None]:
+        """Move every byte of the grant; raises what `TransferLoop.run` raises. Books three phases."""
+        operation, clock = self.request.operation, self.link.deadline.clock
+        remote = attach_remote(self.link.channel, self.grant, operation)
+        loop = self._loop(operation, local.end, remote, self.grant.length)
+        loop.stats = self.stats
+        loop.extra_filenos = local.filenos
+        if self.grant.flushable:
+            loop.flush_sge = self.scratch.sge
+        phases.enter("first_byte")
+        began_s = clock()
+        try:
+            yield from loop.run()
+        finally:
+            phases.enter(None)
+            ended_s = clock()
+            # The loop knows when its first and last completion came; the three phases share its time by that.
+            first_s = min(self.stats.first_completion_s or ended_s, ended_s)
+            last_s = max(first_s, self.stats.last_completion_s or ended_s)
+            phases.seconds["first_byte"] = first_s - began_s
+            phases.seconds["steady"] = last_s - first_s
+            phases.seconds["drain"] = max(0.0, ended_s - last_s)
+
+    def verify(self, memory: MemorySource) -> Generator[Progress, None, VerifyReport]:
+        """Compare both ends and return the report, whatever it says. Raises what the waits raise."""
+        link, clock = self.link, self.link.deadline.clock
+
+        def expect_digests(name: str) -> Digests:
+            page: Digests = link.expect(Digests, name, self.request.timeouts.idle_s)
+            return page
+
+        def tick() -> None:
+            link.device.pump()
+            link.deadline.check("while verifying")
+
+        verifier = Verifier(
+            channel=link.channel,
+            lease=self.grant.lease,
+            operation=self.request.operation,
+            local=memory,
+            length_bytes=self.grant.length,
+            clock=clock,
+            expect=expect_digests,
+            read_remote=self.read_back,
+            tick=tick,
+        )
+        steps = verifier.run()
+        next_s = clock()
+        while True:
+            try:
+                compared = next(steps)
+            except StopIteration as finished:
+                report: VerifyReport = finished.value
+                return report
+            if clock() >= next_s:
+                next_s = clock() + PROGRESS_INTERVAL_S
+                yield Progress(
+                    phase="verify",
+                    bytes_done=compared,
+                    bytes_total=self.grant.length,
+                    elapsed_s=self.stats.elapsed_s,
+                    bw_bytes_per_s=0.0,
+                    wqes_in_flight=0,
+                    wqes_total=self.stats.wqes_posted,
+                    route=self.route,
+                )
+
+    def read_back(self, offset: int, length_bytes: int) -> bytes | None:
+        """Return remote bytes by RDMA READ into the scratch memory; None where that cannot be done."""
+        queue_pair = self.link.queue_pair
+        if not self.grant.flushable or queue_pair is None or length_bytes > SCRATCH_BYTES:
+            return None
+        queue_pair.set_window(self.link.device.receive_window_bytes())
+        remote = attach_remote(self.link.channel, self.grant, Operation.READ, base_offset=offset)
+        loop = self._loop(Operation.READ, DirectLocal((DmaSegment(*self.scratch.sge),)), remote, length_bytes)
+        loop.first_wr_id = self.stats.wqes_posted
+        try:
+            for _ in loop.run():
+                pass
+        except P2prwError:
+            # The mismatch stands whatever happened here; it is reported without its first bad byte.
+            return None
+        back = bytearray(length_bytes)
+        self.scratch.memory.read_at(0, memoryview(back))
+        return bytes(back)
+
+    def _loop(self, operation: Operation, local: LocalEnd, remote: RemoteEnd, length_bytes: int) -> TransferLoop:
+        request, queue_pair = self.request, self.link.queue_pair
+        assert queue_pair is not None
+        depth = min(request.queue_pair.depth, queue_pair.depth)
+        chunk_bytes = self.limits.max_bytes_per_wr or request.chunk_bytes
+        return TransferLoop(
+            device=self.link.device,
+            queue_pair=queue_pair,
+            channel=self.link.channel,
+            local=local,
+            remote=remote,
+            total_bytes=length_bytes,
+            settings=LoopSettings(
+                direction=operation,
+                limits=self.limits,
+                depth=depth,
+                signal_every=signal_interval(depth, chunk_bytes, request.signal_every),
+                idle_s=request.timeouts.idle_s,
+                drain_s=request.timeouts.drain_s,
+                route=self.route,
+            ),
+            deadline=self.link.deadline,
+        )
+
+
+def verify_error(report: VerifyReport) -> VerifyError:
+    """Return the error of a report that is not `verified`."""
+    where = f", first at byte {report.first_bad_offset}" if report.first_bad_offset is not None else ""
+    kind = f", {report.classification}" if report.classification else ""
+    return VerifyError(
+        f"verification failed: {report.status}{where}{kind}",
+        why=report.why,
+        fix="run again with --pcap FILE; if it fails at the same place again, suspect the memory or its path",
+        code="verify_unstable" if report.status == "unstable" else "verify_mismatch",
+    )
