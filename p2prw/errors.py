@@ -156,9 +156,11 @@ class RemoteProtocolError(ProtocolError):
     """The peer broke the rule."""
 
     default_code = "remote_protocol"
+    default_why = "the other side does not keep to p2prw's protocol: another program, another release, or a defect"
+    default_fix = "p2prw version (on both sides); the same release at both ends, and the right port"
 
     def __init__(self, what: str, *, why: str | None = None, fix: str | None = None, code: str | None = None) -> None:
-        super().__init__(what, why=why, fix=fix, code=code, side="remote")
+        super().__init__(what, why=why or self.default_why, fix=fix or self.default_fix, code=code, side="remote")
 
 
 # docs/contract.md section 3: "The worst wins".

@@ -41,6 +41,19 @@ sys.argv[0] = "p2prw"
 main()
 """
 
+# Root without the capabilities that make file modes void: what an ordinary user meets. A child that changes its user
+# instead could not read the interpreter where that lives in root's home.
+WITHOUT_OVERRIDE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+if os.geteuid() == 0:
+    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
+            sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
+os.execv(sys.executable, [sys.executable, "-m", "p2prw", *sys.argv[1:]])
+"""
+
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The environment of a child: the tree under test, and no P2PRW_ variable of the outside."""
@@ -116,6 +129,16 @@ class Run:
         assert document["verify"]["status"] != "verified", self
         return error
 
+    def interrupted(self, number: signal.Signals = signal.SIGINT) -> dict[str, Any]:
+        """Ended by a signal that it was sent, and still told the truth; the document."""
+        assert self.code == 128 + number, self
+        assert "Traceback" not in self.stderr, self
+        document = self.document
+        assert document["status"] == "interrupted", self
+        assert document["error"]["code"] == ("interrupted" if number == signal.SIGINT else "terminated")
+        assert document["verify"]["status"] == "unverified"
+        return document
+
 
 @dataclass
 class Running:
@@ -138,6 +161,12 @@ class Running:
         status = self.status_path.read_text() if self.status_path else ""
         return Run(self.arguments, self.process.returncode, stdout, stderr, wall_s, status)
 
+    def interrupt(self, number: signal.Signals = signal.SIGINT) -> Run:
+        """Signal it while it runs and wait for its end."""
+        assert self.process.poll() is None, f"it ended before it could be interrupted: {self.finish()}"
+        self.process.send_signal(number)
+        return self.finish(30)
+
     def end(self) -> None:
         """Kill what still runs; for teardown."""
         if self.process.poll() is None:
@@ -158,8 +187,7 @@ class Cli:
         json: bool = True,
         measured: bool = False,
         env: dict[str, str] | None = None,
-        user: int | None = None,
-        stdin: int = subprocess.DEVNULL,
+        file_modes_count: bool = False,
     ) -> Running:
         """Start a client and return at once."""
         words = tuple(str(argument) for argument in arguments) + (("--json",) if json else ())
@@ -168,17 +196,15 @@ class Cli:
         if measured:
             status_path = self.directory / f"status-{len(self.running)}"
             extra["E2E_STATUS"] = str(status_path)
+        how = ("-c", MEASURED) if measured else ("-c", WITHOUT_OVERRIDE) if file_modes_count else ("-m", "p2prw")
         process = subprocess.Popen(
-            [sys.executable, *(("-c", MEASURED) if measured else ("-m", "p2prw")), *words],
-            stdin=stdin,
+            [sys.executable, *how, *words],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=environment(extra),
             cwd=self.directory,
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
         )
         running = Running(words, process, time.monotonic(), status_path)
         self.running.append(running)
@@ -312,8 +338,6 @@ def launch(directory: Path, *arguments: object, listen: str = "127.0.0.1:0", **o
         time.sleep(0.01)
     started.address = ready.read_text().strip()
     return started
-
-
 
 
 @pytest.fixture

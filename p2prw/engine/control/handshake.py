@@ -152,6 +152,7 @@ class Handshake:
     def _auth_required() -> P2prwError:
         return PeerRefusedError(
             "the server asks for a token, the client has none",
+            why="it was started with --token-file: who reaches its port may not use its memory without",
             fix="--token-file FILE, with the server's token in FILE",
             code="auth_required",
         )

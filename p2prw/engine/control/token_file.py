@@ -24,6 +24,7 @@ def load_token_file(path: str | Path) -> bytes:
     except OSError as error:
         raise HostError(
             f"cannot read the token file {path}: {error.strerror}",
+            why="both sides need the same token in a file",
             fix=make_one,
             code="token_file",
             errno=error.errno,
@@ -38,9 +39,17 @@ def load_token_file(path: str | Path) -> bytes:
         )
     if len(data) > MAX_TOKEN_BYTES:
         raise HostError(
-            f"the token file {path} is longer than {MAX_TOKEN_BYTES} bytes", fix=make_one, code="token_file"
+            f"the token file {path} is longer than {MAX_TOKEN_BYTES} bytes",
+            why="a token is a line of text; this is another file",
+            fix=make_one,
+            code="token_file",
         )
     token = data.strip()
     if not token:
-        raise HostError(f"the token file {path} is empty", fix=make_one, code="token_file_empty")
+        raise HostError(
+            f"the token file {path} is empty",
+            why="an empty token protects nothing",
+            fix=make_one,
+            code="token_file_empty",
+        )
     return token

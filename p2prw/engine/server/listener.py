@@ -21,6 +21,7 @@ def open_listeners(listen: PeerAddress) -> list[socket.socket]:
     except (socket.gaierror, UnicodeError) as error:
         raise HostError(
             f"cannot resolve {listen.host!r}: {getattr(error, 'strerror', None) or error}",
+            why="the resolver of this host knows no address for it",
             fix="--listen ADDRESS:PORT with an address of this host (ip addr)",
             code="resolve_failed",
         ) from error
@@ -57,6 +58,7 @@ def _explain(listen: PeerAddress, error: OSError) -> HostError:
     if error.errno == errno.EADDRNOTAVAIL:
         return HostError(
             f"{listen.host} is no address of this host",
+            why="a server listens on addresses of its own network namespace only",
             fix="ip addr; --listen with one of them",
             code="bad_listen_address",
             errno=error.errno,
@@ -69,4 +71,10 @@ def _explain(listen: PeerAddress, error: OSError) -> HostError:
             code="port_denied",
             errno=error.errno,
         )
-    return HostError(f"cannot listen on {listen}: {error.strerror}", code="listen_failed", errno=error.errno)
+    return HostError(
+        f"cannot listen on {listen}: {error.strerror}",
+        why=f"bind() or listen() failed with {errno.errorcode.get(error.errno or 0, 'an unknown errno')}",
+        fix="ss -ltn, ip addr; another --listen",
+        code="listen_failed",
+        errno=error.errno,
+    )

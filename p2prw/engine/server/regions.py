@@ -73,7 +73,10 @@ class OfferedRegion:
             granted = length if length is not None else limit
             if granted is None:
                 raise PeerRefusedError(
-                    f"region {self.name!r} takes any size, and none was given", fix="--size 64MiB", code="missing_size"
+                    f"region {self.name!r} takes any size, and none was given",
+                    why="neither end has a size of its own",
+                    fix="--size 64MiB",
+                    code="missing_size",
                 )
             return granted
         if offset > total:
@@ -113,6 +116,7 @@ class MappedRegion(OfferedRegion):
         if prepared.length_bytes is None:
             raise RequestError(
                 f"region {offered.name!r} needs a size",
+                why="it is mapped before the first client comes",
                 fix=f"--region {offered.name}={offered.memory.kind},size=64MiB",
                 code="missing_size",
             )

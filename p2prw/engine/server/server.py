@@ -25,7 +25,7 @@ from p2prw.engine.server.listener import open_listeners
 from p2prw.engine.server.regions import OfferedRegion, open_region
 from p2prw.engine.server.worker import Worker
 from p2prw.engine.stop import StopRequest
-from p2prw.errors import P2prwError, PeerRefusedError, RequestError
+from p2prw.errors import HostError, PeerRefusedError, RequestError
 
 _LONGEST_WAIT_S = 0.25
 _HOUSEKEEPING_S = 0.25
@@ -73,7 +73,10 @@ class Server:
         for offered in request.regions:
             if offered.name in self.regions:
                 raise RequestError(
-                    f"region {offered.name!r} is given twice", fix="one --region for each name", code="duplicate_region"
+                    f"region {offered.name!r} is given twice",
+                    why="a client names the region it wants, so names must differ",
+                    fix="one --region for each name",
+                    code="duplicate_region",
                 )
             region = open_region(offered, request)
             self._stack.callback(region.close)
@@ -252,6 +255,7 @@ class Server:
         if len(self._clients) >= self.request.max_clients:
             error = PeerRefusedError(
                 f"the server has its {self.request.max_clients} clients already",
+                why="--max-clients bounds how many may be connected at a time",
                 fix="try again later, or a larger --max-clients at the server",
                 code="too_many_clients",
             )
@@ -285,6 +289,10 @@ def _write_ready_file(path: str, line: str) -> None:
         temporary.write_text(line + "\n", encoding="utf-8")
         temporary.replace(target)
     except OSError as error:
-        raise P2prwError(
-            f"cannot write the ready file {path}: {error.strerror}", code="ready_file", errno=error.errno
+        raise HostError(
+            f"cannot write the ready file {path}: {error.strerror}",
+            why=f"it is written beside its final name, in {target.parent}, and renamed",
+            fix=f"ls -ld {target.parent}; --ready-file in a directory that can be written to",
+            code="ready_file",
+            errno=error.errno,
         ) from error
