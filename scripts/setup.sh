@@ -40,7 +40,8 @@ choose_places() {
     cache=$base/p2prw-$key venv=$base/p2prw-$key/venv
   fi
   venv=${P2PRW_VENV:-$venv}
-  mkdir -p "$cache" || stop $EX_SETUP "set-up: cannot make $cache; set XDG_CACHE_HOME to a place that can be written"
+  # In /var/tmp somebody else could have made it first.
+  mkdir -p "$cache" 2>/dev/null && [[ -O $cache ]] || stop $EX_SETUP "set-up: cannot make $cache as our own; set XDG_CACHE_HOME to a place that can be written"
 }
 
 readonly network_words='could not find a version|no matching distribution|connection|temporary failure|timed out|proxyerror|sslerror|network is unreachable|could not (fetch|resolve|connect)|failed to fetch|unable to (fetch|locate)|http error|max retries|name or service'
