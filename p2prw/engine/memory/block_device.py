@@ -9,7 +9,7 @@ from pathlib import Path
 
 from p2prw.engine.memory.base import MappedBuffer
 from p2prw.engine.memory.file_errors import file_error
-from p2prw.engine.memory.file_sink import write_all
+from p2prw.engine.memory.file_io import read_all, write_all
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
@@ -128,10 +128,10 @@ class BlockSink:
         self._path = path
         self._base = base_offset
         self._range_start = range_start
-        self._descriptor = _open(path, force_mounted)
+        self.descriptor = _open(path, force_mounted)
 
     def __repr__(self) -> str:
-        return f"<BlockSink {self._path} {self.length_bytes} bytes fd={self._descriptor}>"
+        return f"<BlockSink {self._path} {self.length_bytes} bytes fd={self.descriptor}>"
 
     def prepare_steps(self) -> Iterator[int]:
         """Nothing to prepare."""
@@ -143,15 +143,11 @@ class BlockSink:
 
     def read_at(self, offset: int, into: memoryview) -> int:
         """Read back, for the digest."""
-        wanted, done = max(0, min(len(into), self.length_bytes - offset)), 0
+        wanted = max(0, min(len(into), self.length_bytes - offset))
         try:
-            while done < wanted and (
-                count := os.preadv(self._descriptor, [into[done:wanted]], self._base + offset + done)
-            ):
-                done += count
+            return read_all(self, into[:wanted], self._base + offset)
         except OSError as error:
             raise file_error("read back", self._path, error) from error
-        return done
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """Write `data` at `offset`."""
@@ -162,14 +158,14 @@ class BlockSink:
                 code="out_of_range",
             )
         try:
-            write_all(self._descriptor, data, self._base + offset)
+            write_all(self, data, self._base + offset)
         except OSError as error:
             raise file_error("write", self._path, error) from error
 
     def commit(self) -> None:
         """Have the device hold what was written."""
         try:
-            os.fsync(self._descriptor)
+            os.fsync(self.descriptor)
         except OSError as error:
             raise file_error("finish", self._path, error) from error
 
@@ -180,8 +176,8 @@ class BlockSink:
         """Close; a second call does nothing."""
         if not self.closed:
             self.closed = True
-            os.close(self._descriptor)
-            self._descriptor = -1
+            descriptor, self.descriptor = self.descriptor, -1
+            os.close(descriptor)
 
 
 def _open(path: str, force_mounted: bool) -> int:

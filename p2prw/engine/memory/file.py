@@ -13,30 +13,19 @@ from pathlib import Path
 from p2prw.engine.memory.base import MappedBuffer
 from p2prw.engine.memory.block_device import BlockSink, block_device_bytes, check_block_sink
 from p2prw.engine.memory.file_errors import file_error
-from p2prw.engine.memory.file_sink import FileSink, check_file_sink, write_all
+from p2prw.engine.memory.file_io import read_all
+from p2prw.engine.memory.file_sink import FileSink
+from p2prw.engine.memory.file_target import check_file_sink
 from p2prw.engine.memory.spec import size_option
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError, LocalProtocolError, RequestError
 from p2prw.units import format_size
 
-__all__ = ["FileRegion", "FileSource", "file_path", "write_all"]
-
 
 def file_path(spec: MemorySpec) -> str:
     """Return the path a `file:` spec names, `~` resolved."""
     return os.path.expanduser(spec.arg or "")  # noqa: PTH111 (a Path would lose what the user wrote)
-
-
-def read_all(descriptor: int, into: memoryview, offset: int) -> int:
-    """Read until `into` is full or the file ends; return the count. Releases the GIL."""
-    done = 0
-    while done < len(into):
-        count = os.preadv(descriptor, [into[done:]], offset + done)
-        if count == 0:
-            break
-        done += count
-    return done
 
 
 class FileSource:
@@ -53,15 +42,15 @@ class FileSource:
         self.warnings: tuple[str, ...] = ()
         self._path = file_path(spec)
         self._base = size_option(spec, "offset") or 0
-        self._descriptor = _open_source(self._path)
+        self.descriptor = _open_source(self._path)
         try:
-            self.length_bytes = _source_bytes(spec, self._path, _size_of(self._descriptor), expected_bytes)
+            self.length_bytes = _source_bytes(spec, self._path, _size_of(self.descriptor), expected_bytes)
         except BaseException:
             self.close()
             raise
 
     def __repr__(self) -> str:
-        return f"<FileSource {self._path} {self.length_bytes} bytes fd={self._descriptor}>"
+        return f"<FileSource {self._path} {self.length_bytes} bytes fd={self.descriptor}>"
 
     def buffers(self) -> tuple[MappedBuffer, ...]:
         """Files are staged: nothing is mapped."""
@@ -71,7 +60,7 @@ class FileSource:
         """Read from `offset`; short only at the end. HostError `source_changed` where the file shrank meanwhile."""
         wanted = max(0, min(len(into), self.length_bytes - offset))
         try:
-            count = read_all(self._descriptor, into[:wanted], self._base + offset)
+            count = read_all(self, into[:wanted], self._base + offset)
         except OSError as error:
             raise file_error("read", self._path, error) from error
         if count < wanted:
@@ -90,7 +79,7 @@ class FileSource:
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        descriptor, self._descriptor = self._descriptor, -1
+        descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 

@@ -9,11 +9,12 @@ import ctypes
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 
 from p2prw.engine.memory.base import MappedBuffer
 from p2prw.engine.memory.file_errors import file_error
+from p2prw.engine.memory.file_io import read_all, write_all
+from p2prw.engine.memory.file_target import check_file_sink, check_space, exists_error, resolve_target, status_or_none
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.errors import HostError
 from p2prw.units import format_size
@@ -26,42 +27,6 @@ _NAME_MAX_BYTES = 255
 _CANNOT = frozenset(
     {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EPERM, errno.EBADF, errno.ETXTBSY}
 )
-
-
-def write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of `data`; pwrite may stop early and say why only when asked again. Releases the GIL."""
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)
-
-
-def check_file_sink(path: str, *, overwrite: bool, needed_bytes: int | None) -> None:
-    """Raise HostError where a sink at `path` is bound to fail: no directory, no right, exists, no space."""
-    target, directory = _resolve(path)
-    if path.endswith("/"):
-        raise file_error("write", path, OSError(errno.EISDIR, ""))
-    status = _status_or_none(target, path)
-    if status is not None:
-        _check_existing(path, status, overwrite)
-    if not os.path.isdir(directory):  # noqa: PTH112
-        raise HostError(
-            f"cannot create {path}: there is no directory {directory}",
-            fix=f"mkdir -p {directory}",
-            code="not_found",
-            errno=errno.ENOENT,
-        )
-    if os.statvfs(directory).f_flag & os.ST_RDONLY:
-        raise file_error("create", path, OSError(errno.EROFS, ""))
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise HostError(
-            f"cannot create a file in {directory}: {os.strerror(errno.EACCES)}",
-            why="a sink is written under a temporary name beside its target, so its directory must be writable",
-            fix=f"ls -ld {directory}",
-            code="not_permitted",
-            errno=errno.EACCES,
-        )
-    if needed_bytes is not None:
-        _check_space(path, directory, needed_bytes)
 
 
 class FileSink:
@@ -93,14 +58,14 @@ class FileSink:
         self._base = base_offset
         self._range_start = range_start
         self._overwrite = overwrite
-        self._target, self._directory = _resolve(path)
+        self._target, self._directory = resolve_target(path)
         self._committed = False
         self._ready = False
-        self._descriptor = -1
+        self.descriptor = -1
         self._existing = -1
         self._steps: Iterator[int] | None = None
         check_file_sink(path, overwrite=overwrite, needed_bytes=None)
-        existing = self._open_existing() if keep_rest else _status_or_none(self._target, path)
+        existing = self._open_existing() if keep_rest else status_or_none(self._target, path)
         self._copy_bytes = existing.st_size if keep_rest and existing is not None else 0
         self._final_bytes = max(base_offset + range_end, least_bytes, self._copy_bytes)
         try:
@@ -131,16 +96,10 @@ class FileSink:
     def read_at(self, offset: int, into: memoryview) -> int:
         """Read back what has been written (or kept), for the digest; also after `commit`."""
         wanted = max(0, min(len(into), self.length_bytes - offset))
-        done = 0
         try:
-            while done < wanted:
-                count = os.preadv(self._descriptor, [into[done:wanted]], self._base + offset + done)
-                if count == 0:
-                    break
-                done += count
+            return read_all(self, into[:wanted], self._base + offset)
         except OSError as error:
             raise file_error("read back", self._path, error) from error
-        return done
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """Write `data` at `offset`. HostError: `no_space`, `out_of_range` and what else a file can meet."""
@@ -152,7 +111,7 @@ class FileSink:
             )
         self._finish_preparing()
         try:
-            write_all(self._descriptor, data, self._base + offset)
+            write_all(self, data, self._base + offset)
         except OSError as error:
             raise file_error("write", self._path, error) from error
 
@@ -162,12 +121,12 @@ class FileSink:
             return
         self._finish_preparing()
         try:
-            os.fsync(self._descriptor)
+            os.fsync(self.descriptor)
             self._rename()
             self._committed = True
             _sync_directory(self._directory)
         except FileExistsError as error:
-            raise _exists(self._path) from error
+            raise exists_error(self._path) from error
         except OSError as error:
             raise file_error("finish", self._path, error) from error
 
@@ -210,7 +169,7 @@ class FileSink:
             temporary = os.path.join(self._directory, f".{shown}{ending}")  # noqa: PTH118
             try:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                self._descriptor = os.open(temporary, flags, 0o666 if existing is None else 0o600)
+                self.descriptor = os.open(temporary, flags, 0o666 if existing is None else 0o600)
             except FileExistsError:
                 continue
             except OSError as error:
@@ -223,12 +182,12 @@ class FileSink:
     def _take_over(self, existing: os.stat_result) -> None:
         """Owner and mode of the file that is replaced, without set-uid and set-gid: its bytes are a stranger's now."""
         try:
-            os.fchown(self._descriptor, existing.st_uid, existing.st_gid)
+            os.fchown(self.descriptor, existing.st_uid, existing.st_gid)
         except OSError:
             # Only root gives files away; then the mode still holds for the one who replaces it.
             pass
         try:
-            os.fchmod(self._descriptor, existing.st_mode & 0o777)
+            os.fchmod(self.descriptor, existing.st_mode & 0o777)
         except OSError as error:
             self.warnings += (f"{self._path}: could not keep its mode ({os.strerror(error.errno or 0)})",)
 
@@ -254,13 +213,13 @@ class FileSink:
                 pass
 
     def _allocate(self) -> Iterator[int]:
-        _check_space(self._path, self._directory, self._final_bytes)
+        check_space(self._path, self._directory, self._final_bytes)
         position = 0
         while position < self._final_bytes:
             length = min(ALLOCATE_STEP_BYTES, self._final_bytes - position)
-            if not fallocate(self._descriptor, position, length):
+            if not fallocate(self.descriptor, position, length):
                 # No fallocate here (NFS before 4.2, FAT, some FUSE): the size alone is set; ENOSPC may come later.
-                os.ftruncate(self._descriptor, self._final_bytes)
+                os.ftruncate(self.descriptor, self._final_bytes)
                 yield self._final_bytes
                 return
             position += length
@@ -273,7 +232,7 @@ class FileSink:
             count = 0
             if by_kernel:
                 try:
-                    count = os.copy_file_range(self._existing, self._descriptor, length, position, position)
+                    count = os.copy_file_range(self._existing, self.descriptor, length, position, position)
                 except OSError as error:
                     if error.errno not in _CANNOT:
                         raise
@@ -284,7 +243,7 @@ class FileSink:
                 if not piece:
                     # The old file shrank; what it no longer has stays zero, as a sparse write would have it.
                     return
-                write_all(self._descriptor, memoryview(piece), position)
+                write_all(self, memoryview(piece), position)
                 count = len(piece)
             position += count
             yield position
@@ -319,7 +278,7 @@ class FileSink:
             pass
 
     def _close_descriptors(self) -> None:
-        for name in ("_descriptor", "_existing"):
+        for name in ("descriptor", "_existing"):
             descriptor = getattr(self, name)
             setattr(self, name, -1)
             if descriptor >= 0:
@@ -343,67 +302,6 @@ def fallocate(descriptor: int, offset: int, length_bytes: int) -> bool:
             return False
         raise OSError(number, os.strerror(number))
     return True
-
-
-def _resolve(path: str) -> tuple[str, str]:
-    """Return (target, its directory); a symbolic link stays and what it names is replaced."""
-    target = os.path.realpath(path)
-    return target, os.path.dirname(target)  # noqa: PTH120
-
-
-def _status_or_none(target: str, path: str) -> os.stat_result | None:
-    try:
-        return os.stat(target)  # noqa: PTH116
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise file_error("write", path, error) from error
-
-
-def _check_existing(path: str, status: os.stat_result, overwrite: bool) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise file_error("write", path, OSError(errno.EISDIR, ""))
-    if not stat.S_ISREG(status.st_mode):
-        raise HostError(
-            f"{path} is not a file or block device",
-            why="pipes, sockets and character devices cannot be written at an offset",
-            fix="name a regular file",
-            code="not_a_file",
-        )
-    if not overwrite:
-        raise _exists(path)
-    if not os.access(path, os.W_OK):
-        raise HostError(
-            f"{path} is write-protected",
-            why="its mode does not let this user write to it, so it is not replaced either",
-            fix=f"chmod u+w {path}",
-            code="not_permitted",
-            errno=errno.EACCES,
-        )
-
-
-def _exists(path: str) -> HostError:
-    return HostError(
-        f"{path} exists",
-        why="a sink does not replace a file unless told to",
-        fix="--overwrite, or another name",
-        code="exists",
-        errno=errno.EEXIST,
-    )
-
-
-def _check_space(path: str, directory: str, needed_bytes: int) -> None:
-    status = os.statvfs(directory)
-    free = status.f_bavail * status.f_frsize
-    # Some network file systems report no size at all: then only writing tells.
-    if status.f_blocks and needed_bytes > free:
-        raise HostError(
-            f"no space for {path}: {format_size(needed_bytes)} are needed",
-            why=f"{format_size(free)} are free in {directory}",
-            fix=f"df -h {directory}",
-            code="no_space",
-            errno=errno.ENOSPC,
-        )
 
 
 def _sync_directory(directory: str) -> None:

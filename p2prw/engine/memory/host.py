@@ -12,7 +12,7 @@ import mmap
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy
 
@@ -68,12 +68,15 @@ class HostMemory(MappedMemory):
     offers = frozenset({Offer.PAGES, Offer.CPU_MAPPING})
 
     @classmethod
-    def from_buffer(cls, buffer: ReadableBuffer, spec: MemorySpec | None = None) -> HostMemory:
+    def from_buffer(
+        cls, buffer: ReadableBuffer | numpy.ndarray[Any, Any], spec: MemorySpec | None = None
+    ) -> HostMemory:
         """Return memory over a program's own contiguous buffer (bytearray, mmap, numpy array); nothing is copied.
 
         A read-only buffer (bytes) can be a source only. The program keeps the buffer alive and unresized meanwhile.
         """
-        view = memoryview(buffer)
+        # numpy's stubs know the buffer protocol only from Python 3.12 on.
+        view = memoryview(cast("ReadableBuffer", buffer))
         if not view.c_contiguous:
             raise RequestError(
                 "memory given by a program must be contiguous", fix="numpy.ascontiguousarray(a)", code="not_contiguous"

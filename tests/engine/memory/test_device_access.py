@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from typing import Any
 
 import numpy
 import pytest
@@ -115,14 +116,14 @@ def test_a_mapping_of_odd_length() -> None:
         buffer.store(-1, b"a")
 
 
-def test_bulk_copies_are_strided(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bulk_copies_are_strided() -> None:
     """A contiguous numpy copy is a memmove of any width: both sides must have gaps, so that words move one by one."""
     seen: list[tuple[int, int]] = []
 
-    class Watched(numpy.ndarray):  # type: ignore[type-arg]
-        def __setitem__(self, key: object, value: object) -> None:
-            seen.append((self[key].strides[0], value.strides[0]))  # type: ignore[attr-defined, index]
-            super().__setitem__(key, value)  # type: ignore[call-overload]
+    class Watched(numpy.ndarray):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            seen.append((self[key].strides[0], value.strides[0]))
+            super().__setitem__(key, value)
 
     memory = bytearray(64)
     port = MappedPort(memoryview(memory), bulk=True)
