@@ -1,0 +1,187 @@
+"""Verification block by block: what each kind of difference is called, and where it begins."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.messages import DIGESTS_PER_PAGE, Digest, Digests
+from p2prw.engine.digest import BLOCK_BYTES, digest_block, digest_blocks
+from p2prw.engine.memory.host import HostMemory
+from p2prw.engine.model import Operation, VerifyReport
+from p2prw.engine.verify import Verifier
+from p2prw.errors import RemoteProtocolError
+from p2prw.units import MIB
+
+LEASE = "0" * 16
+
+
+class Peer:
+    """Answers each digest request from its own memory."""
+
+    def __init__(self, remote: bytearray, *, page: int = DIGESTS_PER_PAGE) -> None:
+        ours, theirs = socket.socketpair()
+        self.channel, self._there = Channel(ours), Channel(theirs)
+        self.remote = remote
+        self._page = page
+        self._pages: list[Digests] = []
+        self.requests: list[Digest] = []
+
+    def expect(self, name: str) -> Digests:
+        while (message := self._there.receive()) is not None:
+            assert isinstance(message, Digest)
+            self.requests.append(message)
+            source = HostMemory.from_buffer(self.remote)
+            blocks = list(digest_blocks(source, message.offset, message.length, message.block_bytes))
+            for first in range(0, len(blocks), self._page):
+                page = tuple(blocks[first : first + self._page])
+                more = first + self._page < len(blocks)
+                self._pages.append(Digests(LEASE, message.offset + first * message.block_bytes, page, more=more))
+        return self._pages.pop(0)
+
+    def close(self) -> None:
+        self.channel.close()
+        self._there.close()
+
+
+def verify(
+    local: bytearray,
+    peer: Peer,
+    operation: Operation = Operation.WRITE,
+    read_remote: Callable[[int, int], bytes | None] | None = None,
+    expect: Callable[[str], Digests] | None = None,
+) -> VerifyReport:
+    verifier = Verifier(
+        channel=peer.channel,
+        lease=LEASE,
+        operation=operation,
+        local=HostMemory.from_buffer(local),
+        length_bytes=len(local),
+        clock=lambda: 0.0,
+        expect=expect or peer.expect,
+        read_remote=read_remote or (lambda offset, length: bytes(peer.remote[offset : offset + length])),
+        tick=lambda: None,
+    )
+    steps = verifier.run()
+    try:
+        while True:
+            next(steps)
+    except StopIteration as finished:
+        report: VerifyReport = finished.value
+    finally:
+        peer.close()
+    return report
+
+
+def data(length: int) -> bytearray:
+    return bytearray(bytes(range(1, 252)) * (length // 251 + 1))[:length]
+
+
+@pytest.mark.parametrize("length", [1, BLOCK_BYTES, 3 * BLOCK_BYTES + 5])
+def test_equal_memory_is_verified_with_one_digest_of_digests(length):
+    report = verify(data(length), Peer(data(length), page=2))
+    assert report.status == "verified" and report.local_digest == report.remote_digest
+    assert report.blocks == -(-length // BLOCK_BYTES) and report.method == "owner-cpu"
+
+
+@pytest.mark.parametrize("operation", [Operation.WRITE, Operation.READ])
+@pytest.mark.parametrize(
+    ("spoil", "classification"),
+    [
+        (lambda b: b.__setitem__(slice(100, 200), b"\xff" * 100), "all_ff"),
+        (lambda b: b.__setitem__(100, b[100] ^ 4), "corrupt"),
+    ],
+)
+def test_a_difference_is_placed_and_named_on_the_side_that_received(operation, spoil, classification):
+    good, bad = data(2 * MIB + 77), data(2 * MIB + 77)
+    tail = bad[2 * MIB - MIB :]
+    spoil(tail)
+    bad[MIB:] = tail
+    local, remote = (good, bad) if operation is Operation.WRITE else (bad, good)
+    report = verify(local, Peer(remote), operation)
+    assert (report.status, report.classification) == ("mismatch", classification)
+    assert report.first_bad_offset is not None and MIB + 100 <= report.first_bad_offset < MIB + 104
+    assert "1 of 3 blocks differ" in str(report.why)
+
+
+def test_memory_that_moves_is_unstable():
+    local, remote = data(MIB), data(MIB)
+    remote[5] ^= 1
+    peer = Peer(remote)
+    calls = [0]
+
+    def expect(name: str) -> Digests:
+        page = peer.expect(name)
+        calls[0] += 1
+        peer.remote[6] ^= 0xFF  # somebody goes on writing
+        return page
+
+    report = verify(local, peer, expect=expect)
+    assert report.status == "unstable" and "remote" in str(report.why) and calls[0] == 2
+
+
+def test_a_block_that_cannot_be_read_back_is_still_a_mismatch():
+    local, remote = data(MIB), data(MIB)
+    remote[5] ^= 1
+    report = verify(local, Peer(remote), read_remote=lambda *_: None)
+    assert (report.status, report.first_bad_offset) == ("mismatch", 0)
+
+
+def test_digests_that_differ_over_bytes_that_do_not_are_called_incoherent():
+    local, remote = data(MIB), data(MIB)
+    remote[5] ^= 1
+    report = verify(local, Peer(remote), read_remote=lambda *_: bytes(local))
+    assert report.classification == "incoherent"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        Digests(LEASE, 4096, ("0" * 32,), more=False),
+        Digests("1" * 16, 0, ("0" * 32,), more=False),
+        Digests(LEASE, 0, (), more=True),
+        Digests(LEASE, 0, ("0" * 32, "0" * 32), more=False),
+    ],
+)
+def test_pages_that_were_not_asked_for_are_the_peers_fault(page):
+    with pytest.raises(RemoteProtocolError):
+        verify(data(100), Peer(data(100)), expect=lambda _: page)
+
+
+def test_long_ranges_are_asked_for_page_by_page():
+    """A request never covers more blocks than a page of digests holds, so no frame grows with the transfer."""
+    blocks = DIGESTS_PER_PAGE + 3
+    zeros = digest_block(bytes(BLOCK_BYTES))
+    ours, theirs = socket.socketpair()
+    asked: list[int] = []
+
+    class Zeros:
+        def read_at(self, offset: int, into: memoryview) -> int:
+            into[:] = bytes(len(into))
+            return len(into)
+
+    with Channel(ours) as channel, Channel(theirs) as there:
+
+        def expect(name: str) -> Digests:
+            message = there.receive()
+            assert isinstance(message, Digest)
+            asked.append(message.length // BLOCK_BYTES)
+            return Digests(LEASE, message.offset, (zeros,) * asked[-1], more=False)
+
+        verifier = Verifier(
+            channel=channel,
+            lease=LEASE,
+            operation=Operation.WRITE,
+            local=Zeros(),  # type: ignore[arg-type]
+            length_bytes=blocks * BLOCK_BYTES,
+            clock=lambda: 0.0,
+            expect=expect,
+            read_remote=lambda *_: None,
+            tick=lambda: None,
+        )
+        compared = list(verifier.run())
+    assert asked == [DIGESTS_PER_PAGE, 3]
+    assert compared == sorted(compared) and verifier.blocks_done == blocks

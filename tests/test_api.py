@@ -1,0 +1,63 @@
+"""The library's few functions: targets, requests, a server on a thread, a transfer with progress."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from p2prw import api
+from p2prw.engine.model import Operation, PeerAddress
+from p2prw.errors import RequestError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("host", (PeerAddress("host", 18515), None, 0)),
+        ("host:99", (PeerAddress("host", 99), None, 0)),
+        ("10.0.0.1/cmb", (PeerAddress("10.0.0.1", 18515), "cmb", 0)),
+        ("10.0.0.1:99/c.m-b_1+1MiB", (PeerAddress("10.0.0.1", 99), "c.m-b_1", 1 << 20)),
+        ("[fd00::1]:99/r+0x10", (PeerAddress("fd00::1", 99), "r", 16)),
+        ("[::1]/r", (PeerAddress("::1", 18515), "r", 0)),
+    ],
+)
+def test_targets(text, expected):
+    assert api.parse_peer(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "/r", "h:0/r", "h:99999/r", "h:/r", "fd00::1/r", "h/r r", "h/" + "x" * 65, "[::1/r"]
+)
+def test_what_is_no_target_is_refused_with_an_example(text):
+    with pytest.raises(RequestError) as caught:
+        api.parse_peer(text)
+    assert caught.value.code == "bad_peer" and "/cmb" in str(caught.value.fix)
+
+
+def test_a_request_needs_a_region():
+    with pytest.raises(RequestError, match="names no region"):
+        api.make_request(Operation.WRITE, "host:99", "host,size=1MiB")
+
+
+def test_progress_then_result_and_a_region_that_may_not_be_written():
+    with api.serving({"mem": "host,size=1MiB,pattern=words:3"}, access="r") as address:
+        steps = api.transfer(api.make_request(Operation.READ, f"{address}/mem", "host"))
+        first = next(steps)
+        assert first.bytes_total == 1 << 20 and first.route == "cpu"
+        assert api.finish(steps).verify.status == "verified"
+        refused = api.write(f"{address}/mem", "host,size=1MiB")
+    assert refused.exit_code == 7 and refused.error is not None and refused.error.code == "read_only"
+
+
+def test_a_server_that_cannot_open_raises_in_the_caller():
+    with pytest.raises(RequestError), api.serving({"mem": "host"}):
+        raise AssertionError("not reached")
+
+
+def test_importing_the_library_loads_nothing_heavy():
+    heavy = "numpy rich click yaml asyncio pyverbs xxhash zlib_ng"
+    code = f"import sys, p2prw.api; print([m for m in {heavy.split()!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
