@@ -45,7 +45,12 @@ class StagingRing:
     def __init__(self, memory: MemorySource, *, chunk_bytes: int, slots: int, workers: int = 2) -> None:
         """Allocate the chunks (HostError `not_enough_memory`) and start the threads; `memory` stays the caller's."""
         if chunk_bytes < 1 or slots < 1:
-            raise RequestError("staging needs at least one slot of one byte", code="bad_staging")
+            raise RequestError(
+                "staging needs at least one slot of one byte",
+                why="staged memory passes through slots",
+                fix="staging_bytes and staging_chunk_bytes above 0",
+                code="bad_staging",
+            )
         self.chunk_bytes = chunk_bytes
         self.slots = slots
         self._memory = memory
@@ -173,6 +178,7 @@ class StagingRing:
                 failure = HostError(
                     f"cannot {job.kind} a staging slot: {error}",
                     why=f"{self._memory!r} raised {type(error).__name__}",
+                    fix="dmesg | tail, and report it as a defect if nothing is said there",
                     code="staging_failed",
                     errno=error.errno if isinstance(error, OSError) else None,
                 )
@@ -188,7 +194,9 @@ class StagingRing:
         view = self.slot_view(job.slot)[: job.length_bytes]
         for start in range(0, job.length_bytes, PIECE_BYTES):
             if self._stopping.is_set():
-                raise HostError("staging was closed", code="staging_closed")
+                raise HostError(
+                    "staging was closed", why="the transfer ended", fix="start a new transfer", code="staging_closed"
+                )
             piece = view[start : start + PIECE_BYTES]
             if job.kind == "drain":
                 self._memory.write_at(job.offset + start, piece)
@@ -198,5 +206,6 @@ class StagingRing:
                 raise HostError(
                     f"the memory ends at {job.offset + start + count}, {len(piece) - count} bytes too early",
                     why="it is shorter than it was when it was opened",
+                    fix="run again when nothing changes it",
                     code="source_changed",
                 )

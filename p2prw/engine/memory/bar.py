@@ -219,7 +219,7 @@ def _open_error(error: OSError, path: str) -> HostError:
         errno.EROFS: ("read_only", "sysfs is mounted read-only, as in containers", "docker run --privileged"),
         errno.ENOENT: ("no_device", "the device was removed a moment ago", "p2prw devices"),
         errno.ENODEV: ("no_device", "the device was removed a moment ago", "p2prw devices"),
-    }.get(error.errno or 0, ("cannot_open", None, "dmesg | tail"))
+    }.get(error.errno or 0, ("cannot_open", "the kernel gave no other reason", "dmesg | tail"))
     return HostError(
         f"cannot open {path}: {os.strerror(error.errno or 0)}", why=why, fix=fix, code=code, errno=error.errno
     )
@@ -246,10 +246,10 @@ def _map_error(error: OSError | ValueError, path: str, wanted: BarRange) -> Host
             errno.EACCES: ("not_permitted", "a security module forbids it", "sudo dmesg | tail"),
             errno.ENOMEM: ("not_enough_memory", "the address space limit (ulimit -v) is in the way", "a smaller size="),
             errno.ENODEV: ("no_device", "the device is being removed", "p2prw devices"),
-        }.get(number or 0, ("cannot_map", "", "dmesg | tail"))
+        }.get(number or 0, ("cannot_map", "the kernel gave no other reason", "dmesg | tail"))
     return HostError(
         f"cannot map {format_size(wanted.length_bytes)} of {path}: {os.strerror(number or 0)}",
-        why=why or None,
+        why=why,
         fix=fix,
         code=code,
         errno=number,

@@ -155,6 +155,7 @@ class BlockSink:
             raise HostError(
                 f"{len(data)} bytes at {offset} lie outside what may be written of {self._path}",
                 why=f"the range is {self._range_start} to {self.length_bytes}",
+                fix="a size and an offset that lie in the range",
                 code="out_of_range",
             )
         try:

@@ -179,6 +179,7 @@ class FileRegion:
             raise RequestError(
                 f"{length_bytes} bytes at {offset} do not fit into {self.path}",
                 why=f"size= makes the region {self._size} bytes",
+                fix=f"an offset and a size within {self._size} bytes",
                 code="size_does_not_fit",
             )
         if self.is_block_device:
@@ -213,7 +214,12 @@ class FileRegion:
         if length is None:
             length = max(0, self.length_bytes) if self.is_block_device else length_bytes
         if length is None:
-            raise RequestError(f"the size of {self.path} is not known yet", fix="size=64MiB", code="missing_size")
+            raise RequestError(
+                f"the size of {self.path} is not known yet",
+                why="no transfer has named one",
+                fix="size=64MiB",
+                code="missing_size",
+            )
         sink = self.open_writer(0, length)
         try:
             run_steps(sink.prepare_steps())

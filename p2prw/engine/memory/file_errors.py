@@ -40,7 +40,7 @@ _MEANINGS: dict[int, tuple[str, str | None, str]] = {
 def file_error(action: str, path: str, error: OSError) -> HostError:
     """Return the HostError for `error` met while doing `action` ("read", "create") to `path`; the caller raises it."""
     number = error.errno or 0
-    code, why, fix = _MEANINGS.get(number, ("io_error", None, "dmesg | tail"))
+    code, why, fix = _MEANINGS.get(number, ("io_error", "the kernel gave no other reason", "dmesg | tail"))
     parent = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 (text in a message)
     return HostError(
         f"cannot {action} {path}: {os.strerror(number)}",

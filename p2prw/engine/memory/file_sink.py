@@ -107,6 +107,7 @@ class FileSink:
             raise HostError(
                 f"{len(data)} bytes at {offset} lie outside what may be written of {self._path}",
                 why=f"the range is {self._range_start} to {self.length_bytes}",
+                fix="a size and an offset that lie in the range",
                 code="out_of_range",
             )
         self._finish_preparing()
@@ -177,7 +178,12 @@ class FileSink:
             if existing is not None:
                 self._take_over(existing)
             return temporary
-        raise HostError(f"no free temporary name beside {self._path}", code="io_error")
+        raise HostError(
+            f"no free temporary name beside {self._path}",
+            why="a hundred random names are taken, which is no chance",
+            fix="remove .*.part files there",
+            code="io_error",
+        )
 
     def _take_over(self, existing: os.stat_result) -> None:
         """Owner and mode of the file that is replaced, without set-uid and set-gid: its bytes are a stranger's now."""
@@ -207,7 +213,12 @@ class FileSink:
 
     def _finish_preparing(self) -> None:
         if self.closed:
-            raise HostError(f"{self._path} is closed", code="memory_closed")
+            raise HostError(
+                f"{self._path} is closed",
+                why="its transfer has ended",
+                fix="start a new transfer",
+                code="memory_closed",
+            )
         if not self._ready:
             for _ in self.prepare_steps():
                 pass

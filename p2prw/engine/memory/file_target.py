@@ -22,6 +22,7 @@ def check_file_sink(path: str, *, overwrite: bool, needed_bytes: int | None) -> 
     if not os.path.isdir(directory):  # noqa: PTH112
         raise HostError(
             f"cannot create {path}: there is no directory {directory}",
+            why="directories are not made along with a file: a typing error would make one too",
             fix=f"mkdir -p {directory}",
             code="not_found",
             errno=errno.ENOENT,

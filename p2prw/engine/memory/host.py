@@ -79,7 +79,10 @@ class HostMemory(MappedMemory):
         view = memoryview(cast("ReadableBuffer", buffer))
         if not view.c_contiguous:
             raise RequestError(
-                "memory given by a program must be contiguous", fix="numpy.ascontiguousarray(a)", code="not_contiguous"
+                "memory given by a program must be contiguous",
+                why="a region is one run of bytes",
+                fix="numpy.ascontiguousarray(a)",
+                code="not_contiguous",
             )
         flat = view.cast("B") if view.nbytes else memoryview(bytearray())
         return cls(
@@ -112,7 +115,9 @@ def open_host(
     size = size_option(spec)
     length = length_bytes if size is None else size
     if length is None:
-        raise RequestError("host memory needs a size", fix="host,size=64MiB", code="missing_size")
+        raise RequestError(
+            "host memory needs a size", why="nothing else decides it here", fix="host,size=64MiB", code="missing_size"
+        )
     root = sysfs or SysfsRoot()
     check_host(spec, length, root, proc)
     node = _numa_option(spec)

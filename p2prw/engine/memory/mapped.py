@@ -69,7 +69,12 @@ class MappedMemory:
     def buffer(self) -> CopyBuffer:
         """The one buffer; HostError after close."""
         if self._buffer is None:
-            raise HostError(f"{self.spec.text or self.spec.kind} is closed", code="memory_closed")
+            raise HostError(
+                f"{self.spec.text or self.spec.kind} is closed",
+                why="its transfer has ended",
+                fix="start a new transfer",
+                code="memory_closed",
+            )
         return self._buffer
 
     def buffers(self) -> tuple[MappedBuffer, ...]:
@@ -88,12 +93,15 @@ class MappedMemory:
         if not self._writable:
             raise HostError(
                 f"{self.spec.text or self.spec.kind} was opened as a source, it cannot be written",
+                why="a source is only read",
+                fix="name it as the sink (--to, or access=w)",
                 code="not_writable",
             )
         if offset < 0 or offset + len(data) > self.length_bytes:
             raise HostError(
                 f"{len(data)} bytes at {offset} do not fit into {self.spec.text or self.spec.kind}",
                 why=f"it is {self.length_bytes} bytes",
+                fix="a size and an offset that lie in the range",
                 code="out_of_range",
             )
         if len(data):

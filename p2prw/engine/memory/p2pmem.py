@@ -112,7 +112,7 @@ def _open(sysfs: SysfsRoot, address: str) -> int:
             errno.ENOENT: ("no_device", "its driver was unbound a moment ago", "p2prw devices"),
             errno.ENODEV: ("no_device", "its driver was unbound a moment ago", "p2prw devices"),
             errno.EROFS: ("read_only", "sysfs is mounted read-only, as in containers", "docker run --privileged"),
-        }.get(error.errno or 0, ("cannot_open", None, "dmesg | tail"))
+        }.get(error.errno or 0, ("cannot_open", "the kernel gave no other reason", "dmesg | tail"))
         raise HostError(
             f"cannot open {path}: {os.strerror(error.errno or 0)}", why=why, fix=fix, code=code, errno=error.errno
         ) from error
@@ -130,7 +130,7 @@ def _map_error(error: OSError | ValueError, address: str, length_bytes: int) -> 
         errno.EACCES: ("not_permitted", "the file was opened without the right to write", "sudo"),
         errno.EPERM: ("not_permitted", "kernel lockdown or a security module forbids it", "mokutil --sb-state"),
         errno.EINVAL: ("cannot_map", "this kernel wants another form of mapping", "dmesg | tail"),
-    }.get(number or 0, ("cannot_map", None, "dmesg | tail"))
+    }.get(number or 0, ("cannot_map", "the kernel gave no other reason", "dmesg | tail"))
     return HostError(
         f"cannot allocate {format_size(length_bytes)} of P2P memory of {address}: {os.strerror(number or 0)}",
         why=why,

@@ -36,19 +36,35 @@ def _hugepages(value: str, key: str) -> str:
         if parse_size(value, key) == length_bytes:
             return name
     raise SpecError(
-        f"{key}: {value!r} is no huge page size", fix="hugepages=2M or hugepages=1G", code="bad_value", key=key
+        f"{key}: {value!r} is no huge page size",
+        why="the kernel has pages of 2 MiB and 1 GiB",
+        fix="hugepages=2M or hugepages=1G",
+        code="bad_value",
+        key=key,
     )
 
 
 def _number(value: str, key: str) -> str:
-    if not value.isascii() or not value.isdigit():
-        raise SpecError(f"{key}: {value!r} is not a number from 0 up", fix=f"{key}=0", code="bad_value", key=key)
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
+        raise SpecError(
+            f"{key}: {value!r} is not a number from 0 up",
+            why="numbers are written in decimal digits",
+            fix=f"{key}=0",
+            code="bad_value",
+            key=key,
+        )
     return str(int(value))
 
 
 def _word(value: str, key: str) -> str:
     if not value:
-        raise SpecError(f"{key}= has no value", fix=f"{key}=words", code="bad_value", key=key)
+        raise SpecError(
+            f"{key}= has no value",
+            why="a key is followed by what it is to be",
+            fix=f"{key}=words",
+            code="bad_value",
+            key=key,
+        )
     return value
 
 
@@ -84,13 +100,25 @@ def _bdf_and_bar(arg: str, kind: str) -> str:
 
 def _path(arg: str, kind: str) -> str:
     if "\0" in arg:
-        raise SpecError(f"{kind}: a path cannot hold a NUL byte", code="bad_path", key="path")
+        raise SpecError(
+            f"{kind}: a path cannot hold a NUL byte",
+            why="the kernel ends a path there",
+            fix="file:PATH without it",
+            code="bad_path",
+            key="path",
+        )
     return arg
 
 
 def _name(arg: str, kind: str) -> str:
     if "/" in arg:
-        raise SpecError(f"{kind}: {arg!r} is not a name", fix=_KINDS[kind].example, code="bad_value", key="heap")
+        raise SpecError(
+            f"{kind}: {arg!r} is not a name",
+            why="it is the name of a file in /dev/dma_heap",
+            fix=_KINDS[kind].example,
+            code="bad_value",
+            key="heap",
+        )
     return arg
 
 
@@ -159,7 +187,11 @@ def split_spec(text: str) -> tuple[str, str | None, dict[str, str]]:
             )
         if key in options:
             raise SpecError(
-                f"memory {text!r}: {key}= stands there twice", fix=f"keep one {key}=", code="duplicate_key", key=key
+                f"memory {text!r}: {key}= stands there twice",
+                why="which one is meant cannot be known",
+                fix=f"keep one {key}=",
+                code="duplicate_key",
+                key=key,
             )
         options[key] = value.strip()
     return kind.strip(), arg if colon else None, options
@@ -173,6 +205,7 @@ def make_spec(kind: str, arg: str | None, options: Mapping[str, str], text: str 
     if rules.arg is None and arg:
         raise SpecError(
             f"memory kind {kind} takes nothing after a colon, got {arg!r}",
+            why=f"it is written {rules.example}",
             fix=rules.example,
             code="unexpected_argument",
         )

@@ -28,7 +28,7 @@ def file_bytes(sysfs: SysfsRoot, name: str, start: int, length: int) -> bytes:
 def refusal(spec: str, sysfs: SysfsRoot, *, writable: bool = True) -> HostError:
     with pytest.raises(HostError) as caught:
         check_bar(parse_memory_spec(spec), sysfs, writable=writable)
-    assert caught.value.fix
+    assert caught.value.fix and caught.value.why
     return caught.value
 
 

@@ -121,7 +121,7 @@ def test_what_cannot_be_a_source(tmp_path: Path) -> None:
             with pytest.raises(HostError) as caught:
                 FileSource(spec_of(tmp_path / name))
             assert caught.value.code == code, name
-            assert caught.value.fix
+            assert caught.value.fix and caught.value.why
     with pytest.raises(HostError) as caught:
         FileSource(parse_memory_spec("file:/dev/zero"))
     assert caught.value.code == "not_a_file"

@@ -67,7 +67,7 @@ def test_where_no_sink_can_be(tmp_path: Path) -> None:
         with pytest.raises(HostError) as caught:
             check_file_sink(f"{tmp_path}/{name}", overwrite=True, needed_bytes=None)
         assert caught.value.code == code, name
-        assert caught.value.fix
+        assert caught.value.fix and caught.value.why
     with pytest.raises(HostError) as caught:
         check_file_sink("/dev/null", overwrite=True, needed_bytes=None)
     assert caught.value.code == "not_a_file"

@@ -51,7 +51,7 @@ def test_a_source_of_fresh_memory_is_warned_about(golden_sysfs: Load) -> None:
 def refusal(spec: str, sysfs: SysfsRoot) -> HostError:
     with pytest.raises(HostError) as caught:
         open_p2pmem(parse_memory_spec(spec), sysfs)
-    assert caught.value.fix
+    assert caught.value.fix and caught.value.why
     return caught.value
 
 

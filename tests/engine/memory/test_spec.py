@@ -92,6 +92,7 @@ def test_what_does_not_and_what_to_type(text: str, code: str, hint: str) -> None
     assert caught.value.code == code
     assert hint in (caught.value.fix or "")
     assert caught.value.exit_code == 2
+    assert caught.value.why and caught.value.fix
 
 
 def test_the_caller_takes_access_out() -> None:
@@ -164,6 +165,6 @@ def test_no_text_breaks_the_parser(text: str) -> None:
     try:
         spec = parse_memory_spec(text)
     except RequestError as error:
-        assert error.fix is not None or error.code == "bad_path"
+        assert error.fix and error.why
         return
     assert spec.kind in MEMORY_KINDS
