@@ -12,6 +12,7 @@ import pytest
 from p2prw.engine.model import Access, Completion, Opcode, QueuePairOptions, Sge
 from p2prw.engine.roce.device import Burst, RoceDevice, RoceQueuePair
 from p2prw.engine.roce.memory_table import MemoryRegistration
+from p2prw.engine.roce.opcodes import RcOpcode
 from p2prw.engine.roce.packet import Packet, pull_packet
 
 ALL_RIGHTS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ
@@ -113,11 +114,19 @@ class Link:
             assert burst.destination == (end.device.address, end.device.udp_port)
             end.device.receive_burst(memoryview(raw), burst.segment_bytes, source, self.now)
 
-    def receive_datagrams(self, end: End, datagrams: list[tuple[int, bytes]]) -> None:
-        """Give single datagrams, as (IPv4 id they were sent with, payload); only id 0 passes a full ICRC check."""
-        source = (self.other(end).device.address, self.other(end).device.udp_port)
-        for _ip_id, payload in datagrams:
-            end.device.receive_burst(memoryview(bytearray(payload)), len(payload), source, self.now)
+    def inject(self, end: End, opcode: int, psn: int, extension: bytes = b"", data: bytes = b"", **more: Any) -> None:
+        """Give `end` one well-made packet as its peer would send it."""
+        connection = self.other(end).queue_pair.responder.connection
+        assert connection is not None
+        burst = connection.single(opcode, psn, extension, [memoryview(data)] if data else None, len(data), **more)
+        self.receive(end, [burst])
+
+    def answers(self, end: End) -> list[tuple[str, int, int]]:
+        """Collect what `end` says without delivering it: (opcode name, PSN, syndrome or -1)."""
+        return [
+            (RcOpcode(p.bth.opcode).name, p.bth.psn, p.aeth.syndrome if p.aeth else -1)
+            for p in packets(self.collect(end))
+        ]
 
     def deliver(self, sender: End, *, max_bursts: int = 10_000) -> list[Burst]:
         """Carry everything `sender` wants to send over to the other end."""
@@ -178,6 +187,11 @@ def pattern(length_bytes: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(length_bytes)
 
 
+def requests(bursts: list[Burst]) -> list[tuple[str, int, bool]]:
+    """Return (opcode name, PSN, AckReq) of every packet."""
+    return [(RcOpcode(p.bth.opcode).name, p.bth.psn, p.bth.ack_request) for p in packets(bursts)]
+
+
 def make(
     *,
     a_memory: list[PlainBuffer] | int = 1 << 20,
@@ -188,7 +202,7 @@ def make(
     gso_segments: int = 64,
     a_access: Access = ALL_RIGHTS,
     b_access: Access = ALL_RIGHTS,
-    a_psn: int | None = None,
+    a_psn: int | None = 0x1000,
     seed: int = 7,
     icrc_check: Any = "full",
     fast_paths: bool = True,
@@ -211,7 +225,7 @@ def make(
             memory = [PlainBuffer(pattern(memory, port))]
         ends.append(End(device, QueuePairOptions(**options), memory, access))
     link = Link(*ends)
-    if a_psn is not None:
+    if a_psn is not None:  # a known first PSN of requests makes scenarios readable
         requester = link.a.queue_pair.requester
         requester.next_psn = requester.send_psn = requester.max_sent_psn = requester.una_psn = a_psn
         link.a.queue_pair.local = replace(link.a.queue_pair.local, psn=a_psn)
@@ -230,6 +244,7 @@ class Lab:
     connected_devices = staticmethod(make)
     split = staticmethod(split)
     packets = staticmethod(packets)
+    requests = staticmethod(requests)
     pattern = staticmethod(pattern)
 
 
