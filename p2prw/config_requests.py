@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from p2prw.config import Settings, Value
 from p2prw.config_memory import resolve_memory, split_access
 from p2prw.config_target import Host, Target, parse_host, parse_target, split_region
-from p2prw.config_token import read_token
 from p2prw.config_values import at_place
+from p2prw.engine.control.token_file import load_token_file
 from p2prw.engine.model import (
     MemorySpec,
     Operation,
@@ -247,7 +247,7 @@ def _buffers(settings: Settings) -> Mapping[str, MemorySpec]:
 
 def _token(settings: Settings) -> bytes | None:
     path = settings.get("token_file")
-    return read_token(path) if path else None
+    return load_token_file(path) if path else None
 
 
 def _staging_chunk(settings: Settings) -> int:

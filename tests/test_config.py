@@ -10,8 +10,8 @@ from p2prw.config import resolve, unknown_variable_notes
 from p2prw.config_requests import is_loopback, serve_request, transfer_request
 from p2prw.config_settings import SETTINGS, file_section, settings_of
 from p2prw.config_target import parse_host, parse_target, split_region
-from p2prw.config_token import MAX_TOKEN_BYTES, read_token
 from p2prw.config_values import flag, nearest
+from p2prw.engine.control.token_file import MAX_TOKEN_BYTES, load_token_file
 from p2prw.errors import HostError, RequestError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -197,12 +197,12 @@ def test_bad_tokens(tmp_path, content):
     path.write_bytes(content)
     path.chmod(0o600)
     with pytest.raises(HostError):
-        read_token(str(path))
+        load_token_file(str(path))
 
 
 def test_missing_token_keeps_errno(tmp_path):
     with pytest.raises(HostError) as caught:
-        read_token(str(tmp_path / "none"))
+        load_token_file(str(tmp_path / "none"))
     assert caught.value.errno == "ENOENT"
 
 
