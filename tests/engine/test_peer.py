@@ -17,10 +17,10 @@ from p2prw.engine.stop import StopRequest
 from p2prw.errors import DeadlineExceeded, HostError, PeerRefusedError, TimeLimitError
 
 
-def make_link(limit_s: float | None = None, **options: bool):
+def make_link(limit_s: float | None = None, *, windows_bind: bool = True):
     ours, theirs = socket.socketpair()
     device, clock = ScriptedDevice(), ManualClock()
-    link = PeerLink(Channel(ours), device, Deadline(clock, StopRequest(), limit_s), **options)
+    link = PeerLink(Channel(ours), device, Deadline(clock, StopRequest(), limit_s), windows_bind=windows_bind)
     link.queue_pair = device.create_queue_pair(QueuePairOptions())
     return link, Channel(theirs), device, clock
 

@@ -1,0 +1,176 @@
+"""The server's loop: start, stop, once, limits, strangers, clients that die."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import time
+
+import pytest
+
+from p2prw import api
+from p2prw.engine.control.messages import Grant, Open, Release, Released, Window
+from p2prw.engine.memory.spec import parse_memory_spec
+from p2prw.engine.model import PeerAddress, ServedRegion, ServeRequest, Timeouts
+from p2prw.engine.server.server import Server
+from p2prw.errors import HostError, PeerGone, PeerRefusedError, RequestError
+
+REGION = ServedRegion(name="mem", memory=parse_memory_spec("host,size=64KiB"))
+
+
+def test_a_stop_ends_0_and_frees_every_descriptor(serve):
+    before = len(os.listdir("/proc/self/fd"))
+    served = serve()
+    assert api.write(f"{served.server.address}/mem", "host,size=64KiB").exit_code == 0
+    served.stop.set(15)
+    served.thread.join(5)
+    assert served.exit_code == 0
+    served.server.close()
+    served.server.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_ready_file_appears_whole_and_says_where(serve, tmp_path):
+    ready = tmp_path / "ready"
+    served = serve(ready_file=str(ready))
+    deadline = time.monotonic() + 5
+    while not ready.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert ready.read_text() == f"{served.server.address}\n" and served.server.address.port != 0
+    assert os.listdir(tmp_path) == ["ready"]
+
+
+def test_once_ends_with_the_code_of_the_first_client(serve, connect):
+    served = serve(once=True)
+    stranger = socket.create_connection((served.server.address.host, served.server.address.port))
+    stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    assert b"p2prw" in stranger.recv(200)
+    stranger.close()
+    assert api.write(f"{served.server.address}/mem", "host,size=64KiB").exit_code == 0
+    served.thread.join(5)
+    assert served.exit_code == 0
+    failed = serve(once=True)
+    client = connect(failed)
+    client.ask(client.open(), Grant)
+    client.channel.close()
+    failed.thread.join(5)
+    assert failed.exit_code == 1, "it left without a release"
+
+
+def test_a_client_that_dies_gives_everything_back_at_once(serve, connect):
+    served = serve()
+    client = connect(served)
+    client.ask(client.open(), Grant)
+    client.channel.close()
+    served.wait_for("failed")
+    assert api.write(f"{served.server.address}/mem", "host,size=64KiB").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"0000:0011:000000:123456\n",
+        bytes(300),
+        b"\x00\x00\x00\x05[1,2]",
+    ],
+)
+def test_a_stranger_gets_one_plain_line_and_the_server_goes_on(serve, words):
+    served = serve()
+    with socket.create_connection((served.server.address.host, served.server.address.port)) as stranger:
+        stranger.sendall(words)
+        stranger.settimeout(5)
+        answer = b""
+        while data := stranger.recv(4096):
+            answer += data
+    assert answer.count(b"\n") == 1 and b"p2prw" in answer
+    assert api.write(f"{served.server.address}/mem", "host,size=64KiB").exit_code == 0
+
+
+def test_silence_before_the_handshake_and_after_it_has_a_limit(serve, connect):
+    served = serve(timeouts=Timeouts(handshake_s=0.3, idle_s=0.6))
+    silent = connect(served, shake=False)
+    idle = connect(served)
+    idle.ask(idle.open(), Grant)
+    for client in (silent, idle):
+        with pytest.raises((PeerGone, PeerRefusedError)):
+            client.channel.expect(Released, deadline_s=5, name="nothing")
+    assert {served.wait_for("failed", 1).fields["code"], served.wait_for("failed", 2).fields["code"]} == {"idle"}
+
+
+def test_no_more_clients_than_allowed(serve, connect):
+    served = serve(max_clients=1)
+    connect(served)
+    with pytest.raises(PeerRefusedError) as caught:
+        connect(served)
+    assert caught.value.code == "too_many_clients"
+
+
+def test_the_receive_buffer_is_shared_among_active_clients_and_they_are_told(serve, connect):
+    served = serve({"a": "host,size=64KiB", "b": "host,size=64KiB"})
+    first, second = connect(served), connect(served)
+    alone = first.ask(first.open("a"), Grant)
+    shared = second.ask(second.open("b"), Grant)
+    assert isinstance(alone, Grant) and isinstance(shared, Grant)
+    assert shared.window_bytes == alone.window_bytes // 2
+    assert first.channel.expect(Window, deadline_s=5, name="window") == Window(shared.window_bytes)
+    second.ask(Release(shared.lease, keep=True), Released)
+    assert first.channel.expect(Window, deadline_s=5, name="window") == Window(alone.window_bytes)
+
+
+def test_memory_is_not_offered_to_the_network_without_a_token_or_a_word():
+    request = ServeRequest(regions=(REGION,), listen=PeerAddress("0.0.0.0", 0))
+    with pytest.raises(RequestError) as caught, Server(request):
+        raise AssertionError("not reached")
+    assert caught.value.code == "needs_token" and "--insecure" in str(caught.value.fix)
+
+
+def test_errors_come_before_ready_and_leave_nothing_open():
+    before = len(os.listdir("/proc/self/fd"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        request = ServeRequest(regions=(REGION,), listen=PeerAddress("127.0.0.1", taken.getsockname()[1]))
+        with pytest.raises(HostError) as caught, Server(request):
+            raise AssertionError("not reached")
+    assert caught.value.code == "port_in_use"
+    with (
+        pytest.raises(RequestError) as twice,
+        Server(ServeRequest(regions=(REGION, REGION), listen=PeerAddress("127.0.0.1", 0))),
+    ):
+        raise AssertionError("not reached")
+    assert twice.value.code == "duplicate_region"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_unknown_region_names_the_nearest(serve):
+    served = serve({"scratch": "host,size=4KiB"})
+    result = api.write(f"{served.server.address}/scrach", "host,size=4KiB")
+    assert result.error is not None and result.error.code == "unknown_region"
+    assert f"{served.server.address}/scratch" in str(result.error.fix)
+
+
+def test_a_served_file_keeps_its_mode(serve, tmp_path):
+    path = tmp_path / "f.bin"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    served = serve({"f": f"file:{path}"})
+    assert api.write(f"{served.server.address}/f", "host,size=64KiB").exit_code == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640 and path.stat().st_size == 65536
+
+
+def test_open_is_the_clients_word(serve, connect):
+    """`Open` twice on one connection is a broken rule; after a release it is allowed."""
+    served = serve()
+    client = connect(served)
+    grant = client.ask(client.open(), Grant)
+    assert isinstance(grant, Grant)
+    client.ask(Release(grant.lease, keep=True), Released)
+    again = client.ask(client.open(), Grant)
+    assert isinstance(again, Grant) and again.lease != grant.lease
+    with pytest.raises(PeerRefusedError) as caught:
+        client.ask(client.open(), Open)
+    assert caught.value.code == "unexpected_message"
