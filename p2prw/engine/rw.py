@@ -25,16 +25,16 @@ What user space changes:
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from p2prw.engine.dma_vec import U32_END, U64_END, IndexedVec
 from p2prw.engine.model import (
     MAX_REMOTE_SEGMENTS,
-    DeviceLimits,
     DmaSegment,
     DmaVec,
     Opcode,
@@ -43,20 +43,32 @@ from p2prw.engine.model import (
     Sge,
     WorkRequest,
 )
-from p2prw.errors import RequestError
-from p2prw.units import MIB
+from p2prw.engine.rw_rules import (
+    MAX_MR_PAGES,
+    RwLimits,
+    bad_request,
+    can_use_mr,
+    mapping_problem,
+    mr_factor,
+    needs_mr,
+)
 
-MAX_MR_PAGES = 256
-"""RDMA_RW_MAX_MR_PAGES: pages_per_mr is at most this (drivers/infiniband/core/rw.c, rdma_rw_fr_page_list_len)."""
+__all__ = [
+    "KernelOp",
+    "MAX_MR_PAGES",
+    "MAX_SGE_BYTES",
+    "RwContext",
+    "RwLimits",
+    "RwType",
+    "build_contexts",
+    "can_use_mr",
+    "mr_factor",
+    "needs_mr",
+    "rw_ctx_init",
+]
 
 MAX_SGE_BYTES = (1 << 32) - 4096
 """Where a segment of 2^32 bytes or more is cut when nothing else cuts it: `struct ibv_sge` has a u32 length."""
-
-KERNEL_PAGE_BYTES = 4096
-"""PAGE_SIZE of the kernel whose counts are shown (x86)."""
-
-_U32_END = 1 << 32
-_U64_END = 1 << 64
 
 
 class RwType(StrEnum):
@@ -65,89 +77,6 @@ class RwType(StrEnum):
     SINGLE_WR = "SINGLE_WR"
     MULTI_WR = "MULTI_WR"
     MR = "MR"
-
-
-def _bad_request(what: str, code: str, errno: str, *, why: str | None = None, fix: str | None = None) -> RequestError:
-    return RequestError(what, why=why, fix=fix, code=code, errno=errno)
-
-
-@dataclass(frozen=True, slots=True)
-class RwLimits:
-    """What bounds a work request. RequestError (EINVAL) for limits under which nothing can move."""
-
-    max_write_sge: int
-    """`qp.max_write_sge` = cap.max_send_sge."""
-    max_read_sge: int
-    """`qp.max_read_sge` = min(cap.max_send_sge, device max_sge_rd)."""
-    max_bytes_per_wr: int | None = MIB
-    """min(port max_msg_sz, --chunk); None: only the kernel's rules and 32-bit SGEs (a WR may exceed max_msg_sz)."""
-    max_sgl_rd: int = 0
-    """Device hint: a READ of more segments uses an MR. Unreadable from user space; 0 is never."""
-    force_mr: bool = False
-    """Module parameter `ib_core.force_mr`."""
-    iwarp: bool = False
-    pages_per_mr: int = MAX_MR_PAGES
-    """max_fast_reg_page_list_len; taken as at most `MAX_MR_PAGES`, as the kernel does."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_write_sge", "max_read_sge", "max_bytes_per_wr", "pages_per_mr"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise _bad_request(
-                    f"{name} is {value}",
-                    "bad_limits",
-                    "EINVAL",
-                    why="a work request needs at least one SGE and one byte",
-                    fix="--chunk 1MiB",
-                )
-        if self.max_sgl_rd < 0:
-            raise _bad_request(f"max_sgl_rd is {self.max_sgl_rd}", "bad_limits", "EINVAL", fix="0 for never")
-
-    @classmethod
-    def for_device(
-        cls,
-        device: DeviceLimits,
-        *,
-        max_send_sge: int,
-        chunk_bytes: int,
-        max_sgl_rd: int = 0,
-        force_mr: bool = False,
-    ) -> RwLimits:
-        """Return the limits of a queue pair with `max_send_sge` on `device` (ib_create_qp_kernel, core/verbs.c)."""
-        sges = min(max_send_sge, device.max_sge)
-        return cls(
-            max_write_sge=sges,
-            max_read_sge=min(sges, device.max_sge_rd),
-            max_bytes_per_wr=min(device.max_msg_bytes, chunk_bytes),
-            max_sgl_rd=max_sgl_rd,
-            force_mr=force_mr,
-            iwarp=device.iwarp,
-        )
-
-
-def needs_mr(direction: Operation, nents: int, limits: RwLimits) -> str | None:
-    """Return why `rdma_rw_io_needs_mr` says yes, or None. `nents` counts what is left after skipping the offset."""
-    if direction is Operation.READ and limits.iwarp:
-        return "READ on iWARP: the sink is named by a remote-writable key, so each READ has one SGE"
-    if direction is Operation.READ and limits.max_sgl_rd and nents > limits.max_sgl_rd:
-        return f"READ of {nents} segments, more than max_sgl_rd {limits.max_sgl_rd}"
-    if limits.force_mr:
-        return "force_mr is set"
-    return None
-
-
-def can_use_mr(limits: RwLimits) -> bool:
-    """Return `rdma_rw_can_use_mr`: whether queues must be sized for MRs at all."""
-    return limits.iwarp or limits.max_sgl_rd != 0 or limits.force_mr
-
-
-def mr_factor(max_pages: int, limits: RwLimits, *, max_sge_rd: int | None = None) -> int:
-    """Return `rdma_rw_mr_factor`: contexts needed for a payload of `max_pages` pages.
-
-    The kernel divides by the device's max_sge_rd even for WRITE; without it `limits.max_read_sge` stands in.
-    """
-    per_context = min(limits.pages_per_mr, MAX_MR_PAGES) if can_use_mr(limits) else (max_sge_rd or limits.max_read_sge)
-    return -(-max_pages // per_context)
 
 
 class KernelOp(NamedTuple):
@@ -272,7 +201,7 @@ class RwContext:
         pages = min(self.limits.pages_per_mr, MAX_MR_PAGES)
         for index in range(self.kernel_ops):
             low, high = self._kernel_op_segments(index)
-            problem = _mapping_problem(self.segments[low:high], pages)
+            problem = mapping_problem(self.segments[low:high], pages)
             if problem:
                 return f"ib_map_mr_sg maps fewer segments than asked (EINVAL): {problem}"
         return None
@@ -285,88 +214,9 @@ class RwContext:
         return low, min(low + per_op, len(self.segments))
 
 
-def _mapping_problem(segments: Sequence[DmaSegment], max_pages: int) -> str | None:
-    """Return what stops `ib_sg_to_pages` (drivers/infiniband/core/verbs.c): a gap inside a page, or too many pages.
-
-    rdma_rw_init_one_mr splits by *segments* while the MR is limited in *pages*, so long segments fail there.
-    """
-    pages = 0
-    last_end = 0
-    for k, (address, length, _) in enumerate(segments):
-        end = address + length
-        page = address - address % KERNEL_PAGE_BYTES
-        if k and (last_end % KERNEL_PAGE_BYTES or page != address):
-            if last_end != address:
-                return f"segment at {address:#x} does not continue a page that the one before it ends or starts in"
-            page += KERNEL_PAGE_BYTES
-        pages += max(0, -(-(end - page) // KERNEL_PAGE_BYTES))
-        if pages > max_pages:
-            return f"{max_pages} pages of 4 KiB in one MR do not hold the segment at {address:#x} ({length} bytes)"
-        last_end = end
-    return None
-
-
-class _IndexedVec:
-    """A checked dma vec with prefix sums, so that many contexts can be cut from it without walking it again."""
-
-    def __init__(self, dma_vec: Sequence[DmaSegment]) -> None:
-        for k, (address, length, lkey) in enumerate(dma_vec):
-            # Some adapters read a zero SGE length as 2^31 bytes, so it must never reach one.
-            if length < 1 or address < 0 or address + length > _U64_END or not 0 <= lkey < _U32_END:
-                raise _bad_request(
-                    f"segment {k} of the dma vec is not usable: address {address:#x}, {length} bytes, lkey {lkey:#x}",
-                    "bad_segment",
-                    "EINVAL",
-                    why="a segment has at least one byte, ends at or below 2^64 and has a 32-bit key",
-                )
-        self.vec: DmaVec = tuple(dma_vec)
-        self.starts: tuple[int, ...] = (0, *accumulate(segment[1] for segment in self.vec))
-        self.length_bytes = self.starts[-1]
-
-    def rest(self, offset: int, length: int | None) -> int:
-        """Return the bytes meant by [offset, offset + length), checked; None: to the end."""
-        total = self.length_bytes
-        if offset < 0 or (length is not None and length < 0):
-            raise _bad_request(f"offset {offset}, length {length}: neither can be negative", "bad_range", "EINVAL")
-        if length is None and not total:
-            raise _bad_request("the dma vec is empty", "empty_vec", "EINVAL", why="there is no memory to move")
-        # The kernel warns and gives EIO when skipping the offset leaves no segment.
-        if offset > total or (offset == total and length != 0):
-            raise _bad_request(
-                f"offset {offset} is past the end of the memory ({total} bytes)",
-                "offset_past_end",
-                "EIO",
-                fix=f"an offset below {total}",
-            )
-        if length is not None and offset + length > total:
-            raise _bad_request(
-                f"{length} bytes at offset {offset} end past the memory ({total} bytes)",
-                "length_past_end",
-                "EINVAL",
-                fix=f"--size {total - offset}",
-            )
-        return total - offset if length is None else length
-
-    def cut(self, offset: int, length: int) -> DmaVec:
-        """Return the segments of a checked, non-empty range: whole ones as they are, first and last shortened."""
-        starts = self.starts
-        first = bisect_right(starts, offset) - 1
-        end = bisect_left(starts, offset + length)
-        skip = offset - starts[first]
-        surplus = starts[end] - (offset + length)
-        segments = list(self.vec[first:end])
-        if skip:
-            address, length_bytes, lkey = segments[0]
-            segments[0] = DmaSegment(address + skip, length_bytes - skip, lkey)
-        if surplus:
-            address, length_bytes, lkey = segments[-1]
-            segments[-1] = DmaSegment(address, length_bytes - surplus, lkey)
-        return tuple(segments)
-
-
 def _check_remote(remote_addr: int, length_bytes: int, rkey: int) -> None:
-    if remote_addr < 0 or remote_addr + length_bytes > _U64_END or not 0 <= rkey < _U32_END:
-        raise _bad_request(
+    if remote_addr < 0 or remote_addr + length_bytes > U64_END or not 0 <= rkey < U32_END:
+        raise bad_request(
             f"remote address {remote_addr:#x} with {length_bytes} bytes and rkey {rkey:#x} is not usable",
             "bad_remote_segment",
             "EOVERFLOW",
@@ -400,7 +250,7 @@ def _make_context(
 
     starts = (0, *accumulate(segment[1] for segment in segments))
     bytes_per_wr = limits.max_bytes_per_wr or max(length, 1)
-    if bytes_per_wr >= _U32_END and any(segment[1] >= _U32_END for segment in segments):
+    if bytes_per_wr >= U32_END and any(segment[1] >= U32_END for segment in segments):
         bytes_per_wr = MAX_SGE_BYTES
     edges = (*starts[:nents:max_sge], length)
     first_wr = (0, *accumulate(-(-(end - start) // bytes_per_wr) for start, end in pairwise(edges)))
@@ -440,7 +290,7 @@ def rw_ctx_init(
     (`rdma_rw_ctx_init`), EINVAL for an empty vec, a segment of 0 bytes or a range past the end, EOVERFLOW when the
     remote range passes 2^64.
     """
-    indexed = _IndexedVec(dma_vec)
+    indexed = IndexedVec(dma_vec)
     rest = indexed.rest(offset, length)
     segments = indexed.cut(offset, rest) if rest else ()
     return _make_context(segments, remote_addr, rkey, direction, limits, rest)
@@ -463,18 +313,18 @@ def build_contexts(
     `MAX_REMOTE_SEGMENTS`, EINVAL when the remote side is too short.
     """
     if len(remote_segments) > MAX_REMOTE_SEGMENTS:
-        raise _bad_request(
+        raise bad_request(
             f"{len(remote_segments)} remote segments, at most {MAX_REMOTE_SEGMENTS} make a region",
             "too_many_segments",
             "E2BIG",
         )
     remote_rest = sum(segment.length_bytes for segment in remote_segments) - remote_offset
-    indexed = _IndexedVec(dma_vec)
+    indexed = IndexedVec(dma_vec)
     if length is None:
         length = max(0, min(indexed.rest(offset, None), remote_rest))
     rest = indexed.rest(offset, length)
     if remote_offset < 0 or rest > remote_rest:
-        raise _bad_request(
+        raise bad_request(
             f"{rest} bytes at offset {remote_offset} do not fit the remote region",
             "remote_too_short",
             "EINVAL",
