@@ -248,7 +248,7 @@ class Lab:
     pattern = staticmethod(pattern)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def lab() -> type[Lab]:
     return Lab
 
