@@ -37,7 +37,10 @@ class Answer:
 class ReadSlot:
     """One READ of the peer: kept after its last response, to answer a restart. `psn` is the next response to send."""
 
-    __slots__ = ("address", "end_psn", "first_psn", "floor_psn", "length_bytes", "msn", "psn", "rkey", "starts")
+    __slots__ = (
+        *("address", "end_psn", "first_psn", "floor_psn", "is_answered", "length_bytes", "msn", "psn", "rkey"),
+        "starts",
+    )
 
     def __init__(self, first_psn: int, reth: Reth, mtu_bytes: int, msn: int) -> None:
         self.first_psn = first_psn
@@ -51,6 +54,8 @@ class ReadSlot:
         """No restart before this PSN: the requester has had what lies before (rxe and hfi1: "should not back up")."""
         self.starts = True
         """The next response is the first after the request or a restart, so its opcode is FIRST or ONLY."""
+        self.is_answered = False
+        """All its responses went out once; if it waits again, then because the request came again."""
 
 
 class AnswerQueue:
@@ -72,8 +77,9 @@ class AnswerQueue:
 
     @property
     def takes_read(self) -> bool:
-        """A slot is free: one whose responses are all out may be used again."""
-        return sum(isinstance(item, ReadSlot) for item in self._waiting) < self._max_reads
+        """A slot is free: one whose responses were all out once may be used again, even if they are asked for anew."""
+        busy = sum(isinstance(item, ReadSlot) and not item.is_answered for item in self._waiting)
+        return busy < self._max_reads
 
     def answer(self, psn: int, syndrome: int, msn: int) -> None:
         """Queue an ACK or NAK; it takes the place of one of its kind that waits with no READ after it."""
@@ -100,7 +106,10 @@ class AnswerQueue:
         """Queue the responses of a new READ; return the PSN after it."""
         slot = ReadSlot(psn, reth, mtu_bytes, msn)
         if len(self._slots) >= self._max_reads:
-            self._slots.popleft()
+            # The requester has one READ more than it may, unless it has all of the oldest: a repeated request that
+            # still waits (after a timeout that came too soon) crossed the responses on the way.
+            oldest = self._slots.popleft()
+            self._waiting = [item for item in self._waiting if item is not oldest]
         self._slots.append(slot)
         self._waiting.append(slot)
         return slot.end_psn
@@ -138,6 +147,7 @@ class AnswerQueue:
             return connection.single(RcOpcode.ACKNOWLEDGE, item.psn, push_aeth(item.syndrome, item.msn))
         burst = self._responses(connection, item)
         if item.psn >= item.end_psn:
+            item.is_answered = True
             del self._waiting[0]
         return burst
 
