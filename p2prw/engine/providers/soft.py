@@ -31,6 +31,7 @@ from p2prw.engine.model import (
     QueuePairAttributes,
     QueuePairOptions,
     Sge,
+    WcStatus,
 )
 from p2prw.engine.pcap import PcapWriter
 from p2prw.engine.providers.soft_address import LocalAddress, gid_of, local_addresses, port_mtu_bytes, resolve_device
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 RECEIVES_PER_PUMP = 16
 """Bursts taken from the socket before timers and sends get their turn, so that acknowledgements are not late."""
 SENDS_PER_PUMP = 32
+READ_WINDOW_BYTES = 1024 * 1024
 GSO_SEGMENTS = 64
 """UDP_MAX_SEGMENTS of every kernel since 4.18."""
 _RECEIVE_BYTES = 65536
@@ -56,6 +58,7 @@ _RECEIVE_BYTES = 65536
 _OVERHEAD_BYTES = {socket.AF_INET: 20 + 8 + 36, socket.AF_INET6: 40 + 8 + 36}
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4)
 _PUMPS_PER_LOOK = 16
+_TIMER_GRACE_S = 0.1  # a flood from one peer must not stop the timers of another
 _GSO_REFUSALS = (errno.EIO, errno.EINVAL, errno.EMSGSIZE)
 
 Role = Literal["client", "server"]
@@ -167,6 +170,7 @@ class SoftQueuePair:
         self.depth: int = core.depth
         self.counters: QueuePairCounters = core.counters
         self.watch = GsoWatch()
+        self._completed_bytes = 0
 
     def __repr__(self) -> str:
         return f"<SoftQueuePair {self._core!r}>"
@@ -196,7 +200,16 @@ class SoftQueuePair:
 
     def poll(self, max_completions: int = 64) -> list[Completion]:
         """Return completions, oldest first."""
-        return self._core.poll(max_completions)
+        completions = self._core.poll(max_completions)
+        if not self.watch.is_trusted:
+            for completion in completions:
+                if completion.status is WcStatus.SUCCESS and completion.opcode is not Opcode.RDMA_READ:
+                    self._completed_bytes += completion.byte_len
+        return completions
+
+    def look(self) -> str | None:
+        """Return why segmented sends seem not to arrive, or None."""
+        return self.watch.look(self.counters, self._completed_bytes // self._core.mtu_bytes)
 
     def close(self) -> None:
         """Destroy the queue pair. Safe to call twice."""
@@ -252,7 +265,7 @@ class SoftDevice:
         self._ancillary: dict[int, list[tuple[int, int, bytes]]] = {}
         self._waiting: deque[_Waiting] = deque()
         self._told: set[int | None] = set()
-        self._pumps = 0
+        self._pumps = self._segmented_sends = self._segmented_before = 0
 
     def __repr__(self) -> str:
         pairs = len(self._queue_pairs)
@@ -323,8 +336,11 @@ class SoftDevice:
         return self.receive_buffer_bytes // 2
 
     def read_window_bytes(self) -> int:
-        """Return what READ responses to one queue pair may take of the receive buffer: an even share."""
-        return self.receive_window_bytes() // max(1, len(self._queue_pairs))
+        """Return what READ responses to one queue pair may take of the receive buffer: an even share, but not all.
+
+        Above READ_WINDOW_BYTES nothing gets faster, and go-back-N throws a window away for each packet that is lost.
+        """
+        return min(READ_WINDOW_BYTES, self.receive_window_bytes() // max(1, len(self._queue_pairs)))
 
     def filenos(self) -> tuple[int, ...]:
         """Return the socket's descriptor."""
@@ -349,9 +365,11 @@ class SoftDevice:
         if self._closed:
             return False
         now = time.monotonic()
-        worked = self._receive(now)
+        worked, drained = self._receive(now)
         at = self.core.next_timer()
-        if at is not None and at <= now:
+        # An answer that waits in the socket is no reason to send again: what has arrived is read before a timer fires,
+        # or a process that slept through its timeout would start a storm of resends.
+        if at is not None and at <= (now if drained else now - _TIMER_GRACE_S):
             self.core.handle_timer(now)
             worked = True
         self._pumps += 1
@@ -361,7 +379,8 @@ class SoftDevice:
             worked |= self._release_held(now)
         return self._send(now) or worked
 
-    def _receive(self, now: float) -> bool:
+    def _receive(self, now: float) -> tuple[bool, bool]:
+        """Take bursts from the socket; return whether there were any, and whether there are no more."""
         recvmsg_into, receive_burst = self._sock.recvmsg_into, self.core.receive_burst
         buffers, view = [self._buffer], self._view
         plain = self._injector is None and self._capture is None
@@ -369,7 +388,7 @@ class SoftDevice:
             try:
                 length_bytes, ancillary, _, source = recvmsg_into(buffers, _ANCILLARY_BYTES)
             except BlockingIOError:
-                return received > 0
+                return received > 0, True
             except OSError:
                 # An ICMP error about an earlier datagram; whom it hit finds out by timeout.
                 self.receive_failures += 1
@@ -383,7 +402,7 @@ class SoftDevice:
                 receive_burst(view[:length_bytes], segment_bytes, source[:2], now)
             else:
                 self._receive_examined(view[:length_bytes], segment_bytes, source[:2], now)
-        return True
+        return True, False
 
     def _receive_examined(self, view: memoryview, segment_bytes: int, source: Endpoint, now: float) -> None:
         if self._capture:
@@ -455,6 +474,7 @@ class SoftDevice:
                 if ancillary is None:
                     ancillary = [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("H", segment_bytes))]
                     self._ancillary[segment_bytes] = ancillary
+                self._segmented_sends += 1
                 self._sock.sendmsg(buffers, ancillary, 0, destination)
             else:
                 self._sock.sendmsg(buffers, (), 0, destination)
@@ -504,9 +524,10 @@ class SoftDevice:
             self.warnings.append(f"segmented sends (UDP_SEGMENT) are off, expect a third of the rate: {why}")
 
     def _watch_gso(self) -> None:
-        if self.gso:
+        if self.gso and self._segmented_sends != self._segmented_before:
+            self._segmented_before = self._segmented_sends
             for pair in self._queue_pairs:
-                why = pair.watch.look(pair.counters)
+                why = pair.look()
                 if why:
                     self.stop_gso(f"{why}; perhaps the NIC's segmentation does not count the IPv4 identification up")
                     return

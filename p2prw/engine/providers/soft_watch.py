@@ -10,11 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-BARREN_TIMEOUTS = 2
-"""Retransmission timeouts in a row during which nothing at all came back."""
+BARREN_TIMEOUTS = 3
+"""Retransmission timeouts in a row during which nothing at all came back; 5 % random loss makes two of them now and
+then."""
 NAKS_TO_JUDGE = 32
 PACKETS_PER_NAK = 1.5
 """A burst of which only segment 0 counts brings 1; losing 20 % of all packets at random still brings 4."""
+PACKETS_TO_TRUST = 64
+"""Completed packets after which segmentation is known to work, when they took few repairs."""
+PACKETS_PER_REPAIR = 4
 
 
 class Counters(Protocol):
@@ -31,14 +35,25 @@ class Counters(Protocol):
 class GsoWatch:
     """One queue pair's history; `look` is called now and then with its cumulative counters."""
 
+    is_trusted: bool = False
+    """Segmented sends were seen to arrive: from here on losses are just losses."""
     timeouts: int = 0
     barren_timeouts: int = 0
     received: int = 0
     naks: int = 0
     fresh_packets: int = 0
 
-    def look(self, counters: Counters) -> str | None:
-        """Return why segmented sends should stop, or None while they seem to work."""
+    def look(self, counters: Counters, completed_packets: int) -> str | None:
+        """Return why segmented sends should stop, or None while they seem to work.
+
+        `completed_packets` are those of WRITEs that completed; a crawl of one packet for each NAK earns no trust.
+        """
+        if self.is_trusted:
+            return None
+        repairs = counters.sequence_naks + counters.timeouts
+        if completed_packets >= PACKETS_TO_TRUST and completed_packets > PACKETS_PER_REPAIR * repairs:
+            self.is_trusted = True
+            return None
         if counters.timeouts > self.timeouts:
             silent = counters.packets_received == self.received
             self.barren_timeouts = counters.timeouts - self.timeouts + (self.barren_timeouts if silent else 0)
