@@ -145,6 +145,10 @@ def _run(group: P2prwGroup, arguments: list[str]) -> int:
         restore()
 
 
+_DIRECTION = {"--from": "--to", "--to": "--from"}
+"""`read --from` is no misspelling: it is the other command's word."""
+
+
 def _report_error(app: App, error: Exception) -> int:
     """Show an exception that left a command and return the exit code it means."""
     from p2prw.errors import InterruptedTransfer, P2prwError
@@ -190,11 +194,20 @@ def _usage_error(error: click.ClickException) -> Any:
             for name in parameter.opts
         ]
         near = nearest(error.option_name, options)
+        twin = _DIRECTION.get(error.option_name)
+        near = twin if twin in options else near
         if near:
             fix = f"did you mean {near}?   ({path} --help lists all)"
-        return RequestError(f"{path} has no option {error.option_name}", fix=fix, code="unknown_option")
+        return RequestError(
+            f"{path} has no option {error.option_name}",
+            why=f"it has {len(options)} others",
+            fix=fix,
+            code="unknown_option",
+        )
     message = error.format_message().rstrip(".")
-    return RequestError(f"{path}: {message[:1].lower()}{message[1:]}", fix=fix, code="usage")
+    return RequestError(
+        f"{path}: {message[:1].lower()}{message[1:]}", why="the command line cannot be read", fix=fix, code="usage"
+    )
 
 
 def _refuse_command(word: str) -> None:

@@ -156,6 +156,7 @@ def _target(settings: Settings, text: str | None, what: str = "PEER/REGION") -> 
         command = f"p2prw {settings.command} 127.0.0.1"
         raise RequestError(
             f"{what} is missing",
+            why="neither the command line nor a file says where the server is",
             fix=command if what == "PEER" else f"{command}/scratch {example}   (or -c FILE with transfer: peer:)",
             code="missing_peer",
         )
@@ -168,7 +169,12 @@ def _target(settings: Settings, text: str | None, what: str = "PEER/REGION") -> 
 def _peer(host: Host, settings: Settings, origin: str) -> PeerAddress:
     peer = _address(host, settings, origin, "PEER")
     if peer.port == 0:
-        raise RequestError("port 0 is for --listen: a client needs the real one", fix="--port 18515", code="bad_peer")
+        raise RequestError(
+            "port 0 is for --listen: a client needs the real one",
+            why="a server with port 0 picks a free one and writes it to its --ready-file",
+            fix="--port 18515",
+            code="bad_peer",
+        )
     return peer
 
 
@@ -178,7 +184,10 @@ def _address(host: Host, settings: Settings, origin: str, name: str) -> PeerAddr
     # Both on the line and different: nobody can know which was meant. Elsewhere the more exact word wins.
     if origin == settings.origin("port") == "command line" and settings["port"] != host.port:
         raise RequestError(
-            f"{name} says port {host.port} and --port says {settings['port']}", fix="give one of them", code="two_ports"
+            f"{name} says port {host.port} and --port says {settings['port']}",
+            why="both are on the command line",
+            fix="give one of them",
+            code="two_ports",
         )
     return PeerAddress(host.host, host.port)
 
@@ -223,13 +232,19 @@ def _regions(settings: Settings) -> tuple[ServedRegion, ...]:
     if not regions:
         raise RequestError(
             "nothing to offer: --region NAME=MEMORY is missing",
+            why="a server offers the regions that it is given, and no others",
             fix="p2prw serve --region scratch=host,size=64MiB",
             code="missing_region",
         )
     names = [region.name for region in regions]
     for name in names:
         if names.count(name) > 1:
-            raise RequestError(f"region {name} is given twice", fix="give each region its own name", code="bad_region")
+            raise RequestError(
+                f"region {name} is given twice",
+                why="a client names the region it wants",
+                fix="give each region its own name",
+                code="bad_region",
+            )
     return tuple(regions)
 
 

@@ -80,6 +80,7 @@ def check_region_name(region: str, name: str = "region") -> str:
         raise RequestError(
             f"{name}: {region!r} is not a region name",
             why="a name is 1 to 64 letters, digits, '_', '.' or '-'",
+            fix="p2prw regions PEER lists the names of a server",
             code="bad_region_name",
         )
     return region

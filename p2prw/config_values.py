@@ -21,7 +21,9 @@ _FALSE = frozenset({"0", "false", "no", "off"})
 def text(value: str, name: str) -> str:
     """Accept any text but an empty one."""
     if not value:
-        raise RequestError(f"{name}: needs a value", code="bad_value")
+        raise RequestError(
+            f"{name}: needs a value", why="an empty text was given", fix=f"{name} VALUE", code="bad_value"
+        )
     return value
 
 
@@ -32,7 +34,12 @@ def flag(value: str, name: str) -> bool:
         return True
     if word in _FALSE:
         return False
-    raise RequestError(f"{name}: expected true or false, got {value!r}", fix="true or false", code="bad_value")
+    raise RequestError(
+        f"{name}: expected true or false, got {value!r}",
+        why="true, yes, on and 1 are true; false, no, off and 0 are false",
+        fix=f"{name} true",
+        code="bad_value",
+    )
 
 
 def integer(low: int, high: int, *, why: str | None = None) -> Parser:
@@ -45,7 +52,10 @@ def integer(low: int, high: int, *, why: str | None = None) -> Parser:
             number = None
         if number is None or not low <= number <= high:
             raise RequestError(
-                f"{name}: expected a number from {low} to {high}, got {value!r}", why=why, code="bad_value"
+                f"{name}: expected a number from {low} to {high}, got {value!r}",
+                why=why or ("it is no whole number" if number is None else "it is out of range"),
+                fix=f"{name} {low}   (or up to {high})",
+                code="bad_value",
             )
         return number
 
@@ -59,7 +69,10 @@ def size(low: int = 0, high: int = (1 << 63) - 1) -> Parser:
         length_bytes = parse_size(value, name)
         if not low <= length_bytes <= high:
             raise RequestError(
-                f"{name}: {value} is {length_bytes} bytes; from {low} to {high} are possible", code="bad_size"
+                f"{name}: {value} is {length_bytes} bytes",
+                why=f"from {low} to {high} bytes are possible",
+                fix=f"{name} {low if length_bytes < low else high}",
+                code="bad_size",
             )
         return length_bytes
 
@@ -78,8 +91,9 @@ def choice(*words: str) -> Parser:
         word = value.strip().lower()
         if word not in words:
             raise RequestError(
-                f"{name}: expected one of {', '.join(words)}; got {value!r}",
-                fix=nearest(word, words) or words[0],
+                f"{name}: {value!r} is none of its words",
+                why=f"expected one of {', '.join(words)}",
+                fix=f"{name} {nearest(word, words) or words[0]}",
                 code="bad_value",
             )
         return word
@@ -92,8 +106,13 @@ def number_choice(*numbers: int) -> Parser:
 
     def parse(value: str, name: str) -> int:
         if value.strip() not in {str(number) for number in numbers}:
+            word = value.strip()
+            below = max((number for number in numbers if word.isdecimal() and number <= int(word)), default=numbers[0])
             raise RequestError(
-                f"{name}: expected one of {', '.join(map(str, numbers))}; got {value!r}", code="bad_value"
+                f"{name}: {value!r} is none of its values",
+                why=f"expected one of {', '.join(map(str, numbers))}",
+                fix=f"{name} {below}",
+                code="bad_value",
             )
         return int(value)
 

@@ -54,6 +54,9 @@ class FileConfig:
     """Where `steps` stands, if it does."""
 
 
+_FIX = "see configs/ in the source tree for files that work"
+
+
 def load_config(path: str) -> FileConfig:
     """Return the checked file. HostError: cannot be read; RequestError: wrong, with its place."""
     try:
@@ -61,20 +64,33 @@ def load_config(path: str) -> FileConfig:
             data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise HostError(
-            f"config file {path}: {(error.strerror or 'cannot read').lower()}", code="config_file", errno=error.errno
+            f"config file {path}: {(error.strerror or 'cannot read').lower()}",
+            why="-c names a YAML file that must be readable",
+            fix=f"ls -l {path}; configs/ in the source tree has examples",
+            code="config_file",
+            errno=error.errno,
         ) from error
     if len(data) > MAX_FILE_BYTES:
-        raise RequestError(f"config file {path} is longer than {MAX_FILE_BYTES} bytes", code="bad_yaml")
+        raise RequestError(
+            f"config file {path} is longer than {MAX_FILE_BYTES} bytes",
+            why="is it another file?",
+            fix=_FIX,
+            code="bad_yaml",
+        )
     try:
         root = yaml.compose(data, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
         raise RequestError(
-            f"{where}: not YAML: {error.problem or error.context}", why=error.context, code="bad_yaml"
+            f"{where}: not YAML: {error.problem or error.context}",
+            why=error.context or "the text breaks a rule of YAML there or just before",
+            fix=_FIX,
+            code="bad_yaml",
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"{path}: not YAML: {str(error).splitlines()[0]}", code="bad_yaml") from error
+        what = f"{path}: not YAML: {str(error).splitlines()[0]}"
+        raise RequestError(what, why="it cannot be read as text", fix=_FIX, code="bad_yaml") from error
     if root is None:
         return FileConfig(path)
     return _Reader(path).read(root)
@@ -149,6 +165,7 @@ class _Reader:
             if len(memories) != 1:
                 raise RequestError(
                     f"{self.place(value)}: {name}: expected one of buffer or memory",
+                    why="a region is one piece of memory",
                     fix=f"{key}: {{buffer: NAME, access: rw}}",
                     code="bad_yaml",
                 )
@@ -165,19 +182,29 @@ class _Reader:
         """Return (key, its node, value node) of a map; each key once, in `known` where that is given."""
         if not isinstance(node, yaml.MappingNode):
             raise RequestError(
-                f"{self.place(node)}: {name}: expected a map of key: value, got {_kind(node)}", code="bad_yaml"
+                f"{self.place(node)}: {name}: expected a map of key: value, got {_kind(node)}",
+                why=f"its keys: {', '.join(sorted(known))}" if known else "its keys are names of your choice",
+                fix=_FIX,
+                code="bad_yaml",
             )
         seen: dict[str, str] = {}
         found: list[tuple[str, yaml.Node, yaml.Node]] = []
         for key_node, value in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise RequestError(f"{self.place(key_node)}: {name}: a key must be a word", code="bad_yaml")
+                raise RequestError(
+                    f"{self.place(key_node)}: {name}: a key must be a word",
+                    why=f"this one is {_kind(key_node)}",
+                    fix=_FIX,
+                    code="bad_yaml",
+                )
             written: str = key_node.value
             # Hyphens as on the command line are taken too; names of buffers and regions stay as written.
             key = written.replace("-", "_") if known is not None else written
             if key in seen:
                 raise RequestError(
-                    f"{self.place(key_node)}: {name}: {written!r} is given twice (first at {seen[key]})",
+                    f"{self.place(key_node)}: {name}: {written!r} is given twice",
+                    why=f"first at {seen[key]}",
+                    fix="remove one of them",
                     code="duplicate_key",
                 )
             seen[key] = self.place(key_node)
@@ -186,7 +213,7 @@ class _Reader:
                 raise RequestError(
                     f"{self.place(key_node)}: {name}: unknown key {written!r}",
                     why=f"known keys: {', '.join(sorted(known))}",
-                    fix=near and f"did you mean {near!r}?",
+                    fix=f"did you mean {near!r}?" if near else _FIX,
                     code="unknown_key",
                 )
             found.append((key, key_node, value))
@@ -196,9 +223,13 @@ class _Reader:
         """Return the text of a scalar as it was written."""
         if not isinstance(node, yaml.ScalarNode):
             wanted = "a memory spec or a map" if or_map else "one value"
-            raise RequestError(f"{self.place(node)}: {name}: expected {wanted}, got {_kind(node)}", code="bad_yaml")
+            what = f"{self.place(node)}: {name}: expected {wanted}, got {_kind(node)}"
+            raise RequestError(what, why="the words are those of the flags", fix=_FIX, code="bad_yaml")
         if node.tag == "tag:yaml.org,2002:null" and node.style is None:
-            raise RequestError(f"{self.place(node)}: {name}: has no value", code="bad_yaml")
+            what = f"{self.place(node)}: {name}: has no value"
+            raise RequestError(
+                what, why="the key stands alone", fix="a value after the colon, or no key", code="bad_yaml"
+            )
         return Placed(node.value, self.place(node))
 
     def checked(self, place: str, parse: Any, *arguments: str) -> Any:

@@ -23,7 +23,7 @@ WRONG = {
     "value for map": ("serve: yes\n", "1:8", "got a single value", "bad_yaml"),
     "map for value": ("device:\n  mtu: {a: 1}\n", "2:8", "expected one value, got a map", "bad_yaml"),
     "no value": ("device:\n  mtu:\n", "2:7", "has no value", "bad_yaml"),
-    "bad mtu": ("device: {mtu: 1500}\n", "1:15", "device.mtu: expected one of 256", "bad_value"),
+    "bad mtu": ("device: {mtu: 1500}\n", "1:15", "expected one of 256", "bad_value"),
     "bad size": ("transfer:\n  size: 3Q\n", "2:9", "transfer.size: cannot read '3Q' as a size", "bad_size"),
     "bad flag": ("serve: {once: maybe}\n", "1:15", "serve.once: expected true or false", "bad_value"),
     "bad time": ("serve: {idle_timeout: x}\n", "1:23", "serve.idle_timeout", "bad_duration"),

@@ -43,7 +43,12 @@ class App:
         settings = resolve(command, line, self.environ)
         as_json, as_stream = settings["json"], settings.get("json_stream", False)
         if as_json and as_stream:
-            raise RequestError("--json and --json-stream exclude each other", fix="give one of them", code="usage")
+            raise RequestError(
+                "--json and --json-stream exclude each other",
+                why="stdout holds one document, or one line for each event",
+                fix="give one of them",
+                code="usage",
+            )
         form = Format.JSON if as_json else Format.STREAM if as_stream else Format.TEXT
         self.mode = replace(self.mode, format=form, quiet=settings["quiet"], debug=settings["debug"])
         for note in unknown_variable_notes(settings.unknown_variables):

@@ -95,7 +95,11 @@ class PcapWriter:
             self._file = self.path.open("wb", buffering=1 << 20)
         except OSError as exc:
             raise HostError(
-                f"cannot write the capture {path}: {exc.strerror}", code="pcap_unwritable", errno=exc.errno
+                f"cannot write the capture {path}: {exc.strerror}",
+                why=f"--pcap creates it in {self.path.absolute().parent}",
+                fix=f"ls -ld {self.path.absolute().parent}; --pcap in a directory that can be written to",
+                code="pcap_unwritable",
+                errno=exc.errno,
             ) from exc
         self._file.write(_FILE_HEADER.pack(_MAGIC_NANOSECONDS, 2, 4, 0, 0, _SNAPLEN_BYTES, _LINKTYPE_RAW))
 

@@ -53,7 +53,8 @@ def free_port():
 
 
 def test_no_server(p2prw, tmp_path, free_port):
-    for words in (("write", f"127.0.0.1:{free_port}/a", "--from", "host,size=1"), ("regions", f"127.0.0.1:{free_port}")):
+    address = f"127.0.0.1:{free_port}"
+    for words in (("write", f"{address}/a", "--from", "host,size=1"), ("regions", address)):
         run = p2prw(*words, "--connect-retry", "0.5s")
         error = run.failed(3, "connect_refused")
         assert "p2prw serve" in error["try"] and run.wall_s < 5
@@ -95,7 +96,7 @@ def test_listen_addresses_that_are_none(p2prw, tmp_path):
         ("a=file:missing.bin,access=r", 3, ("not_found",)),
         ("a=file:missing/sink.bin,access=w", 3, ("not_found",)),
         ("a=file:.,access=r", 3, ("is_directory",)),
-        ("a=bar:0000:ff:1f.7/0", 3, ("no_such_device",)),
+        ("a=bar:0000:ff:1f.7/0", 3, ("no_device",)),
         ("a=host", 2, ("missing_size",)),
         ("a=host,size=64Kibibytes", 2, ("bad_size",)),
         ("a=hist,size=64KiB", 2, ("unknown_memory_kind", "bad_memory", "unknown_kind")),

@@ -136,7 +136,7 @@ def _unresolved(peer: PeerAddress, error: BaseException) -> HostError:
     again = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
     return HostError(
         f"cannot resolve {peer.host!r}: {reason}",
-        why="the name server gave no answer" if again else None,
+        why="the name server gave no answer" if again else "the resolver of this host knows no address for it",
         fix=f"check the name with `getent hosts {peer.host}`, or use an address",
         code="resolve_failed",
         errno="EAI_AGAIN" if again else None,
