@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from p2prw.engine.attach import SCRATCH_BYTES, LocalAttachment, Scratch, attach_remote
@@ -77,6 +77,7 @@ class Mover:
             expect=expect_digests,
             read_remote=self.read_back,
             tick=tick,
+            previous=self._previous(memory),
         )
         steps = verifier.run()
         next_s = clock()
@@ -98,6 +99,16 @@ class Mover:
                     wqes_total=self.stats.wqes_posted,
                     route=self.route,
                 )
+
+    def _previous(self, memory: MemorySource) -> Callable[[int, int], bytes] | None:
+        """Return what a sink of ours held before: its `pattern=`; what the peer's held is not ours to know."""
+        pattern = memory.spec.options.get("pattern")
+        if pattern is None or self.request.operation is Operation.WRITE:
+            return None
+        # Imported here: patterns need numpy, and most transfers need no pattern.
+        from p2prw.engine.pattern import parse_pattern
+
+        return parse_pattern(pattern).bytes_at
 
     def read_back(self, offset: int, length_bytes: int) -> bytes | None:
         """Return remote bytes by RDMA READ into the scratch memory; None where that cannot be done."""

@@ -36,6 +36,8 @@ class Verifier:
     """(offset, length) -> the peer's bytes by RDMA READ; None where the keys do not allow it."""
     tick: Callable[[], None]
     """Called between blocks: keeps the device going and looks at stop and time limit."""
+    previous: Callable[[int, int], bytes] | None = None
+    """(offset, length) -> what the sink held before, where that is known: bytes that never arrived show it."""
     blocks_done: int = 0
     method: str = "owner-cpu"
 
@@ -121,7 +123,8 @@ class Verifier:
                 classification="incoherent",
                 why=f"{found}, yet the bytes read over RDMA are right: CPU and device see different bytes",
             )
-        diagnosis = classify(sent, arrived, offset_bytes=offset)
+        before = self.previous(offset, length) if self.previous is not None else None
+        diagnosis = classify(sent, arrived, offset_bytes=offset, previous=before)
         return _with(
             report,
             status="mismatch",

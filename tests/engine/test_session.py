@@ -236,6 +236,14 @@ def test_data_that_never_arrived_ends_4_and_looks_like_zeros(scripted):
     assert result.verify.classification == "all_zero"
 
 
+def test_a_read_that_left_the_sinks_old_bytes_is_called_never_arrived(scripted):
+    scripted(Script(faults=(Fault(1, lose_data=True),)))
+    with api.serving({"mem": "host,size=3MiB,pattern=words:1"}) as address:
+        result = api.read(f"{address}/mem", "host,size=3MiB,pattern=words:99")
+    assert (result.exit_code, result.verify.first_bad_offset) == (4, MIB)
+    assert result.verify.classification == "never_arrived"
+
+
 def test_a_spoiled_file_never_appears_under_its_name(scripted, tmp_path: Path):
     scripted(Script(faults=(Fault(0, spoil_at=5),)))
     with api.serving({"out": f"file:{tmp_path}/out.bin"}) as address:
