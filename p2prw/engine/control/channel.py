@@ -109,6 +109,7 @@ class Channel:
             raise PeerGone(
                 f"{self.peer_address} stopped reading the control channel",
                 why=f"{len(self._queue)} bytes wait for it, at most {MAX_QUEUED_BYTES} may",
+                fix="look at the peer: is it stopped, or swamped?",
                 code="peer_not_reading",
             )
         self._queue += data
@@ -150,7 +151,8 @@ class Channel:
             except OSError as error:
                 raise self._gone(error) from error
             if not data:
-                raise self._gone(None)
+                # After a failed send the kernel reports the end of file only: the send had the reason.
+                raise self._gone(self._broken)
             self._parser.feed(data)
 
     def expect(
@@ -239,12 +241,17 @@ class Channel:
             what = f"{self.peer_address} closed the control connection"
         else:
             what = f"the control connection to {self.peer_address} broke: {error.strerror or error}"
-        why = None
+        why = "the process there ended, or the network between was lost"
         if self._parser.held_bytes:
             what += " in the middle of a message"
         elif not self._parser.frames:
             why = "it said nothing before: no p2prw server, or one that is shutting down"
-        return PeerGone(what, why=why, errno=error.errno if error else None)
+        return PeerGone(
+            what,
+            why=why,
+            fix="look at the output of the other side; start it again, then repeat",
+            errno=error.errno if error else None,
+        )
 
     # --- the end ---
 

@@ -142,7 +142,8 @@ class ServedClient:
             else:
                 self.drop(error)
         except PeerGone as error:
-            self.drop(error if self.active is not None else None)
+            # Who held nothing has simply left; who was thrown out is named.
+            self.drop(error if self.active is not None or error.code == "peer_not_reading" else None)
         except P2prwError as error:
             self.drop(error)
         except Exception as error:

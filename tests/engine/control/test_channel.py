@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -113,6 +115,43 @@ def test_a_slow_reader_gets_everything(pair: tuple[Channel, socket.socket]) -> N
         channel.flush()
     assert bytes(got) == expected
     assert channel.flush() and not channel.wants_write and channel.queued_bytes == 0
+
+
+class OddSocket(socket.socket):
+    """Takes few bytes at a time, or fails to send."""
+
+    def __init__(self, sock: socket.socket, most: int = 7, fails_with: int = 0) -> None:
+        super().__init__(fileno=sock.detach())
+        self.most = most
+        self.fails_with = fails_with
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        if self.fails_with:
+            raise OSError(self.fails_with, "what the kernel says")
+        return super().send(data[: self.most], flags)
+
+
+def test_partial_sends_lose_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    assert caught.value.why is not None and "said nothing" not in caught.value.why
+        channel.send(Window(1))
+        channel.send(ListRegions(2))
+        expected = frame(encode(Window(1))) + frame(encode(ListRegions(2)))
+        assert theirs.recv(1000) == expected
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_failed_send_is_reported_by_receive(ended: bool) -> None:
+    """ETIMEDOUT of the user timeout comes out of send once; receive sees nothing, or an end of file."""
+    ours, theirs = socket.socketpair()
+    with theirs, Channel(OddSocket(ours, fails_with=errno.ETIMEDOUT)) as channel:
+        channel.send(Window(1))
+        assert not channel.wants_write
+        if ended:
+            theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(PeerGone) as caught:
+            channel.receive()
+    assert caught.value.errno == "ETIMEDOUT"
 
 
 def test_a_peer_that_never_reads_is_dropped(pair: tuple[Channel, socket.socket]) -> None:
