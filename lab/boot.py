@@ -1,0 +1,216 @@
+"""Boots one guest, runs one command in it, brings back its output and exit code, and leaves no QEMU behind.
+
+Output and exit code come through a shared folder, not over the console: on q35 the console is the serial port, and its
+first lines get lost.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lab.errors import GuestTimeout, LabError
+from lab.fetch import Parts
+from lab.outside import OutsideHost
+from lab.places import REPOSITORY, cache_folder, locked
+from lab.topology import Topology, qemu_options
+
+GUEST_SCRIPTS = REPOSITORY / "lab/guest"
+_POLL_S = 0.05
+_KILL_WAIT_S = 10.0
+# What udev would load at boot and nobody here uses; under software emulation each module costs up to five seconds.
+_UNWANTED_MODULES = (
+    "kvm,kvm_amd,kvm_intel,irqbypass,pcspkr,snd_pcsp,snd,ahci,libahci,libata,scsi_mod,i2c_i801,i2c_smbus,lpc_ich,"
+    "iTCO_wdt,i6300esb,psmouse,joydev,evdev,serio_raw,parport,parport_pc,ppdev,floppy,button,rapl,ccp,sev_guest,drm,"
+    "aesni_intel,ghash_clmulni_intel,sha512_ssse3,sha256_ssse3,sha1_ssse3,tpm_tis,tpm_crb"
+)
+_CONSOLE_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class BootRequest:
+    """One guest and what it is to do."""
+
+    command: Sequence[str]
+    topology: Topology
+    cpu: str | None = None
+    kvm: bool = False
+    rxe: bool = False
+    peer: bool = False
+    """Also a veth pair into a network namespace `peer`, with an rxe on this side of it."""
+    memory: str = "2G"
+    cpus: int = 2
+    timeout_s: float = 600.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    workdir: Path = REPOSITORY
+
+
+class Run:
+    """The folders of one run. Use as a context manager: a folder that it made is gone afterwards."""
+
+    def __init__(self, topology: Topology, folder: Path | None = None) -> None:
+        self._own = folder is None
+        self.folder = Path(tempfile.mkdtemp(prefix="p2prw-lab-")) if folder is None else folder.resolve()
+        self.shared = self.folder / "shared"
+        self.files = self.folder / "files"
+        for path in (self.shared, self.files):
+            path.mkdir(parents=True, exist_ok=True)
+        self.backing: dict[str, Path] = {}
+        for file in topology.files():
+            path = self.files / file.file_name
+            self.backing[f"{file.kind}-{file.name}"] = path
+            if not path.exists():
+                with path.open("wb") as opened:
+                    opened.truncate(file.length_bytes)
+        self.outside = OutsideHost(self.shared / "outside", self.backing)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def boot(parts: Parts, request: BootRequest, run: Run, write: Callable[[bytes], None]) -> int:
+    """Boot, hand the command's output to `write` as it comes, and return the command's exit code.
+
+    One guest at a time on a machine: two under emulation make each other several times slower. The time limit counts
+    from the boot. Errors: GuestTimeout after killing the guest; LabError when it ended without a result.
+    """
+    results = [run.shared / "output", run.shared / "exit_code"]
+    for path in results:
+        path.unlink(missing_ok=True)
+    (run.shared / "job.sh").write_text(job_script(parts, request, run.shared), encoding="utf-8")
+    output, exit_code = results
+    with (
+        locked(cache_folder() / "boot.lock", while_waiting="waiting for another guest to end"),
+        (run.folder / "console").open("wb") as console,
+        _guest(vng_command(parts, request, run), parts, console.fileno(), run.folder / "qemu.pid") as process,
+    ):
+        deadline = time.monotonic() + request.timeout_s
+        reader = _Tail(output)
+        while process.poll() is None:
+            run.outside.serve()
+            write(reader.read())
+            if time.monotonic() > deadline:
+                raise GuestTimeout(f"killed after {request.timeout_s:.0f} s (--timeout){_last_words(run)}")
+            time.sleep(_POLL_S)
+        write(reader.read())
+    try:
+        return int(exit_code.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise LabError(f"the guest ended without a result{_last_words(run)}") from None
+
+
+def job_script(parts: Parts, request: BootRequest, shared: Path) -> str:
+    """Return the script that the guest runs: environment, devices, the command."""
+    environment = {
+        "PATH": f"{GUEST_SCRIPTS / 'bin'}:{parts.guest_python.parent}:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONUNBUFFERED": "1",
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        # Not P2PRW_...: those are p2prw's own settings, and it complains about one it does not know.
+        "LAB_GUEST": "1",
+        "LAB_SHARED": str(shared),
+        "LAB_TOPOLOGY": request.topology.name,
+        **request.environment,
+    }
+    lines = ["#!/bin/bash", f"exec >{shlex.quote(str(shared / 'output'))} 2>&1 </dev/null"]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    scripts = [name for name, wanted in (("rxe.sh", request.rxe), ("peer.sh", request.peer)) if wanted]
+    steps = [f"bash {shlex.quote(str(GUEST_SCRIPTS / name))}" for name in scripts]
+    steps += [f"cd {shlex.quote(str(request.workdir))}", shlex.join(request.command)]
+    lines += [" && ".join(steps), "code=$?", f"echo $code >{shlex.quote(str(shared / 'exit_code'))}", "sync"]
+    return "\n".join([*lines, "exit $code", ""])
+
+
+def vng_command(parts: Parts, request: BootRequest, run: Run) -> list[str]:
+    """Return the command that boots the guest (virtme-ng's vng)."""
+    options = qemu_options(request.topology, run.files, cpu=request.cpu)
+    options += ["-pidfile", str(run.folder / "qemu.pid")]
+    words = ["vng", "--verbose", "--force-9p", "--disable-microvm", "-r", str(parts.kernel.image)]
+    words += [] if request.kvm else ["--disable-kvm"]
+    words += ["--memory", request.memory, "--cpus", str(request.cpus)]
+    # The guest may write where the command runs (caches, byte code); what it writes there is gone with it.
+    words += [f"--overlay-rwdir={REPOSITORY}", f"--rwdir={run.shared}"]
+    for option in ("mitigations=off", f"module_blacklist={_UNWANTED_MODULES}", *request.topology.kernel):
+        words += ["--append", option]
+    # vng puts this through a shell.
+    words += [f"--qemu-opts={shlex.join(options)}"]
+    return [*words, "--exec", f"bash {shlex.quote(str(run.shared / 'job.sh'))}"]
+
+
+@contextmanager
+def _guest(command: list[str], parts: Parts, console: int, pid_file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    path = os.pathsep.join((str(parts.tools), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+    process = subprocess.Popen(
+        ["nice", "-n", "10", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=console,
+        stderr=console,
+        env=os.environ | {"PATH": path},
+        cwd=REPOSITORY,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        _end(process, pid_file)
+
+
+def _end(process: subprocess.Popen[bytes], pid_file: Path) -> None:
+    """Kill what is left: vng, virtme-run and QEMU are one process group, QEMU also said its number."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    try:
+        os.kill(_qemu_pid(pid_file), signal.SIGKILL)
+    except (ProcessLookupError, FileNotFoundError, ValueError):
+        pass
+    process.wait(timeout=_KILL_WAIT_S)
+
+
+def _qemu_pid(pid_file: Path) -> int:
+    pid = int(pid_file.read_text(encoding="utf-8"))
+    # A number may have been given to somebody else since.
+    if b"qemu" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+        raise ValueError
+    return pid
+
+
+def _last_words(run: Run) -> str:
+    try:
+        lines = (run.folder / "console").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "; the console's last lines:\n" + "\n".join(f"  {line}" for line in lines[-_CONSOLE_LINES:])
+
+
+class _Tail:
+    """What a growing file has gained since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                gained = file.read()
+        except FileNotFoundError:
+            return b""
+        self._offset += len(gained)
+        return gained
