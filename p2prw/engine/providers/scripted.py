@@ -11,7 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from p2prw.engine.model import (
@@ -30,95 +30,25 @@ from p2prw.engine.model import (
     WcStatus,
 )
 from p2prw.engine.providers.base import QueuePairCounters
+from p2prw.engine.providers.scripted_fabric import Region, ScriptedFabric
+from p2prw.engine.providers.scripted_script import Counts, Fault, ManualClock, Script
 from p2prw.errors import HostError, LocalProtocolError
 
 if TYPE_CHECKING:
     from p2prw.engine.memory.base import MappedBuffer
 
-_ADDRESS_GAP_BYTES = 1 << 20  # unmapped space between registrations, so that overruns hit nothing
+__all__ = [
+    "Counts",
+    "Fault",
+    "ManualClock",
+    "Script",
+    "ScriptedDevice",
+    "ScriptedFabric",
+    "ScriptedQueuePair",
+    "ScriptedRegistration",
+]
+
 _GID = "00000000000000000000ffff7f000001"
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What happens to one work request, counted from 0 over all posts of a device."""
-
-    wr: int
-    status: WcStatus = WcStatus.SUCCESS
-    """An error moves no data, completes with this status and flushes everything behind it."""
-    delay_s: float = 0.0
-    """The completion comes this much later; later ones keep their order behind it."""
-    lose_completion: bool = False
-    """The data moves but no completion comes; later ones do (as if the request had been unsignalled)."""
-    stall: bool = False
-    """Nothing from this request on ever completes."""
-    lose_data: bool = False
-    """Completes with SUCCESS though no byte moved: verification must find it."""
-    spoil_at: int | None = None
-    """The byte at this offset of the request arrives inverted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """How a device behaves; the default is perfect and instant."""
-
-    faults: tuple[Fault, ...] = ()
-    latency_s: float = 0.0
-    """From post to completion of each request; requests overlap."""
-    bytes_per_s: float | None = None
-    """The wire's rate; requests follow each other on it."""
-    completions_per_pump: int | None = None
-    """At most this many requests complete in one `pump`."""
-    receive_window_bytes: int = 1 << 30
-    register_errno: int | None = None
-    """`register` fails with this errno."""
-    connect_errno: int | None = None
-    """`connect` fails with this errno."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What was done to a device; peaks and totals, for assertions."""
-
-    posts: int = 0
-    signaled_posts: int = 0
-    posted_bytes: int = 0
-    polls: int = 0
-    empty_polls: int = 0
-    completions: int = 0
-    pumps: int = 0
-    outstanding: int = 0
-    peak_outstanding: int = 0
-    """Most WQEs posted and not yet retired by a polled completion."""
-    registrations_made: int = 0
-    registrations_open: int = 0
-    queue_pairs_made: int = 0
-    queue_pairs_open: int = 0
-    windows: list[int] = field(default_factory=list)
-    """Every `set_window`, in bytes."""
-
-
-class ManualClock:
-    """Seconds that pass only when told to."""
-
-    def __init__(self, now: float = 0.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        """Let `seconds` pass."""
-        self.now += seconds
-
-
-@dataclass(slots=True)
-class _Region:
-    segment: DmaSegment
-    buffer: MappedBuffer
-    base: int
-    access: Access
 
 
 @dataclass(slots=True)
@@ -133,39 +63,6 @@ class _Wqe:
     length_bytes: int
     due: float | None = None
     """When it completes; None while it waits for the window."""
-
-
-class ScriptedFabric:
-    """What connects devices: one key space, one queue pair number space."""
-
-    def __init__(self) -> None:
-        self.regions: dict[int, _Region] = {}
-        self.queue_pairs: dict[int, ScriptedQueuePair] = {}
-        self._next_key = 0x1000
-        self._next_address = 0x10_0000_0000
-        self._next_qpn = 0x11
-
-    def add_region(self, buffer: MappedBuffer, base: int, length_bytes: int, access: Access) -> DmaSegment:
-        """Give `length_bytes` of a buffer from `base` an address and a key."""
-        segment = DmaSegment(self._next_address, length_bytes, self._next_key)
-        self.regions[segment.lkey] = _Region(segment, buffer, base, access)
-        self._next_key += 1
-        self._next_address += (length_bytes // _ADDRESS_GAP_BYTES + 2) * _ADDRESS_GAP_BYTES
-        return segment
-
-    def add_queue_pair(self, pair: ScriptedQueuePair) -> int:
-        """Return a fresh queue pair number."""
-        self._next_qpn += 1
-        self.queue_pairs[self._next_qpn] = pair
-        return self._next_qpn
-
-    def find(self, key: int, address: int, length_bytes: int, access: Access) -> _Region | None:
-        """Return the region when key, range and rights are good."""
-        region = self.regions.get(key)
-        if region is None or access & ~region.access:
-            return None
-        offset = address - region.segment.address
-        return region if 0 <= offset <= region.segment.length_bytes - length_bytes else None
 
 
 class ScriptedRegistration:
@@ -339,7 +236,7 @@ class ScriptedQueuePair:
         if self.remote is None or self.remote.qpn not in fabric.queue_pairs:
             return WcStatus.RETRY_EXC_ERR
         is_write = wqe.opcode in (Opcode.RDMA_WRITE, Opcode.RDMA_WRITE_WITH_IMM)
-        local: list[tuple[_Region, Sge]] = []
+        local: list[tuple[Region, Sge]] = []
         for sge in wqe.sges:
             region = fabric.find(
                 sge.lkey, sge.address, sge.length_bytes, Access.LOCAL_READ if is_write else Access.LOCAL_WRITE

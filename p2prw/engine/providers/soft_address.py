@@ -55,9 +55,14 @@ class LocalAddress:
         return ipaddress.ip_address(self.address).is_link_local
 
     @property
+    def is_ipv4(self) -> bool:
+        """False for IPv6."""
+        return ":" not in self.address
+
+    @property
     def family(self) -> socket.AddressFamily:
         """AF_INET or AF_INET6."""
-        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        return socket.AF_INET if self.is_ipv4 else socket.AF_INET6
 
 
 def gid_of(address: str) -> str:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 ROCE_UDP_PORT = 4791
 """IANA's port of RoCEv2; verbs peers send to no other."""
 
+SOL_UDP = socket.SOL_UDP
+GRO_ANCILLARY_BYTES = socket.CMSG_SPACE(4)
+"""Room for what UDP_GRO says with each receive: one int."""
+
 # include/uapi/linux/udp.h; Python's socket module has no names for them.
 UDP_SEGMENT = 103
 UDP_GRO = 104
@@ -196,6 +200,14 @@ def _ask_buffer(sock: socket.socket, force_option: int, option: int, wanted_byte
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, option, wanted_bytes)
     return sock.getsockopt(socket.SOL_SOCKET, option) // 2
+
+
+def set_traffic_class(sock: socket.socket, traffic_class: int) -> None:
+    """Set the DSCP and ECN bits (0 to 255) of everything sent from here on; the ICRC does not cover them."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, traffic_class)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, traffic_class)
 
 
 def path_mtu_to(local: LocalAddress, destination: tuple[str, int]) -> int | None:

@@ -1,0 +1,134 @@
+"""The software device on loopback: bytes move over a real socket in every shape; what cannot work is refused."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from p2prw.engine.model import Opcode, QueuePairOptions, WcStatus
+from p2prw.engine.providers import soft_device
+from p2prw.engine.providers.base import Device
+from p2prw.engine.providers.soft_address import gid_of
+from p2prw.errors import HostError
+
+Connect = Callable[..., Any]
+Wires = Callable[[Any], Any]
+SIZE = 1 << 20
+PATTERN = bytes(range(256)) * (SIZE // 256)
+
+
+def test_info_tells_the_truth(connect: Connect) -> None:
+    device: Device = connect().client
+    info = device.info
+    assert (info.provider, info.driver, info.mover, info.link_layer) == ("soft", "soft", "cpu", "Ethernet")
+    assert (info.state, info.netdev, info.address, info.active_mtu_bytes) == ("ACTIVE", "lo", "127.0.0.1", 4096)
+    assert [(gid.index, gid.gid, gid.type) for gid in info.gids] == [(0, gid_of("127.0.0.1"), "rocev2")]
+    (fileno,) = device.filenos()
+    with socket.socket(fileno=socket.dup(fileno)) as same:
+        assert same.getsockname() == ("127.0.0.1", info.udp_port)
+
+
+def test_window_is_half_the_buffer(connect: Connect) -> None:
+    device = connect().client
+    assert device.receive_window_bytes() == device.receive_buffer_bytes // 2 > 0
+
+
+@pytest.mark.parametrize("gso", [True, False], ids=["gso", "singles"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_write_then_read(connect: Connect, fake_socket: Wires, address: str, gso: bool) -> None:
+    pair = connect(address, gso=gso)
+    wire = fake_socket(pair.client)
+    assert pair.run(Opcode.RDMA_WRITE) is WcStatus.SUCCESS
+    assert pair.far.bytes == PATTERN
+    assert any(segmented for _, segmented in wire.sent) is gso
+    pair.near.bytes[:] = bytes(SIZE)
+    assert pair.run(Opcode.RDMA_READ) is WcStatus.SUCCESS
+    assert pair.near.bytes == PATTERN
+    assert pair.queue.counters.retransmitted_packets == 0
+    assert pair.client.core.counters.icrc_errors == 0
+
+
+@pytest.mark.parametrize("mtu", [256, 1024, 2048])
+def test_every_path_mtu(connect: Connect, mtu: int) -> None:
+    pair = connect(options=QueuePairOptions(mtu_bytes=mtu))
+    assert pair.run(Opcode.RDMA_WRITE, length=100_001) is WcStatus.SUCCESS
+    assert pair.far.bytes[:100_001] == PATTERN[:100_001]
+    assert pair.far.bytes[100_001:] == bytes(SIZE - 100_001)
+
+
+def test_peers_with_and_without_gso_understand_each_other(connect: Connect) -> None:
+    pair = connect(client={"gso": False})
+    for opcode in (Opcode.RDMA_WRITE, Opcode.RDMA_READ):
+        assert pair.run(opcode) is WcStatus.SUCCESS
+    assert pair.far.bytes == PATTERN
+
+
+def test_traffic_class_is_set(connect: Connect) -> None:
+    pair = connect(options=QueuePairOptions(traffic_class=0x68))
+    assert pair.client.wire.sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 0x68
+    six = connect("::1", options=QueuePairOptions(traffic_class=0x68))
+    assert six.client.wire.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS) == 0x68
+    assert six.run(Opcode.RDMA_WRITE, length=9) is WcStatus.SUCCESS, "the ICRC masks it"
+
+
+def test_wrong_key_is_a_completion_not_an_exception(connect: Connect) -> None:
+    pair = connect()
+    pair.far_keys.close()
+    assert pair.run(Opcode.RDMA_WRITE, length=8) is WcStatus.REM_ACCESS_ERR
+
+
+def test_silent_peer_ends_by_timeout(connect: Connect) -> None:
+    pair = connect(options=QueuePairOptions(timeout=10, retry_cnt=1))
+    pair.server.close()
+    assert pair.run(Opcode.RDMA_WRITE, length=8) is WcStatus.RETRY_EXC_ERR
+    assert pair.queue.counters.timeouts == 2
+
+
+def test_timer_is_told_in_seconds_from_now(connect: Connect) -> None:
+    pair = connect(options=QueuePairOptions(timeout=17))
+    assert pair.client.next_timer_s() is None
+    pair.post(Opcode.RDMA_WRITE, length=8)
+    pair.client.pump()
+    wait_s = pair.client.next_timer_s()
+    assert wait_s is not None
+    assert 0.3 < wait_s <= 0.55
+
+
+def test_other_address_family_is_refused(connect: Connect) -> None:
+    four, six = connect("127.0.0.1"), connect("::1")
+    fresh = four.client.create_queue_pair(QueuePairOptions())
+    with pytest.raises(HostError, match="not of the family") as caught:
+        fresh.connect(six.far_queue.local)
+    assert caught.value.code == "address_family"
+
+
+def test_path_mtu_that_does_not_fit_the_route_is_refused(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = connect()
+    monkeypatch.setattr(soft_device, "path_mtu_to", lambda local, destination: 1500)
+    fresh = pair.client.create_queue_pair(QueuePairOptions())
+    with pytest.raises(HostError) as caught:
+        fresh.connect(pair.far_queue.local)
+    assert (caught.value.code, caught.value.fix) == ("mtu_too_large", "--mtu 1024")
+
+
+def test_close_twice_and_use_after(connect: Connect) -> None:
+    pair = connect()
+    device = pair.client
+    pair.post(Opcode.RDMA_WRITE)
+    device.close()
+    device.close()
+    assert device.pump() is False
+    assert device.filenos() == ()
+    assert len(device.core.memory) == 0
+    assert "queue_pairs=0" in repr(device)
+
+
+def test_queue_pair_close_twice(connect: Connect) -> None:
+    pair = connect()
+    pair.queue.close()
+    pair.queue.close()
+    assert pair.client.pump() in (True, False)
+    assert pair.client.next_timer_s() is None

@@ -1,0 +1,231 @@
+"""Everything a socket can do to us is survived: full, refusing, failing, lying; faults on purpose; captures."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2prw.engine.inject import parse_faults
+from p2prw.engine.model import Opcode, QueuePairOptions, WcStatus
+
+Connect = Callable[..., Any]
+SIZE = 1 << 20
+PATTERN = bytes(range(256)) * (SIZE // 256)
+
+Wires = Callable[[Any], Any]
+
+
+def test_full_socket_keeps_the_burst_and_asks_for_writable(connect: Connect, fake_socket: Wires) -> None:
+    pair = connect()
+    wire = fake_socket(pair.client)
+    wire.send_errors = [errno.EAGAIN] * 3
+    pair.post(Opcode.RDMA_WRITE)
+    for _ in range(3):
+        assert pair.client.pump() in (True, False)
+        assert pair.client.wants_write()
+        assert wire.sent == []
+    assert [completion.status for completion in pair.settle()] == [WcStatus.SUCCESS]
+    assert not pair.client.wants_write()
+    assert pair.far.bytes == PATTERN
+    assert pair.queue.counters.retransmitted_packets == 0
+
+
+def test_waiting_burst_survives_deregistration(connect: Connect, fake_socket: Wires) -> None:
+    """What waits is a copy: a view into memory that is being unmapped would keep it from closing."""
+    pair = connect()
+    wire = fake_socket(pair.client)
+    wire.send_errors = [errno.EAGAIN]
+    pair.post(Opcode.RDMA_WRITE, length=4096)
+    pair.client.pump()
+    pair.near_keys.close()
+    pair.near.view = None
+    pair.near.bytes.release()
+    assert pair.client.wants_write()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.EMSGSIZE])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_refused_segmentation_falls_back_to_singles(
+    connect: Connect, fake_socket: Wires, address: str, number: int
+) -> None:
+    pair = connect(address)
+    wire = fake_socket(pair.client)
+    wire.refuse_segments = number
+    assert pair.run(Opcode.RDMA_WRITE) is WcStatus.SUCCESS
+    assert pair.far.bytes == PATTERN
+    assert not any(segmented for _, segmented in wire.sent)
+    assert pair.client.gso is False
+    (warning,) = pair.client.warnings
+    assert errno.errorcode[number] in warning
+    # The burst that was refused went out packet by packet with ICRCs for lone datagrams: nothing was lost.
+    assert pair.queue.counters.retransmitted_packets == 0
+
+
+def test_refused_segmentation_with_a_full_socket_keeps_the_order(connect: Connect, fake_socket: Wires) -> None:
+    pair = connect()
+    wire = fake_socket(pair.client)
+    wire.refuse_segments = errno.EIO
+    pair.post(Opcode.RDMA_WRITE)
+    real_send = wire.sendmsg
+    sends = 0
+
+    def sometimes_full(buffers: Any, ancillary: Any, flags: int, destination: Any) -> Any:
+        nonlocal sends
+        sends += 1
+        if sends % 5 == 0:
+            raise BlockingIOError(errno.EAGAIN, "full")
+        return real_send(buffers, ancillary, flags, destination)
+
+    wire.sendmsg = sometimes_full
+    assert [completion.status for completion in pair.settle()] == [WcStatus.SUCCESS]
+    assert pair.far.bytes == PATTERN
+    assert pair.queue.counters.retransmitted_packets == 0
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOBUFS, errno.ENETUNREACH, errno.EMSGSIZE])
+def test_send_error_is_a_loss_that_is_repaired_and_told_once(connect: Connect, fake_socket: Wires, number: int) -> None:
+    pair = connect(options=QueuePairOptions(timeout=12), gso=False)
+    wire = fake_socket(pair.client)
+    wire.send_errors = [number, number]
+    assert pair.run(Opcode.RDMA_WRITE, length=100_000) is WcStatus.SUCCESS
+    assert pair.far.bytes[:100_000] == PATTERN[:100_000]
+    assert pair.client.wire.send_failures == 2
+    (warning,) = pair.client.warnings
+    assert errno.errorcode[number] in warning
+    assert ("--mtu" in warning) is (number == errno.EMSGSIZE)
+
+
+def test_icmp_errors_on_receive_are_passed_over(connect: Connect, fake_socket: Wires) -> None:
+    pair = connect()
+    wire = fake_socket(pair.client)
+    wire.receive_errors = [errno.ECONNREFUSED, errno.EHOSTUNREACH]
+    assert pair.run(Opcode.RDMA_WRITE, length=8) is WcStatus.SUCCESS
+    assert pair.client.wire.receive_failures == 2
+
+
+def test_peer_that_closed_its_port_does_not_break_the_socket(connect: Connect) -> None:
+    pair = connect(options=QueuePairOptions(timeout=8, retry_cnt=2))
+    other = connect()
+    pair.server.close()
+    assert pair.run(Opcode.RDMA_WRITE, length=8) is WcStatus.RETRY_EXC_ERR
+    assert other.run(Opcode.RDMA_WRITE, length=8) is WcStatus.SUCCESS
+
+
+def test_garbage_and_foreign_packets_are_dropped(connect: Connect) -> None:
+    pair = connect()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        for garbage in (b"", b"x", bytes(16), b"\xff" * 1400, PATTERN[:4112]):
+            stranger.sendto(garbage, ("127.0.0.1", pair.server.info.udp_port or 0))
+    assert pair.run(Opcode.RDMA_WRITE) is WcStatus.SUCCESS
+    assert pair.far.bytes == PATTERN
+
+
+def test_gso_that_never_arrives_is_given_up(connect: Connect, fake_socket: Wires) -> None:
+    """A NIC that segments wrongly: bursts vanish, single datagrams pass."""
+    pair = connect(options=QueuePairOptions(timeout=11, retry_cnt=7))
+    wire = fake_socket(pair.client)
+    real_send = wire.sendmsg
+
+    def singles_only(buffers: Any, ancillary: Any, flags: int, destination: Any) -> Any:
+        return 0 if ancillary else real_send(buffers, ancillary, flags, destination)
+
+    wire.sendmsg = singles_only
+    assert pair.run(Opcode.RDMA_WRITE) is WcStatus.SUCCESS
+    assert pair.far.bytes == PATTERN
+    assert pair.client.gso is False
+    assert "expect a third of the rate" in pair.client.warnings[0]
+
+
+def test_gso_of_which_only_the_first_segment_arrives_is_given_up(connect: Connect, fake_socket: Wires) -> None:
+    pair = connect(options=QueuePairOptions(timeout=11, retry_cnt=7))
+    wire = fake_socket(pair.client)
+    real_send = wire.sendmsg
+
+    def only_first(buffers: Any, ancillary: Any, flags: int, destination: Any) -> Any:
+        if not ancillary:
+            return real_send(buffers, ancillary, flags, destination)
+        data = b"".join(buffers)
+        return real_send([data[: int.from_bytes(ancillary[0][2], "little")]], (), flags, destination)
+
+    wire.sendmsg = only_first
+    assert pair.run(Opcode.RDMA_WRITE) is WcStatus.SUCCESS
+    assert pair.far.bytes == PATTERN
+    assert pair.client.gso is False
+
+
+# --- faults and captures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gso", [True, False], ids=["gso", "singles"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("opcode", [Opcode.RDMA_WRITE, Opcode.RDMA_READ])
+def test_injected_faults_are_repaired(connect: Connect, address: str, gso: bool, opcode: Opcode) -> None:
+    faults = "drop=2%,dup=2%,reorder=2%,corrupt=1%,seed=7"
+    pair = connect(address, gso=gso, client={"inject": faults}, options=QueuePairOptions(timeout=12, retry_cnt=7))
+    if opcode is Opcode.RDMA_READ:
+        pair.far.bytes[:] = PATTERN
+        pair.near.bytes[:] = bytes(SIZE)
+    assert pair.run(opcode) is WcStatus.SUCCESS
+    assert pair.near.bytes == pair.far.bytes == PATTERN
+    assert pair.client.injector is not None
+    counts = pair.client.injector.counts
+    assert min(counts.dropped, counts.duplicated, counts.reordered, counts.corrupted) > 0
+    assert f"faults are injected on purpose: {faults}" in pair.client.warnings
+    assert pair.client.injector.plan == parse_faults(faults)
+
+
+def test_held_packet_runs_a_timer(connect: Connect) -> None:
+    pair = connect(client={"inject": "reorder=100%"})
+    pair.post(Opcode.RDMA_WRITE, length=8)
+    pair.client.pump()
+    wait_s = pair.client.next_timer_s()
+    assert wait_s is not None
+    assert wait_s < 0.01
+    assert [completion.status for completion in pair.settle()] == [WcStatus.SUCCESS]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_capture_holds_both_directions_with_right_icrcs(connect: Connect, tmp_path: Path, address: str) -> None:
+    from scapy.contrib.roce import BTH
+    from scapy.layers.inet import IP
+    from scapy.layers.inet6 import IPv6
+    from scapy.utils import RawPcapReader
+
+    path = tmp_path / "x.pcap"
+    pair = connect(address, client={"pcap": str(path)})
+    assert pair.run(Opcode.RDMA_WRITE, length=50_000) is WcStatus.SUCCESS
+    assert pair.run(Opcode.RDMA_READ, length=50_000) is WcStatus.SUCCESS
+    pair.client.close()
+    with RawPcapReader(str(path)) as reader:
+        packets = [(IPv6 if ":" in address else IP)(raw) for raw, _ in reader]
+    ports = {pair.client.info.udp_port, pair.server.info.udp_port}
+    opcodes = set()
+    for packet in packets:
+        assert {packet.sport, packet.dport} == ports
+        payload = bytes(packet.payload.payload)
+        # scapy knows RoCE by its port only, which this test does not use.
+        udp = packet.payload.copy()
+        udp.remove_payload()
+        whole = packet.copy()
+        whole.payload.remove_payload()
+        bth = (whole / BTH(payload))[BTH]
+        assert bth.compute_icrc(b"") == payload[-4:]
+        opcodes.add(bth.opcode)
+    assert opcodes == {0x06, 0x07, 0x08, 0x11, 0x0C, 0x0D, 0x0E, 0x0F}
+
+
+def test_full_disk_ends_the_capture_not_the_transfer(connect: Connect, tmp_path: Path) -> None:
+    pair = connect(client={"pcap": str(tmp_path / "x.pcap")})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert pair.client.wire.capture is not None
+    pair.client.wire.capture.write_burst = full
+    assert pair.run(Opcode.RDMA_WRITE) is WcStatus.SUCCESS
+    assert [w for w in pair.client.warnings if "ends early: No space left" in w]
