@@ -69,8 +69,8 @@ def parameters(request: TransferRequest, length_bytes: int | None) -> dict[str, 
 def environment(info: DeviceInfo | None) -> dict[str, Any]:
     """Return what the figures depend on."""
     facts: dict[str, Any] = {
-        "p2prw_version": __version__,
-        "python_version": platform.python_version(),
+        "p2prw": __version__,
+        "python": platform.python_version(),
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),

@@ -32,7 +32,7 @@ def test_parameters_never_hold_the_token():
 
 def test_the_environment_names_what_the_figures_depend_on():
     facts = environment(ScriptedDevice().info)
-    assert {"p2prw_version", "python_version", "kernel", "machine", "cpus", "device"} <= set(facts)
+    assert {"p2prw", "python", "kernel", "machine", "cpus", "device"} <= set(facts)
     assert "device" not in environment(None)
     json.dumps(facts, allow_nan=False)
 
