@@ -1,12 +1,13 @@
 """How fast is the software device on one host, and how much of what Python can do at all is that?
 
-    python benchmarks/loopback.py [--size 1GiB] [--runs 5] [--json PATH]
+    python benchmarks/loopback.py [--size 1GiB] [--runs 5] [--read] [--json PATH]
 
-Two measurements alternate, each between two processes over loopback UDP with segmentation offload, 4096 byte packets:
+The measurements alternate, each between two processes over loopback UDP with segmentation offload, 4096 byte packets:
 
     bare    builds headers and ICRCs, sends; the other side checks ICRCs and copies payloads to their place. No
             protocol: a window that counts acknowledgements, nothing else.
     device  one-sided WRITEs of 1 MiB between two `soft` devices through the device interface, ICRC made and checked.
+    read    the same with READs (only with --read).
 
 Each side has its own memory (`--region`, walked over and over, larger than caches), touched before the clock starts.
 Rate = bytes / (first send to last acknowledgement), monotonic clock. Peak memory is VmHWM of each process. The figures
@@ -176,7 +177,7 @@ def bare_sender(pipe: Connection, total: int, region: int) -> dict[str, Any]:
 def device_receiver(pipe: Connection, total: int, region: int) -> None:
     buffer = HostBuffer(region, bytes(MIB))
     with open_soft_device("soft0", local_address=None, udp_port=0, role="server") as device:
-        registration = device.register([buffer], Access.LOCAL_WRITE | Access.REMOTE_WRITE)
+        registration = device.register([buffer], Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ)
         pair = device.create_queue_pair(QueuePairOptions(mtu_bytes=MTU))
         pipe.send((pair.local, registration.remote_segments()[0], device.receive_window_bytes()))
         pair.connect(pipe.recv())
@@ -191,10 +192,10 @@ def device_receiver(pipe: Connection, total: int, region: int) -> None:
         pipe.send(own_use(cpu))
 
 
-def device_sender(pipe: Connection, total: int, region: int) -> dict[str, Any]:
+def device_sender(pipe: Connection, total: int, region: int, opcode: Opcode = Opcode.RDMA_WRITE) -> dict[str, Any]:
     buffer = HostBuffer(region, os.urandom(MIB))
     with open_soft_device("soft0", local_address=None, udp_port=None, role="client") as device:
-        local = device.register([buffer], Access.LOCAL_READ).vec[0]
+        local = device.register([buffer], Access.LOCAL_WRITE).vec[0]
         pair = device.create_queue_pair(QueuePairOptions(mtu_bytes=MTU, depth=DEPTH))
         remote, target, window = pipe.recv()
         pair.connect(remote)
@@ -208,7 +209,7 @@ def device_sender(pipe: Connection, total: int, region: int) -> dict[str, Any]:
             while posted < total and posted - done < DEPTH * WR_BYTES:
                 offset = posted % region
                 sges = [Sge(local.address + offset, WR_BYTES, local.lkey)]
-                pair.post_rdma(posted, Opcode.RDMA_WRITE, sges, target.address + offset, target.rkey, signaled=True)
+                pair.post_rdma(posted, opcode, sges, target.address + offset, target.rkey, signaled=True)
                 posted += WR_BYTES
             worked = device.pump()
             for completion in pair.poll():
@@ -229,9 +230,17 @@ def device_sender(pipe: Connection, total: int, region: int) -> dict[str, Any]:
         }
 
 
+def read_client(pipe: Connection, total: int, region: int) -> dict[str, Any]:
+    return device_sender(pipe, total, region, Opcode.RDMA_READ)
+
+
 # --- running --------------------------------------------------------------------------------------------------
 
-SIDES = {"bare": (bare_sender, bare_receiver), "device": (device_sender, device_receiver)}
+SIDES = {
+    "bare": (bare_sender, bare_receiver),
+    "device": (device_sender, device_receiver),
+    "read": (read_client, device_receiver),
+}
 
 
 def send_side(kind: str, pipe: Connection, results: Connection, total: int, region: int) -> None:
@@ -266,14 +275,16 @@ def main() -> None:
     parser.add_argument("--size", default="1GiB", help="bytes moved in each run")
     parser.add_argument("--region", default="256MiB", help="memory on each side, walked over until size is reached")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--read", action="store_true", help="measure READ too")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     total, region = parse_size(args.size), parse_size(args.region)
     if region % MIB or total % MIB or not total:
         parser.error("sizes are whole MiB")
-    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in SIDES}
+    kinds = [kind for kind in SIDES if kind != "read" or args.read]
+    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for _ in range(args.runs):
-        for kind in SIDES:
+        for kind in kinds:
             runs[kind].append(measure(kind, total, region))
             print(f"{kind:6} {runs[kind][-1]['bw_bytes_per_s'] / 1e9:.3f} GB/s", file=sys.stderr)
     cpu = {
