@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import MissingError
-from lab.host import ensure_host_packages
+from lab.host import check_host_packages, ensure_host_packages
 from lab.kernel import Kernel, cached_kernel, fetch_kernel
 from lab.places import REPOSITORY, cache_folder, locked
-from lab.python_env import ensure_guest_environment, ensure_tools
+from lab.python_env import ensure_guest_environment, ensure_tools, is_complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,20 @@ class Parts:
     tools: Path
     """Folder with vng and virtme-run."""
     guest_python: Path
+
+
+def find() -> Parts:
+    """Return the parts when all is there, fetching nothing. MissingError says what is not, and what to type."""
+    check_host_packages()
+    cache = cache_folder()
+    tools, guest = cache / "tools", cache / "guest"
+    kernel = cached_kernel(cache)
+    folders = {"virtme-ng": tools, "the guest's Python": guest}
+    missing = [name for name, folder in folders.items() if not is_complete(folder)]
+    missing += [] if kernel else ["a kernel"]
+    if missing or kernel is None:
+        raise MissingError(f"the lab misses {', '.join(missing)} in its cache; lab/fetch brings what is missing")
+    return Parts(kernel, tools / "bin", guest / "bin/python")
 
 
 def fetch(*, kernel_path: Path | None = None, update: bool = False) -> Parts:

@@ -68,6 +68,13 @@ NEEDS = (
 )
 
 
+def check_host_packages(needs: Sequence[Need] = NEEDS) -> None:
+    """Raise MissingError, with what to type, where something is not there."""
+    missing = [need for need in needs if not need.is_met()]
+    if missing:
+        raise _missing(missing)
+
+
 def ensure_host_packages(needs: Sequence[Need] = NEEDS) -> None:
     """Install what is missing. FetchError when apt cannot get it, MissingError when nobody here may install it."""
     missing = [need for need in needs if not need.is_met()]
@@ -75,13 +82,7 @@ def ensure_host_packages(needs: Sequence[Need] = NEEDS) -> None:
         return
     packages = [need.package for need in missing]
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        lines = [f"the lab misses {', '.join(need.words() for need in missing)}"]
-        if shutil.which("apt-get"):
-            lines += ["only root may install packages; as root:"]
-        else:
-            lines += ["there is no apt-get here; the names of the Debian packages are:"]
-        lines += [f"apt-get install --no-install-recommends {' '.join(packages)}"]
-        raise MissingError("\n  ".join(lines))
+        raise _missing(missing)
     say(f"installing {' '.join(packages)}")
     install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120", *packages]
     try:
@@ -95,3 +96,10 @@ def ensure_host_packages(needs: Sequence[Need] = NEEDS) -> None:
         raise MissingError(
             f"installed {' '.join(packages)}, and {', '.join(need.words() for need in still)} is still not there"
         )
+
+
+def _missing(needs: Sequence[Need]) -> MissingError:
+    lines = [f"the lab misses {', '.join(need.words() for need in needs)}"]
+    lines += ["as root:" if shutil.which("apt-get") else "there is no apt-get here; on Debian it would be:"]
+    lines += [f"apt-get install --no-install-recommends {' '.join(need.package for need in needs)}"]
+    return MissingError("\n  ".join(lines))

@@ -40,6 +40,11 @@ def ensure_guest_environment(cache: Path, repository: Path) -> Path:
     return _environment(cache / "guest", SYSTEM_PYTHON, wanted, system_packages=True) / "bin/python"
 
 
+def is_complete(folder: Path) -> bool:
+    """Return whether an environment was made to the end; what it holds may be older than the checkout wants."""
+    return (folder / ".complete").exists()
+
+
 def _environment(folder: Path, python: str, wanted: Sequence[str], *, system_packages: bool) -> Path:
     version = run([python, "-VV"], failure=MissingError, what=f"running {python}")
     stamp = hashlib.sha256("\n".join([version, *wanted]).encode()).hexdigest()

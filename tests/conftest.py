@@ -20,6 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the tests marked netns, and fail where they would be skipped (needs root)",
     )
+    # Here and not in tests/lab: pytest reads options of the conftest.py at the top only.
+    parser.addoption(
+        "--force-lab",
+        action="store_true",
+        help="fail where the tests in the QEMU guest would be skipped for want of QEMU or a kernel (see lab/fetch)",
+    )
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
