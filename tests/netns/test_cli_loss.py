@@ -1,0 +1,65 @@
+"""The command line between two network namespaces with 5 % loss: what a user would type, verified end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+
+REPOSITORY = Path(__file__).parents[2]
+DEADLINE_S = 30
+
+
+def p2prw(namespace: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["ip", "netns", "exec", namespace, sys.executable, "-m", "p2prw", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+
+
+@pytest.mark.parametrize("operation", ["write", "read"])
+@pytest.mark.parametrize("host", ["10.99.0.2", "[fd00:99::2]"], ids=["ipv4", "ipv6"])
+def test_transfer_by_command_line(lossy: dict[int, Any], tmp_path: Path, host: str, operation: str) -> None:
+    near, far = lossy[4096].names
+    before = lossy[4096].dropped()
+    ready = tmp_path / "ready"
+    fill = ",pattern=words:7"
+    served, local = ("", fill) if operation == "write" else (fill, "")
+    server = p2prw(
+        *(far, "serve", "--region", f"mem=host,size=8MiB{served},access=rw", "--listen", f"{host}:0", "--insecure"),
+        *("--once", "--ready-file", str(ready), "--timeout", "13"),
+    )
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while not (ready.exists() and ready.read_text().strip()):
+            assert server.poll() is None, server.communicate()[1]
+            assert time.monotonic() < deadline, "the server is not ready"
+            time.sleep(0.02)
+        peer = ready.read_text().strip()
+        client = p2prw(
+            *(near, operation, f"{peer}/mem", "--from" if operation == "write" else "--to", f"host,size=8MiB{local}"),
+            *("--json", "--timeout", "13", "--chunk", "256K"),
+        )
+        output, errors = client.communicate(timeout=60)
+        document = json.loads(output)
+        assert client.returncode == 0, errors
+        assert (document["status"], document["verify"]["status"]) == ("ok", "verified")
+        assert document["results"][0]["bytes"] == 8 << 20
+        _, errors = server.communicate(timeout=30)
+        assert server.returncode == 0, errors
+    finally:
+        if server.poll() is None:
+            server.kill()
+            server.communicate()
+    assert lossy[4096].dropped() > before
