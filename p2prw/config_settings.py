@@ -21,7 +21,7 @@ from p2prw.config_values import (
     size,
     text,
 )
-from p2prw.engine.model import QueuePairOptions, Route, ServeRequest, Timeouts, TransferRequest
+from p2prw.engine.model import VERBS_BINDINGS, QueuePairOptions, Route, ServeRequest, Timeouts, TransferRequest
 from p2prw.units import format_size
 
 GROUPS = ("What", "Device", "Route", "Safety", "Waits", "Tuning", "Faults and captures", "Output")
@@ -141,6 +141,11 @@ def _device() -> Iterator[Setting]:
     yield Setting(
         "ib_port", integer(1, 255), "Port of a verbs device.", group, MOVES, default=_REQUEST["ib_port"],
         shown=str(_REQUEST["ib_port"]), sections=section, key="port", spellings=("-i",), metavar="N",
+    )  # fmt: skip
+    yield Setting(
+        "verbs_binding", choice("auto", *VERBS_BINDINGS),
+        f"Drive verbs devices through: auto, {', '.join(VERBS_BINDINGS)}.", group, MOVES | {"devices"}, default=_REQUEST["verbs_binding"], shown=_REQUEST["verbs_binding"],
+        sections=section, metavar="NAME",
     )  # fmt: skip
     yield Setting(
         "gid_index", auto_or(integer(0, 65535)), "Row of the GID table; auto picks the pair jointly with the peer.",

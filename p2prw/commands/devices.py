@@ -22,13 +22,13 @@ perftest: ibv_devinfo"""
 @click.pass_obj
 def devices(app: App, /, **line: Any) -> int:
     """List the devices that move bytes (--device) and the memory of PCI devices (--from, --to, --region)."""
-    app.settings("devices", line)
-    from p2prw.engine.providers.soft import list_soft_devices
+    settings = app.settings("devices", line)
+    from p2prw.engine.devices import list_devices
     from p2prw.engine.topology.pci import list_memory_devices
     from p2prw.engine.topology.sysfs import SysfsRoot
     from p2prw.reporters.device_rows import device_lines, device_row, memory_row
     from p2prw.reporters.document import build
 
-    rows = [device_row(info) for info in list_soft_devices()]
+    rows = [device_row(info) for info in list_devices(settings["verbs_binding"])]
     rows += [memory_row(memory) for memory in list_memory_devices(SysfsRoot())]
     return app.listing(build("devices", results=rows), device_lines(rows))

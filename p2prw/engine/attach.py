@@ -8,9 +8,19 @@ from dataclasses import dataclass
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import Grant
 from p2prw.engine.ends import DirectLocal, DirectRemote, LocalEnd, RemoteEnd, RingLocal, StagedRemote
+from p2prw.engine.ladder import climb
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.memory.host import open_scratch
-from p2prw.engine.model import Access, DeviceInfo, DmaVec, Operation, RemoteSegment, Sge, TransferRequest
+from p2prw.engine.model import (
+    Access,
+    DeviceInfo,
+    DmaVec,
+    Operation,
+    RemoteSegment,
+    RouteReport,
+    Sge,
+    TransferRequest,
+)
 from p2prw.engine.providers.base import Device
 from p2prw.engine.rw import RwLimits
 from p2prw.engine.staging import StagingRing
@@ -34,6 +44,8 @@ class LocalAttachment:
 
     end: LocalEnd
     vec: DmaVec
+    route: RouteReport
+    """What was tried and what holds."""
     filenos: tuple[int, ...] = ()
     """Descriptors that turn readable when the end has news."""
 
@@ -41,22 +53,31 @@ class LocalAttachment:
 def attach_local(
     stack: ExitStack, device: Device, memory: MemorySource, request: TransferRequest, length_bytes: int, *, staged: bool
 ) -> LocalAttachment:
-    """Register mapped memory whole, or put a ring of registered chunks in front of staged memory.
+    """Register mapped memory whole by the first route that holds, or put a ring of registered chunks before it.
 
-    What is opened is closed by `stack`. HostError where the device or the memory cannot.
+    What is opened is closed by `stack`. HostError where the device or the memory cannot; NoRouteError has the attempts.
     """
     access = Access.LOCAL_READ if request.operation is Operation.WRITE else Access.LOCAL_WRITE
-    if not staged:
-        registration = device.register(memory.buffers(), access, offset=0, length_bytes=length_bytes)
-        stack.callback(registration.close)
-        return LocalAttachment(DirectLocal(registration.vec), registration.vec)
+    reach = climb(
+        device,
+        memory,
+        access,
+        length_bytes=length_bytes,
+        staged=staged,
+        kind=request.memory.kind,
+        wanted=request.route,
+        force=request.force_route,
+    )
+    if reach.registration is not None:
+        stack.callback(reach.registration.close)
+        return LocalAttachment(DirectLocal(reach.registration.vec), reach.registration.vec, reach.report)
     chunk_bytes, slots = staging_shape(request.staging_bytes, request.staging_chunk_bytes, length_bytes)
     ring = StagingRing(memory, chunk_bytes=chunk_bytes, slots=slots)
     stack.callback(ring.close)
     registration = device.register([ring.buffer], access)
     stack.callback(registration.close)
     return LocalAttachment(
-        RingLocal(ring, registration.vec, request.operation), registration.vec, (ring.wake_fileno(),)
+        RingLocal(ring, registration.vec, request.operation), registration.vec, reach.report, (ring.wake_fileno(),)
     )
 
 

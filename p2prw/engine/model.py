@@ -84,6 +84,10 @@ class Route(StrEnum):
     BOUNCE = "bounce"
 
 
+VERBS_BINDINGS = ("pyverbs", "ibverbs")
+"""Python bindings of libibverbs, in the order in which `auto` tries them."""
+
+
 class Offer(StrEnum):
     """What a kind of memory can give to a device that wants to reach it."""
 
@@ -214,6 +218,8 @@ class DeviceInfo:
     pci_address: str | None = None
     numa_node: int | None = None
     note: str | None = None
+    binding: str | None = None
+    """The verbs binding it is driven through: `pyverbs` or `ibverbs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +315,8 @@ class TransferRequest:
     device: str = "auto"
     ib_port: int = 1
     """Port of a verbs device; the software device has one."""
+    verbs_binding: str = "auto"
+    """`auto`, `pyverbs` or `ibverbs`."""
     queue_pair: QueuePairOptions = QueuePairOptions()
     chunk_bytes: int = 1024 * 1024
     """Most bytes of one work request."""
@@ -354,6 +362,8 @@ class ServeRequest:
     device: str = "auto"
     ib_port: int = 1
     """Port of a verbs device; the software device has one."""
+    verbs_binding: str = "auto"
+    """`auto`, `pyverbs` or `ibverbs`."""
     queue_pair: QueuePairOptions = QueuePairOptions()
     once: bool = False
     ready_file: str | None = None

@@ -83,6 +83,7 @@ def environment(info: DeviceInfo | None) -> dict[str, Any]:
             "address": info.address,
             "udp_port": info.udp_port,
             "netdev": info.netdev,
+            "binding": info.binding,
             "active_mtu_bytes": info.active_mtu_bytes,
         }
     return facts

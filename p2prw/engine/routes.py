@@ -1,36 +1,142 @@
-"""Which route reaches which memory on which device, and what may be said about it. Pure.
+"""Which routes reach which memory on which device, in order, and what may be said about them. Pure.
 
 The software device moves every byte with the CPU's own loads and stores, so its ladder has one rung, `cpu`, for every
-kind (docs/contract.md, Routes). A CPU copy is never called peer-to-peer.
+kind (docs/contract.md, Routes). A verbs device has several; `ladder.py` climbs them. A CPU copy is never called
+peer-to-peer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from p2prw.engine.control.messages import Attempt, RouteInfo
-from p2prw.engine.model import DeviceInfo, Route, RouteAttempt, RouteReport
+from p2prw.engine.model import DeviceInfo, Offer, Route, RouteAttempt, RouteReport
+from p2prw.engine.providers.verbs_explain import needs_pages
 from p2prw.errors import HostError
 
 DEVICE_MEMORY_KINDS = frozenset({"p2pmem", "bar", "vfio", "dm", "cuda"})
 
+# Memory kind -> rungs on a verbs device, in the order of docs/contract.md's table.
+_LADDERS: dict[str, tuple[Route, ...]] = {
+    "host": (Route.PIN,),
+    "p2pmem": (Route.PIN, Route.ODP, Route.BOUNCE),
+    "bar": (Route.BOUNCE,),
+    "vfio": (Route.DMABUF, Route.BOUNCE),
+    "udmabuf": (Route.DMABUF, Route.BOUNCE),
+    "dmaheap": (Route.DMABUF, Route.BOUNCE),
+    "dm": (Route.DM,),
+    "cuda": (Route.DMABUF, Route.PIN),
+}
+# Rungs that only --route takes: known dead, or of no use but to compare.
+_BY_NAME: dict[str, tuple[Route, ...]] = {
+    "host": (Route.ODP, Route.BOUNCE),
+    "bar": (Route.PIN, Route.ODP),
+    "vfio": (Route.PIN, Route.ODP),
+    "udmabuf": (Route.PIN, Route.ODP),
+    "dmaheap": (Route.PIN, Route.ODP),
+}
+_DEFAULT_OFFERS: dict[str, frozenset[Offer]] = {
+    "host": frozenset({Offer.PAGES, Offer.CPU_MAPPING}),
+    "file": frozenset({Offer.STAGED}),
+    "p2pmem": frozenset({Offer.PAGES, Offer.CPU_MAPPING}),
+    "bar": frozenset({Offer.CPU_MAPPING}),
+    "vfio": frozenset({Offer.DMABUF, Offer.CPU_MAPPING}),
+    "udmabuf": frozenset({Offer.DMABUF, Offer.CPU_MAPPING, Offer.PAGES}),
+    "dmaheap": frozenset({Offer.DMABUF, Offer.CPU_MAPPING, Offer.PAGES}),
+    "dm": frozenset(),
+    "cuda": frozenset({Offer.DMABUF}),
+}
+_NEEDS_PAGES = frozenset({"rxe", "siw", "hfi1", "qib"})
 
-def choose_route(info: DeviceInfo, memory_kind: str, *, staged: bool, wanted: Route | None = None) -> RouteReport:
-    """Return the route `info` reaches `memory_kind` by; HostError when `wanted` cannot be had."""
-    if wanted is not None and wanted is not Route.CPU:
+
+def rungs(kind: str, *, staged: bool, wanted: Route | None = None) -> tuple[Route, ...]:
+    """Return the routes to try on a verbs device, in order; empty where `wanted` is none for this kind."""
+    usual = (Route.PIN,) if staged else _LADDERS.get(kind, (Route.PIN, Route.BOUNCE))
+    if wanted is None:
+        return usual
+    known = usual if staged else (*usual, *_BY_NAME.get(kind, ()))
+    return (wanted,) if wanted in known else ()
+
+
+def refuse_by_class(info: DeviceInfo, kind: str, offers: frozenset[Offer], route: Route) -> str | None:
+    """Return why `route` cannot work though nothing was tried; None where it may.
+
+    What the device needs against what the memory offers: the 2019 wish of the kernel list, that page-less memory is
+    refused with a reason on the drivers that touch it with the CPU.
+    """
+    if route is Route.BOUNCE:
+        return None if Offer.CPU_MAPPING in offers else f"{kind} memory has no CPU mapping to copy from"
+    if Offer.STAGED in offers:
+        return None
+    if info.driver in _NEEDS_PAGES and Offer.PAGES not in offers:
+        return needs_pages(kind, info.driver)
+    return None
+
+
+def choose_route(
+    info: DeviceInfo,
+    memory_kind: str,
+    *,
+    staged: bool,
+    wanted: Route | None = None,
+    offers: frozenset[Offer] | None = None,
+    force: bool = False,
+) -> RouteReport:
+    """Return the route `info` reaches `memory_kind` by, as far as it can be told before anything is tried.
+
+    HostError `route_unavailable` when `wanted` is no route for this kind here, or none is left after the refusals by
+    class (which `force` skips). On a verbs device the first rung left is what is said; climbing may end on a later one.
+    """
+    if info.provider != "verbs":
+        if wanted is not None and wanted is not Route.CPU:
+            raise HostError(
+                f"route {wanted.value!r} is not to be had on {info.name}",
+                why="the software device moves bytes with the CPU's own loads and stores; its only route is cpu",
+                fix="--route cpu, or leave --route away",
+                code="route_unavailable",
+            )
+        return report_of(info, memory_kind, Route.CPU, [RouteAttempt(Route.CPU.value, ok=True)], staged=staged)
+    ladder = rungs(memory_kind, staged=staged, wanted=wanted)
+    if not ladder:
+        assert wanted is not None
+        usual = (*rungs(memory_kind, staged=staged), *(() if staged else _BY_NAME.get(memory_kind, ())))
         raise HostError(
-            f"route {wanted.value!r} is not to be had on {info.name}",
-            why="the software device moves bytes with the CPU's own loads and stores; its only route is cpu",
-            fix="--route cpu, or leave --route away",
+            f"route {wanted.value!r} does not lead from {info.name} to {memory_kind} memory",
+            why=f"routes for it on a verbs device: {', '.join(usual)}",
+            fix=f"--route {usual[0].value}, or leave --route away",
             code="route_unavailable",
         )
+    known = _DEFAULT_OFFERS.get(memory_kind, frozenset({Offer.CPU_MAPPING})) if offers is None else offers
+    attempts: list[RouteAttempt] = []
+    for route in ladder:
+        refused = None if force else refuse_by_class(info, memory_kind, known, route)
+        if refused is None:
+            attempts.append(RouteAttempt(route.value, ok=True))
+            return report_of(info, memory_kind, route, attempts, staged=staged or route is Route.BOUNCE)
+        attempts.append(RouteAttempt(route.value, ok=False, why=refused))
+    raise HostError(
+        f"{info.name} ({info.driver}) cannot reach {memory_kind} memory",
+        why="; ".join(f"{one.route}: {one.why}" for one in attempts),
+        fix="leave --route away (bounce), or --force-route to see the kernel's errno",
+        code="route_unavailable",
+    )
+
+
+def report_of(
+    info: DeviceInfo, memory_kind: str, route: Route, attempts: Sequence[RouteAttempt], *, staged: bool
+) -> RouteReport:
+    """Return the report of a chosen route. Bounced device memory is carried by the CPU, whatever the NIC does then."""
+    device_memory = memory_kind in DEVICE_MEMORY_KINDS
+    mover = "cpu" if route is Route.BOUNCE and device_memory else info.mover
     return RouteReport(
-        chosen=Route.CPU.value,
-        mover=info.mover,
-        peer_to_peer=info.mover == "nic" and memory_kind in DEVICE_MEMORY_KINDS,
+        chosen=route.value,
+        mover=mover,
+        peer_to_peer=mover == "nic" and device_memory,
         memory=memory_kind,
         device=info.name,
         driver=info.driver,
         staged=staged,
-        attempts=(RouteAttempt(Route.CPU.value, ok=True),),
+        attempts=tuple(attempts),
     )
 
 

@@ -27,6 +27,7 @@ from p2prw.engine.control.messages import Grant, Open, Release, Released
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.devices import open_device
 from p2prw.engine.events import Progress
+from p2prw.engine.ladder import NoRouteError
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.memory.prepare import PreparedMemory, prepare_memory
 from p2prw.engine.model import (
@@ -103,6 +104,7 @@ class _TransferRun:
         self.memory: MemorySource | None = None
         self.link: PeerLink | None = None
         self.lease: str | None = None
+        self.gid_index: int | None = None
 
     def run(self) -> Generator[Progress, None, TransferResult]:
         error: P2prwError | None = None
@@ -133,7 +135,7 @@ class _TransferRun:
         self.stack.callback(channel.close)
         phases.enter("open")
         device = self._open_device(channel)
-        local_route = self._choose_route(device, prepared)
+        self._choose_route(device, prepared)
         phases.enter("exchange")
         link = self._shake_hands(channel, device)
         if prepared.length_bytes is not None:
@@ -141,7 +143,8 @@ class _TransferRun:
             phases.enter("map")
             self._open_memory(prepared, None)
         phases.enter("exchange")
-        queue_pair = self.queue_pair = link.queue_pair = device.create_queue_pair(request.queue_pair)
+        options = replace(request.queue_pair, gid_index=self.gid_index)
+        queue_pair = self.queue_pair = link.queue_pair = device.create_queue_pair(options)
         self.stack.callback(queue_pair.close)
         grant = self._open_region(link, queue_pair, device, prepared)
         phases.enter("map")
@@ -157,11 +160,14 @@ class _TransferRun:
             local = None
         else:
             local = attach_local(self.stack, device, memory, request, grant.length, staged=prepared.staged)
+            self.local_route = local.route
+            if request.require_direct:
+                routes.require_direct(local.route, "local")
         if self.dry_run:
             self.plan = self._describe(grant, local, limits)
         elif local is not None:
             scratch = make_scratch(self.stack, device)
-            mover = Mover(request, link, grant, limits, scratch, local_route.chosen, self.stats)
+            mover = Mover(request, link, grant, limits, scratch, local.route.chosen, self.stats)
             yield from mover.move(local, phases)
             if request.verify and not request.shared:
                 phases.enter("verify")
@@ -205,6 +211,8 @@ class _TransferRun:
             gso=request.gso,
             inject=request.inject,
             pcap=request.pcap,
+            ib_port=request.ib_port,
+            verbs_binding=request.verbs_binding,
         )
         self.device = device
         self.stack.callback(device.close)
@@ -212,13 +220,19 @@ class _TransferRun:
         self.environment["device"]["reason"] = reason
         return device
 
-    def _choose_route(self, device: Device, prepared: PreparedMemory) -> RouteReport:
+    def _choose_route(self, device: Device, prepared: PreparedMemory) -> None:
+        """Say what can be said before anything is registered: refusals by class, and what can never be direct."""
         request = self.request
-        report = routes.choose_route(device.info, request.memory.kind, staged=prepared.staged, wanted=request.route)
+        report = routes.choose_route(
+            device.info,
+            request.memory.kind,
+            staged=prepared.staged,
+            wanted=request.route,
+            force=request.force_route,
+        )
         self.local_route = report
         if request.require_direct:
             routes.require_direct(report, "local")
-        return report
 
     def _shake_hands(self, channel: Channel, device: Device) -> PeerLink:
         request = self.request
@@ -231,6 +245,7 @@ class _TransferRun:
         )
         pair = gids.pick_gid_pair(device.info.gids, gids.from_wire(hello.gid_table), request.queue_pair.gid_index)
         self.environment["gid_pair"] = pair.reason
+        self.gid_index = pair.local.index
         self.link = PeerLink(channel, device, self.deadline, windows_bind=request.operation is Operation.WRITE)
         return self.link
 
@@ -325,7 +340,9 @@ class _TransferRun:
             pass
 
     def _explain(self, error: P2prwError) -> P2prwError:
-        """Say what was moved when the peer was lost on the way."""
+        """Keep the attempts of a ladder without a rung; say what was moved when the peer was lost on the way."""
+        if isinstance(error, NoRouteError):
+            self.local_route = error.report
         if isinstance(error, PeerGone | DeadlineExceeded) and self.length_bytes is not None:
             moved = f"{self.stats.bytes_done} of {self.length_bytes} bytes were moved"
             if error.why is None or "bytes were moved" not in error.why:

@@ -70,6 +70,7 @@ REACHED = {
     "listen": (["--listen", "127.0.0.1:0"], PeerAddress("127.0.0.1", 0)),
     "device": (["-d", "soft0"], "soft0"),
     "ib_port": (["-i", "2"], 2),
+    "verbs_binding": (["--verbs-binding", "ibverbs"], "ibverbs"),
     "once": (["--once"], True),
     "ready_file": (["--ready-file", "r"], "r"),
     "insecure": (["--insecure"], True),

@@ -42,6 +42,7 @@ REACHED = {
     "size_bytes": (["-s", "64K"], 65536),
     "device": (["-d", "rxe0"], "rxe0"),
     "ib_port": (["-i", "2"], 2),
+    "verbs_binding": (["--verbs-binding", "ibverbs"], "ibverbs"),
     "chunk_bytes": (["--chunk", "64K"], 65536),
     "signal_every": (["--signal-every", "4"], 4),
     "staging_bytes": (["--staging", "8M"], 8 << 20),

@@ -1,11 +1,19 @@
-"""Device names: what opens, and what is said of the rest."""
+"""Device names: what opens, what `auto` takes and why, and what is said of the rest."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from p2prw.engine.devices import open_device
-from p2prw.errors import HostError
+from p2prw.engine.devices import list_devices, open_device
+from p2prw.engine.providers.verbs_scripted import ScriptedBinding, write_sysfs
+from p2prw.engine.topology.sysfs import SysfsRoot
+from p2prw.errors import HostError, RequestError
+
+LOOPBACK = ("0000:0000:0000:0000:0000:ffff:7f00:0001", "RoCE v2")
+ELSEWHERE = ("0000:0000:0000:0000:0000:ffff:0a09:0001", "RoCE v2")
 
 
 @pytest.mark.parametrize("name", ["auto", "soft0", "soft:127.0.0.1"])
@@ -21,8 +29,80 @@ def test_the_software_device_opens_under_its_names(name):
 
 
 @pytest.mark.parametrize("name", ["mlx5_0", "rxe0", "sof0", ""])
-def test_a_device_that_is_not_there_is_an_environment_error(name):
+def test_a_device_that_is_not_there_is_an_environment_error(name, tmp_path):
     with pytest.raises(HostError) as caught:
-        open_device(name, local_address="127.0.0.1", role="client")
+        open_device(name, local_address="127.0.0.1", role="client", sysfs=SysfsRoot(tmp_path))
     assert (caught.value.exit_code, caught.value.code) == (3, "no_device")
     assert "p2prw devices" in str(caught.value.fix)
+
+
+@pytest.fixture
+def binding(monkeypatch):
+    made = ScriptedBinding()
+    monkeypatch.setattr("p2prw.engine.providers.verbs_binding.load_binding", lambda wanted="auto": made)
+    monkeypatch.setattr("p2prw.engine.providers.verbs_open.load_binding", lambda wanted="auto": made)
+    return made
+
+
+def auto(root, address="127.0.0.1", **options):
+    device, reason = open_device("auto", local_address=address, role="client", sysfs=SysfsRoot(root), **options)
+    try:
+        return device.info, reason
+    finally:
+        device.close()
+
+
+def test_auto_takes_the_port_that_carries_the_way_to_the_peer(tmp_path, binding):
+    write_sysfs(tmp_path, gids=[ELSEWHERE, LOOPBACK], netdev="eth7")
+    info, reason = auto(tmp_path)
+    assert (info.name, info.provider, info.binding) == ("rxe0", "verbs", "scripted")
+    assert "127.0.0.1" in reason and "eth7" in reason and "gid 1" in reason
+
+
+@pytest.mark.parametrize(
+    ("sysfs", "word"),
+    [
+        ({"gids": [ELSEWHERE]}, "does not carry"),
+        ({"gids": [LOOPBACK], "state": "1: DOWN"}, "DOWN"),
+        ({"gids": [LOOPBACK], "driver": "siw", "node_type": "4: RNIC"}, "rdma_cm"),
+    ],
+)
+def test_auto_takes_the_software_device_and_says_why_not_the_other(tmp_path, binding, sysfs, word):
+    write_sysfs(tmp_path, **sysfs)
+    info, reason = auto(tmp_path)
+    assert info.provider == "soft" and word in reason
+
+
+def test_auto_without_a_binding_goes_on_with_the_software_device_and_says_so(tmp_path, monkeypatch):
+    def missing(wanted="auto"):
+        raise HostError("no verbs binding is installed", fix="apt install python3-pyverbs")
+
+    monkeypatch.setattr("p2prw.engine.providers.verbs_binding.load_binding", missing)
+    write_sysfs(tmp_path, gids=[LOOPBACK])
+    info, reason = auto(tmp_path)
+    assert info.provider == "soft" and "apt install python3-pyverbs" in reason
+
+
+def test_faults_and_captures_are_for_the_software_device(tmp_path, binding):
+    write_sysfs(tmp_path, gids=[LOOPBACK])
+    assert auto(tmp_path, inject="drop=1%")[0].provider == "soft"
+    with pytest.raises(RequestError, match="--inject"):
+        open_device("rxe0", local_address="127.0.0.1", role="client", inject="drop=1%", sysfs=SysfsRoot(tmp_path))
+
+
+def test_the_list_holds_verbs_ports_and_software_devices(tmp_path, binding):
+    assert {row.provider for row in list_devices(sysfs=SysfsRoot(tmp_path))} == {"soft"}
+    write_sysfs(tmp_path, gids=[LOOPBACK])
+    rows = list_devices(sysfs=SysfsRoot(tmp_path))
+    assert rows[0].name == "rxe0" and rows[-1].provider == "soft"
+
+
+def test_no_binding_is_imported_where_no_device_is():
+    code = (
+        "import sys; from p2prw.engine.devices import open_device, list_devices; "
+        "from p2prw.engine.topology.sysfs import SysfsRoot; list_devices(sysfs=SysfsRoot('/nowhere')); "
+        "open_device('auto', local_address='127.0.0.1', "
+        "role='client', sysfs=SysfsRoot('/nowhere'))[0].close(); "
+        "print([m for m in sys.modules if m.split('.')[0] in ('pyverbs', 'ibverbs') or 'verbs_open' in m])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

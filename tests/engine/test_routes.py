@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from p2prw.engine.control.messages import Grant, QueuePairInfo, decode, encode
-from p2prw.engine.model import DeviceInfo, DeviceLimits, Route
-from p2prw.engine.routes import choose_route, from_wire, require_direct, to_wire
+from p2prw.engine.model import DeviceInfo, DeviceLimits, Offer, Route
+from p2prw.engine.routes import choose_route, from_wire, refuse_by_class, require_direct, rungs, to_wire
 from p2prw.errors import HostError
 
 SOFT = DeviceInfo(
@@ -31,9 +31,63 @@ def test_the_software_device_is_never_called_peer_to_peer(kind):
     assert (report.chosen, report.mover, report.peer_to_peer) == ("cpu", "cpu", False)
 
 
-def test_host_memory_on_a_nic_is_not_peer_to_peer_and_a_bar_is():
+def test_host_memory_on_a_nic_is_not_peer_to_peer_and_p2pmem_is():
     assert not choose_route(NIC, "host", staged=False).peer_to_peer
-    assert choose_route(NIC, "bar", staged=False).peer_to_peer
+    assert choose_route(NIC, "p2pmem", staged=False).peer_to_peer
+    # A BAR is bounced: the NIC moves the copy, the CPU moved the bytes.
+    bounced = choose_route(NIC, "bar", staged=False)
+    assert (bounced.chosen, bounced.mover, bounced.peer_to_peer, bounced.staged) == ("bounce", "cpu", False, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "staged", "expected"),
+    [
+        ("host", False, "pin"),
+        ("file", True, "pin"),
+        ("p2pmem", False, "pin odp bounce"),
+        ("bar", False, "bounce"),
+        ("vfio", False, "dmabuf bounce"),
+        ("udmabuf", False, "dmabuf bounce"),
+        ("dmaheap", False, "dmabuf bounce"),
+        ("dm", False, "dm"),
+        ("cuda", False, "dmabuf pin"),
+    ],
+)
+def test_rungs_stand_in_the_order_of_the_contract(kind, staged, expected):
+    assert " ".join(rungs(kind, staged=staged)) == expected
+
+
+def test_dead_routes_are_taken_by_name_only():
+    assert rungs("bar", staged=False, wanted=Route.ODP) == (Route.ODP,)
+    assert rungs("p2pmem", staged=False, wanted=Route.BOUNCE) == (Route.BOUNCE,)
+    assert rungs("file", staged=True, wanted=Route.ODP) == () == rungs("host", staged=False, wanted=Route.DMABUF)
+
+
+@pytest.mark.parametrize("driver", ["rxe", "siw", "hfi1", "qib"])
+def test_page_less_memory_is_refused_by_class_on_drivers_that_copy(driver):
+    device = replace(NIC, name="rxe0", driver=driver, mover="cpu")
+    bar = frozenset({Offer.CPU_MAPPING})
+    why = refuse_by_class(device, "bar", bar, Route.ODP)
+    assert why is not None and driver in why and "struct page" in why
+    assert refuse_by_class(device, "bar", bar, Route.BOUNCE) is None
+    assert refuse_by_class(device, "p2pmem", bar | {Offer.PAGES}, Route.ODP) is None
+    assert refuse_by_class(NIC, "bar", bar, Route.ODP) is None
+    assert refuse_by_class(NIC, "cuda", frozenset({Offer.DMABUF}), Route.BOUNCE) is not None
+
+
+def test_what_is_hopeless_is_said_before_anything_is_tried():
+    device = replace(NIC, name="rxe0", driver="rxe", mover="cpu")
+    with pytest.raises(HostError) as caught:
+        choose_route(device, "bar", staged=False, wanted=Route.PIN)
+    assert (caught.value.exit_code, caught.value.code) == (3, "route_unavailable")
+    assert "rxe" in str(caught.value.why) and "--force-route" in str(caught.value.fix)
+    assert choose_route(device, "bar", staged=False, wanted=Route.PIN, force=True).chosen == "pin"
+    with pytest.raises(HostError, match="does not lead") as caught:
+        choose_route(device, "host", staged=False, wanted=Route.CPU)
+    assert "pin, odp, bounce" in str(caught.value.why)
+    # Page-less, on a driver that needs pages: the refusal is an attempt, and the ladder goes on.
+    report = choose_route(device, "vfio", staged=False)
+    assert [(one.route, one.ok) for one in report.attempts] == [("dmabuf", False), ("bounce", True)]
 
 
 def test_another_route_on_the_software_device_is_refused_with_the_reason():

@@ -25,6 +25,7 @@ from p2prw.engine.control.messages import (
     Staging,
 )
 from p2prw.engine.digest import digest_blocks
+from p2prw.engine.ladder import climb
 from p2prw.engine.model import Access, Operation, ServeRequest
 from p2prw.engine.peer import attributes_to_wire
 from p2prw.engine.providers.base import Device, QueuePair
@@ -86,24 +87,35 @@ class ActiveLease:
         reading = self.lease.operation is Operation.READ
         access = Access.REMOTE_READ if reading else Access.LOCAL_WRITE | Access.REMOTE_WRITE
         flushable = self.region.staged or "r" in self.region.access
+        route = routes.choose_route(self.device.info, self.region.kind, staged=self.region.staged)
         if flushable:
             access |= Access.REMOTE_READ
         segments: tuple[Segment, ...] = ()
         staging: Staging | None = None
-        if self.length_bytes and self.region.staged:
-            staging = self._make_staging(request, access)
-        elif self.length_bytes:
-            registration = self.device.register(
-                self.memory.buffers(), access, offset=self._base_offset, length_bytes=self.length_bytes
+        if self.length_bytes:
+            reach = climb(
+                self.device,
+                self.memory,
+                access,
+                offset=self._base_offset,
+                length_bytes=self.length_bytes,
+                staged=self.region.staged,
+                kind=self.region.kind,
             )
-            self._stack.callback(registration.close)
-            segments = tuple(Segment(*segment) for segment in registration.remote_segments())
+            route = reach.report
+            if reach.registration is None:
+                # The slots are ours: whoever may write the region may also read back what it put there.
+                flushable = True
+                staging = self._make_staging(request, access | Access.REMOTE_READ)
+            else:
+                self._stack.callback(reach.registration.close)
+                segments = tuple(Segment(*segment) for segment in reach.registration.remote_segments())
         return Grant(
             lease=self.lease.id,
             length=self.length_bytes,
             segments=segments,
             window_bytes=window_bytes,
-            route=routes.to_wire(routes.choose_route(self.device.info, self.region.kind, staged=self.region.staged)),
+            route=routes.to_wire(route),
             queue_pair=attributes_to_wire(self.queue_pair.local),
             staging=staging,
             region_length=region_length,

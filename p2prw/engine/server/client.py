@@ -10,6 +10,7 @@ import secrets
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from p2prw.engine import gids
@@ -30,7 +31,7 @@ from p2prw.engine.control.messages import (
     Window,
     refuse_from,
 )
-from p2prw.engine.model import Operation
+from p2prw.engine.model import Operation, QueuePairOptions
 from p2prw.engine.peer import attributes_from_wire
 from p2prw.engine.providers.base import Device
 from p2prw.engine.server.active import ActiveLease
@@ -259,7 +260,7 @@ class ServedClient:
         with ExitStack() as guard:
             opened = region.open_for(operation, message.offset, length)
             guard.callback(opened.close)
-            queue_pair = device.create_queue_pair(server.request.queue_pair)
+            queue_pair = device.create_queue_pair(self._options(device, message))
             guard.callback(queue_pair.close)
             queue_pair.connect(attributes_from_wire(message.queue_pair))
             if message.window_bytes is not None:
@@ -298,10 +299,21 @@ class ServedClient:
             length_bytes=active.length_bytes,
         )
 
+    def _options(self, device: Device, message: Open) -> QueuePairOptions:
+        """Return the queue pair's options with the GID of ours that fits the one the client sends from."""
+        assert self.handshake is not None and self.handshake.peer is not None
+        options = self.server.request.queue_pair
+        rows = [entry for entry in self.handshake.peer.gid_table if entry.gid == message.queue_pair.gid]
+        pair = gids.pick_gid_pair(device.info.gids, gids.from_wire(rows), options.gid_index)
+        return replace(options, gid_index=pair.local.index)
+
     def _device_for_peer(self, message: Open) -> Device:
         assert self.handshake is not None and self.handshake.peer is not None and self.device is not None
-        if message.queue_pair.gid not in {entry.gid for entry in self.handshake.peer.gid_table}:
+        rows = [entry for entry in self.handshake.peer.gid_table if entry.gid == message.queue_pair.gid]
+        if not rows:
             raise RemoteProtocolError("the queue pair's GID is not in the client's table", code="bad_gid")
+        if all(entry.type == "ib" for entry in rows) and self.device.info.link_layer == "InfiniBand":
+            return self.device  # no IP address, and no way out of the subnet
         address = gids.gid_to_address(message.queue_pair.gid)
         control = gids.gid_to_address(gids.address_to_gid(self.channel.peer_address.host))
         both_loopback = address.is_loopback and control.is_loopback

@@ -144,6 +144,8 @@ class Server:
                 gso=request.gso,
                 inject=request.inject,
                 pcap=request.pcap,
+                ib_port=request.ib_port,
+                verbs_binding=request.verbs_binding,
             )
             self._devices[local_address] = device
             for fileno in device.filenos():

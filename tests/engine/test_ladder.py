@@ -1,0 +1,212 @@
+"""The ladder climbed: what is tried in which order, what each attempt says, what holds, and what is never left open."""
+
+from __future__ import annotations
+
+import errno
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from p2prw import api
+from p2prw.engine.ladder import NoRouteError, climb
+from p2prw.engine.memory.host import HostMemory
+from p2prw.engine.memory.spec import parse_memory_spec
+from p2prw.engine.model import Access, Offer, Route, Timeouts
+from p2prw.engine.providers.scripted import ScriptedDevice
+from p2prw.engine.providers.verbs_open import open_verbs_device
+from p2prw.engine.providers.verbs_scripted import ScriptedBinding, VerbsScript, write_sysfs
+from p2prw.engine.topology.sysfs import SysfsRoot
+from p2prw.errors import HostError
+from p2prw.units import MIB
+
+PAGES = frozenset({Offer.PAGES, Offer.CPU_MAPPING})
+IPV4 = ("0000:0000:0000:0000:0000:ffff:7f00:0001", "RoCE v2")
+
+
+def memory_of(kind, offers=PAGES, *, device_memory=True, dmabuf=None):
+    """Host bytes that pass for another kind."""
+    memory: Any = HostMemory.from_buffer(bytearray(b"\x5a" * 8192))
+    memory.spec = parse_memory_spec({"host": "host,size=8KiB", "file": "file:x"}.get(kind, f"{kind}:0000:01:00.0/2"
+                                    if kind in ("bar", "vfio") else f"{kind}:0000:01:00.0"))  # fmt: skip
+    memory.offers = offers
+    memory.is_device_memory = device_memory
+    if dmabuf is not None:
+        memory.dmabuf = lambda: dmabuf
+    return memory
+
+
+@pytest.fixture
+def rig(tmp_path):
+    opened, scripts = [], []
+
+    def make(driver="rxe", **script):
+        write_sysfs(tmp_path, driver=driver, gids=[IPV4])
+        binding = ScriptedBinding(VerbsScript(**script))
+        device = open_verbs_device("rxe0", binding=binding, sysfs=SysfsRoot(tmp_path))
+        opened.append(device)
+        scripts.append(binding.script)
+        return device, binding.script
+
+    yield make
+    for device in opened:
+        device.close()
+    for script in scripts:
+        assert (script.regions_open, script.queue_pairs_open, script.contexts_open) == (0, 0, 0)
+
+
+def special(script, memory):
+    buffer = memory.buffers()[0]
+    script.special.append(range(buffer.cpu_address, buffer.cpu_address + buffer.length_bytes))
+    return memory
+
+
+def told(report):
+    return [(one.route, one.ok, one.errno or one.wc_status) for one in report.attempts]
+
+
+def test_p2pmem_on_rxe_ends_on_odp_after_pin_gave_efault(rig):
+    device, script = rig(pin_errno=errno.EFAULT)
+    reach: Any = climb(device, special(script, memory_of("p2pmem")), Access.LOCAL_WRITE, staged=False)
+    assert told(reach.report) == [("pin", False, "EFAULT"), ("odp", True, None)]
+    assert (reach.report.chosen, reach.report.mover, reach.report.peer_to_peer) == ("odp", "cpu", False)
+    assert "p2pmem mapping" in str(reach.report.attempts[0].why)
+    assert reach.registration is not None and not reach.staged
+    reach.registration.close()
+    assert script.regions_open == 0
+
+
+def test_p2pmem_on_a_nic_is_peer_to_peer(rig):
+    device, script = rig(driver="mlx5_core", pin_errno=errno.EFAULT)
+    reach: Any = climb(device, special(script, memory_of("p2pmem")), Access.LOCAL_WRITE, staged=False)
+    assert (reach.report.chosen, reach.report.mover, reach.report.peer_to_peer) == ("odp", "nic", True)
+    reach.registration.close()
+
+
+def test_a_route_that_registers_and_fails_in_use_is_not_taken(rig):
+    device, script = rig(pin_errno=errno.EFAULT, odp_fails_in_use=True)
+    reach: Any = climb(device, special(script, memory_of("p2pmem")), Access.LOCAL_WRITE, staged=False)
+    assert told(reach.report) == [("pin", False, "EFAULT"), ("odp", False, "LOC_PROT_ERR"), ("bounce", True, None)]
+    assert reach.staged and reach.registration is None
+    assert (reach.report.mover, reach.report.staged, reach.report.peer_to_peer) == ("cpu", True, False)
+    assert script.regions_open == 0
+
+
+def test_pin_by_name_on_p2pmem_ends_with_the_errno_and_what_it_means(rig):
+    device, script = rig(pin_errno=errno.EFAULT)
+    memory = special(script, memory_of("p2pmem"))
+    with pytest.raises(NoRouteError) as caught:
+        climb(device, memory, Access.LOCAL_WRITE, staged=False, wanted=Route.PIN)
+    error = caught.value
+    assert (error.exit_code, error.errno, error.code) == (3, "EFAULT", "no_route")
+    assert "EFAULT" in str(error.why) and "--route odp" in str(error.fix)
+    assert told(error.report) == [("pin", False, "EFAULT")]
+
+
+def test_a_bar_bounces_and_is_refused_by_class_where_pages_are_needed(rig):
+    device, script = rig(pin_errno=errno.EFAULT)
+    memory = special(script, memory_of("bar", frozenset({Offer.CPU_MAPPING})))
+    assert climb(device, memory, Access.LOCAL_WRITE, staged=False).report.chosen == "bounce"
+    with pytest.raises(HostError) as caught:
+        climb(device, memory, Access.LOCAL_WRITE, staged=False, wanted=Route.ODP)
+    assert caught.value.errno is None and "rxe" in str(caught.value.why) and "struct page" in str(caught.value.why)
+    with pytest.raises(HostError) as caught:
+        climb(device, memory, Access.LOCAL_WRITE, staged=False, wanted=Route.PIN, force=True)
+    assert caught.value.errno == "EFAULT", "--force-route shows the kernel's own answer"
+    # A BAR is never read to prove a route: reading may change the device.
+    script.odp_fails_in_use = True
+    reach: Any = climb(device, memory, Access.LOCAL_WRITE, staged=False, wanted=Route.ODP, force=True)
+    assert "first real chunk" in str(reach.report.attempts[0].why)
+    reach.registration.close()
+
+
+@pytest.mark.parametrize(
+    ("driver", "dmabuf_errno", "expected"),
+    [
+        ("rxe", 0, [("dmabuf", False, None), ("bounce", True, None)]),
+        ("mlx5_core", errno.EINVAL, [("dmabuf", False, "EINVAL"), ("bounce", True, None)]),
+        ("mlx5_core", 0, [("dmabuf", True, None)]),
+    ],
+)
+def test_page_less_dmabufs_by_driver(rig, driver, dmabuf_errno, expected):
+    device, _ = rig(driver=driver, dmabuf_errno=dmabuf_errno)
+    memory = memory_of("vfio", frozenset({Offer.DMABUF, Offer.CPU_MAPPING}), dmabuf=(3, 0))
+    reach: Any = climb(device, memory, Access.LOCAL_WRITE, staged=False)
+    assert told(reach.report) == expected
+    if reach.registration is not None:
+        reach.registration.close()
+
+
+def test_host_memory_is_pinned_and_needs_no_proof(rig):
+    device, script = rig()
+    reach: Any = climb(device, memory_of("host", device_memory=False), Access.LOCAL_WRITE, staged=False)
+    assert told(reach.report) == [("pin", True, None)] and script.chains == []
+    reach.registration.close()
+
+
+def test_files_go_through_a_ring_of_pinned_chunks(rig):
+    device, _ = rig()
+    reach: Any = climb(
+        device, memory_of("file", frozenset({Offer.STAGED}), device_memory=False), Access.LOCAL_WRITE, staged=True
+    )
+    assert (reach.staged, reach.report.chosen, reach.report.staged) == (True, "pin", True)
+
+
+def test_other_providers_have_the_cpu_alone():
+    device = ScriptedDevice()
+    reach: Any = climb(device, memory_of("host", device_memory=False), Access.LOCAL_WRITE, staged=False)
+    assert told(reach.report) == [("cpu", True, None)] and device.counts.registrations_open == 1
+    reach.registration.close()
+    assert climb(device, memory_of("file", frozenset({Offer.STAGED})), Access.LOCAL_WRITE, staged=True).staged
+
+
+# --- whole transfers over the scripted binding --------------------------------------------------------------
+
+QUICK = Timeouts(connect_retry_s=0.2, handshake_s=5.0, idle_s=5.0, drain_s=1.0)
+
+
+@pytest.fixture
+def verbs(tmp_path, monkeypatch):
+    """A machine with one software RoCE device that carries 127.0.0.1, and a script of its answers."""
+    root = tmp_path / "sys"
+    write_sysfs(root, gids=[("fe80:0000:0000:0000:0000:00ff:fe00:0001", "RoCE v2"), IPV4], netdev="lo")
+    binding = ScriptedBinding()
+    monkeypatch.setattr("p2prw.engine.devices.SysfsRoot", lambda: SysfsRoot(root))
+    monkeypatch.setattr("p2prw.engine.providers.verbs_binding.load_binding", lambda wanted="auto": binding)
+    monkeypatch.setattr("p2prw.engine.providers.verbs_open.load_binding", lambda wanted="auto": binding)
+    yield SimpleNamespace(script=binding.script, root=root)
+    script = binding.script
+    assert (script.regions_open, script.queue_pairs_open, script.contexts_open) == (0, 0, 0), "everything is given back"
+
+
+def test_whole_transfers_run_over_a_verbs_device(verbs, tmp_path):
+    source, back = tmp_path / "a.bin", tmp_path / "b.bin"
+    source.write_bytes(bytes(range(253)) * 9001)
+    regions = {"mem": "host,size=3MiB", "sink": f"file:{tmp_path}/sink.bin"}
+    with api.serving(regions, timeouts=QUICK) as address:
+        wrote: Any = api.write(f"{address}/mem+77773", "host,size=2MiB,pattern=words:9", size_bytes=MIB + 1)
+        assert (wrote.error, wrote.exit_code, wrote.verify.status) == (None, 0, "verified")
+        assert wrote.environment["device"]["binding"] == "scripted" and wrote.environment["device"]["name"] == "rxe0"
+        assert "rxe0 carries 127.0.0.1" in wrote.environment["device"]["reason"]
+        for route in (wrote.local_route, wrote.remote_route):
+            assert (route.chosen, route.mover, route.driver) == ("pin", "cpu", "rxe")
+        read: Any = api.read(f"{address}/mem+77773", "host", size_bytes=MIB + 1, route=Route.BOUNCE)
+        assert (read.exit_code, read.verify.local_digest) == (0, wrote.verify.remote_digest)
+        assert read.local_route.chosen == "bounce" and read.local_route.staged
+        assert api.write(f"{address}/sink", f"file:{source}", staging_chunk_bytes=65536).exit_code == 0
+        result: Any = api.read(f"{address}/sink", f"file:{back}", staging_chunk_bytes=65536)
+        assert (result.exit_code, result.remote_route.staged) == (0, True)
+    assert back.read_bytes() == source.read_bytes()
+    assert max(verbs.script.chains) > 1, "posts leave in chains"
+
+
+def test_a_lost_key_and_a_bad_route_end_with_their_codes(verbs):
+    with api.serving({"mem": "host,size=1MiB"}, timeouts=QUICK) as address:
+        cpu: Any = api.write(f"{address}/mem", "host,size=1MiB", route=Route.CPU)
+        assert (cpu.exit_code, cpu.error.code) == (3, "route_unavailable")
+        odp: Any = api.write(f"{address}/mem", "host,size=64KiB", route=Route.ODP)
+        assert (odp.exit_code, odp.local_route.chosen) == (0, "odp")
+        verbs.script.odp_errno = errno.EOPNOTSUPP
+        failed: Any = api.write(f"{address}/mem", "host,size=64KiB", route=Route.ODP)
+        assert (failed.exit_code, failed.error.code, failed.error.errno) == (3, "no_route", "EOPNOTSUPP")
+        assert [one.errno for one in failed.local_route.attempts] == ["EOPNOTSUPP"]
