@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,16 @@ class Guest:
         described = load_topology(topology)
         with Run(described) as run:
             (run.shared / "selected").write_text("\n".join(node_ids) + "\n")
-            command = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"@{run.shared / 'selected'}"]
+            command = [
+                "python",
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "--durations=15",
+                f"@{run.shared / 'selected'}",
+            ]
             request = BootRequest(command, described, rxe=True, peer=True, timeout_s=BOOT_LIMIT_S)
             try:
                 boot(parts, request, run, output.append)
@@ -165,3 +175,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     }
     with (Path(os.environ["LAB_SHARED"]) / REPORTS).open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+@pytest.fixture
+def force_lab(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Skip for want of the lab with this reason, or fail where that is forced."""
+
+    def missing(reason: str) -> None:
+        if request.config.getoption("--force-lab"):
+            pytest.fail(f"--force-lab was given, but the lab cannot be used here: {reason}")
+        pytest.skip(" ".join(reason.split()))
+
+    return missing
