@@ -51,6 +51,12 @@ if os.geteuid() == 0:
     for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
         if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
             sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
+"""
+NOTHING_LOCKED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+"""
+THEN_RUN = """
 os.execv(sys.executable, [sys.executable, "-m", "p2prw", *sys.argv[1:]])
 """
 
@@ -188,6 +194,7 @@ class Cli:
         measured: bool = False,
         env: dict[str, str] | None = None,
         file_modes_count: bool = False,
+        no_memlock: bool = False,
     ) -> Running:
         """Start a client and return at once."""
         words = tuple(str(argument) for argument in arguments) + (("--json",) if json else ())
@@ -196,7 +203,9 @@ class Cli:
         if measured:
             status_path = self.directory / f"status-{len(self.running)}"
             extra["E2E_STATUS"] = str(status_path)
-        how = ("-c", MEASURED) if measured else ("-c", WITHOUT_OVERRIDE) if file_modes_count else ("-m", "p2prw")
+        how = ("-c", MEASURED) if measured else ("-m", "p2prw")
+        if file_modes_count or no_memlock:
+            how = ("-c", (WITHOUT_OVERRIDE if file_modes_count else NOTHING_LOCKED) + THEN_RUN)
         process = subprocess.Popen(
             [sys.executable, *how, *words],
             stdin=subprocess.DEVNULL,
@@ -213,6 +222,10 @@ class Cli:
     def __call__(self, *arguments: object, deadline_s: float = CLIENT_S, **options: Any) -> Run:
         """Run a client to its end."""
         return self.start(*arguments, **options).finish(deadline_s)
+
+    def together(self, *commands: tuple[object, ...]) -> list[Run]:
+        """Run clients side by side: a start costs more than what most of them do."""
+        return [running.finish() for running in [self.start(*words) for words in commands]]
 
     def end(self) -> None:
         """Kill what still runs."""

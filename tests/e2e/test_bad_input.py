@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,23 @@ def test_not_enough_memory(scratch, p2prw):
         assert "size=" in error["try"] and run.wall_s < 10
 
 
+def test_memlock_has_no_say_on_the_software_device(scratch, p2prw):
+    """RLIMIT_MEMLOCK bounds pinned memory; the software device pins none."""
+    p2prw("write", f"{scratch.address}/a", "--from", "host,size=1MiB", no_memlock=True).ok()
+
+
+def test_a_bar_that_the_device_has_not(scratch, p2prw):
+    devices = Path("/sys/bus/pci/devices")
+    found = sorted(devices.iterdir()) if devices.is_dir() else []
+    if not found:
+        pytest.skip("this host has no PCI devices")
+    address = found[0].name
+    missing = next(number for number in range(6) if not (found[0] / f"resource{number}").exists())
+    error = p2prw("write", f"{scratch.address}/a", "--from", f"bar:{address}/{missing}")
+    told = error.failed(3, "no_bar")
+    assert address in told["what"] and str(missing) in told["what"]
+
+
 @pytest.mark.parametrize("memory", ["bar:0000:ff:1f.7/0", "p2pmem:0000:ff:1f.7,size=4KiB"])
 def test_a_device_that_is_not_there(scratch, p2prw, memory):
     error = p2prw("write", f"{scratch.address}/a", "--from", memory).failed(3, "no_device")
@@ -61,34 +79,38 @@ def test_a_device_that_is_not_there(scratch, p2prw, memory):
     assert "0000:ff:1f.7" in error["what"] and "/sys/bus/pci/devices" in error["what"] + error["why"] + error["try"]
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "hint"),
-    [
-        (("write", "ADDRESS/a", "--from", "host,size=1MB2"), "bad_size", "64"),
-        (("write", "ADDRESS/a", "--from", "host,size=1M", "--size", "lots"), "bad_size", "64"),
-        (("write", "ADDRESS/a", "--form", "host,size=1M"), "unknown_option", "--from"),
-        (("write", "ADDRESS/a", "--from", "hos,size=1M"), "*", "host"),
-        (("write", "ADDRESS/a", "--from", "host,sise=1M"), "*", "size"),
-        (("write", "ADDRESS/a"), "*", "--from"),
-        (("write", "--from", "host,size=1M"), "*", "PEER/REGION"),
-        (("write", "ADDRESS", "--from", "host,size=1M"), "*", "/"),
-        (("write", "127.0.0.1:99999/a", "--from", "host,size=1M"), "*", ""),
-        (("write", "ADDRESS/a+x", "--from", "host,size=1M"), "*", ""),
-        (("write", "ADDRESS/a", "--from", "host,size=1M", "--mtu", 1500), "*", "1024"),
-        (("write", "ADDRESS/a", "--from", "host,size=1M", "--inject", "dorp=1%"), "*", "drop"),
-        (("write", "ADDRESS/a", "--from", "host,size=1M", "-n", 5), "belongs_to_bench", ""),
-        (("write", "ADDRESS/a", "--from", "host,size=1M", "--time-limit", "soon"), "*", ""),
-        (("wirte", "ADDRESS/a"), "unknown_command", "write"),
-        (("read", "ADDRESS/a", "--from", "host"), "unknown_option", "--to"),
-        (("serve", "--region", "a"), "*", "NAME=MEMORY"),
-        (("serve",), "*", "--region"),
-        (("bench", "ADDRESS/a"), "not_built", ""),
-    ],
-)
-def test_usage(scratch, p2prw, tmp_path, words, code, hint):
-    run = p2prw(*(str(word).replace("ADDRESS", scratch.address) for word in words))
-    error = run.failed(2, run.document["error"]["code"] if code == "*" else code)
-    assert hint in error["try"] + error["what"], error
+USAGE = [
+    (("write", "ADDRESS/a", "--from", "host,size=1MB2"), "bad_size", "64"),
+    (("write", "ADDRESS/a", "--from", "host,size=1M", "--size", "lots"), "bad_size", "64"),
+    (("write", "ADDRESS/a", "--form", "host,size=1M"), "unknown_option", "--from"),
+    (("write", "ADDRESS/a", "--from", "hos,size=1M"), "*", "host"),
+    (("write", "ADDRESS/a", "--from", "host,sise=1M"), "*", "size"),
+    (("write", "ADDRESS/a"), "*", "--from"),
+    (("write", "--from", "host,size=1M"), "*", "PEER/REGION"),
+    (("write", "ADDRESS", "--from", "host,size=1M"), "*", "/"),
+    (("write", "127.0.0.1:99999/a", "--from", "host,size=1M"), "*", ""),
+    (("write", "ADDRESS/a+x", "--from", "host,size=1M"), "*", ""),
+    (("write", "ADDRESS/a", "--from", "host,size=1M", "--mtu", 1500), "*", "1024"),
+    (("write", "ADDRESS/a", "--from", "host,size=1M", "--inject", "dorp=1%"), "*", "drop"),
+    (("write", "ADDRESS/a", "--from", "host,size=1M", "-n", 5), "belongs_to_bench", ""),
+    (("write", "ADDRESS/a", "--from", "host,size=1M", "--time-limit", "soon"), "*", ""),
+    (("wirte", "ADDRESS/a"), "unknown_command", "write"),
+    (("read", "ADDRESS/a", "--from", "host"), "unknown_option", "--to"),
+    (("serve", "--region", "a"), "*", "NAME=MEMORY"),
+    (("serve",), "*", "--region"),
+    (("bench", "ADDRESS/a"), "not_built", ""),
+]
+
+
+def test_usage(scratch, p2prw, tmp_path):
+    for first in range(0, len(USAGE), 4):
+        some = USAGE[first : first + 4]
+        runs = p2prw.together(
+            *(tuple(str(word).replace("ADDRESS", scratch.address) for word in words) for words, _, _ in some)
+        )
+        for run, (_, code, hint) in zip(runs, some, strict=True):
+            error = run.failed(2, run.document["error"]["code"] if code == "*" else code)
+            assert hint in error["try"] + error["what"], error
     assert list(tmp_path.iterdir()) == []
 
 

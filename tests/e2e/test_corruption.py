@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,7 +62,7 @@ class Intruder:
 
 
 @pytest.fixture
-def intruder() -> Callable[[object, int, bytes], Intruder]:
+def intruder() -> Iterator[Callable[..., Intruder]]:
     opened: list[Intruder] = []
 
     def make(one, size_bytes: int, mark: bytes) -> Intruder:

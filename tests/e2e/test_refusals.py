@@ -9,27 +9,31 @@ import pytest
 MIB = 1024 * 1024
 
 
-@pytest.mark.parametrize(
-    ("operation", "target", "options", "code", "hint"),
-    [
-        ("write", "aa", (), "unknown_region", "/a"),
-        ("read", "nothing-like-it", (), "unknown_region", "p2prw regions"),
-        ("write", "a", ("--size", 4 * MIB + 1), "region_too_small", f"--size {4 * MIB}"),
-        ("write", "a+100", ("--size", 4 * MIB - 99), "region_too_small", f"--size {4 * MIB - 100}"),
-        ("read", "a+4194305", (), "offset_past_end", f"{4 * MIB}"),
-        ("read", "file+1M", ("--size", 1), "region_too_small", "--size 0"),
-        ("read", "file+1048577", (), "offset_past_end", f"{MIB}"),
-        ("write", "ro", ("--size", 1), "read_only", "access=rw"),
-        ("read", "wo", ("--size", 1), "write_only", "access=rw"),
-        ("write", "file", ("--size", 1), "read_only", "access=rw"),
-    ],
-)
-def test_server_says_no(scratch, p2prw, tmp_path, operation, target, options, code, hint):
-    memory = ("--from", "host,size=8MiB") if operation == "write" else ("--to", "file:sink.bin")
-    run = p2prw(operation, f"{scratch.address}/{target}", *memory, *options)
-    error = run.failed(7, code)
-    assert error["side"] == "remote" and hint in error["try"], error
-    assert run.document["results"] == [] and run.document["partial"] is False
+REFUSED = [
+    ("write", "aa", (), "unknown_region", "/a"),
+    ("read", "nothing-like-it", (), "unknown_region", "p2prw regions"),
+    ("write", "a", ("--size", 4 * MIB + 1), "region_too_small", f"--size {4 * MIB}"),
+    ("write", "a+100", ("--size", 4 * MIB - 99), "region_too_small", f"--size {4 * MIB - 100}"),
+    ("read", "a+4194305", (), "offset_past_end", f"{4 * MIB}"),
+    ("read", "file+1M", ("--size", 1), "region_too_small", "--size 0"),
+    ("read", "file+1048577", (), "offset_past_end", f"{MIB}"),
+    ("write", "ro", ("--size", 1), "read_only", "access=rw"),
+    ("read", "wo", ("--size", 1), "write_only", "access=rw"),
+    ("write", "file", ("--size", 1), "read_only", "access=rw"),
+]
+
+
+def test_server_says_no(scratch, p2prw, tmp_path):
+    for first in range(0, len(REFUSED), 4):
+        some = REFUSED[first : first + 4]
+        memory = {"write": ("--from", "host,size=8MiB"), "read": ("--to", "file:sink.bin")}
+        runs = p2prw.together(
+            *((verb, f"{scratch.address}/{target}", *memory[verb], *options) for verb, target, options, _, _ in some)
+        )
+        for run, (_, _, _, code, hint) in zip(runs, some, strict=True):
+            error = run.failed(7, code)
+            assert error["side"] == "remote" and hint in error["try"], error
+            assert run.document["results"] == [] and run.document["partial"] is False
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,21 +94,25 @@ def test_listen_addresses_that_are_none(p2prw, tmp_path):
     p2prw(*serve, "127.0.0.1:0", "--ready-file", missing).failed(3, "ready_file")
 
 
-@pytest.mark.parametrize(
-    ("region", "exit_code", "codes"),
-    [
-        ("a=file:missing.bin,access=r", 3, ("not_found",)),
-        ("a=file:missing/sink.bin,access=w", 3, ("not_found",)),
-        ("a=file:.,access=r", 3, ("is_directory",)),
-        ("a=bar:0000:ff:1f.7/0", 3, ("no_device",)),
-        ("a=host", 2, ("missing_size",)),
-        ("a=host,size=64Kibibytes", 2, ("bad_size",)),
-        ("a=hist,size=64KiB", 2, ("unknown_memory_kind", "bad_memory", "unknown_kind")),
-        ("a b=host,size=64KiB", 2, ("bad_region", "bad_region_name")),
-        ("a=host,size=64KiB,access=x", 2, ("bad_access",)),
-    ],
-)
-def test_regions_that_cannot_be_offered(p2prw, tmp_path, region, exit_code, codes):
-    run = p2prw("serve", "--region", region, "--listen", "127.0.0.1:0", "--ready-file", "ready")
-    run.failed(exit_code, *codes)
+NOT_OFFERED = [
+    ("a=file:missing.bin,access=r", 3, ("not_found",)),
+    ("a=file:missing/sink.bin,access=w", 3, ("not_found",)),
+    ("a=file:.,access=r", 3, ("is_directory",)),
+    ("a=bar:0000:ff:1f.7/0", 3, ("no_device",)),
+    ("a=host", 2, ("missing_size",)),
+    ("a=host,size=64Kibibytes", 2, ("bad_size",)),
+    ("a=hist,size=64KiB", 2, ("unknown_memory_kind", "bad_memory", "unknown_kind")),
+    ("a b=host,size=64KiB", 2, ("bad_region", "bad_region_name")),
+    ("a=host,size=64KiB,access=x", 2, ("bad_access",)),
+]
+
+
+def test_regions_that_cannot_be_offered(p2prw, tmp_path):
+    for first in range(0, len(NOT_OFFERED), 4):
+        some = NOT_OFFERED[first : first + 4]
+        runs = p2prw.together(
+            *(("serve", "--region", region, "--listen=127.0.0.1:0", "--ready-file=ready") for region, _, _ in some)
+        )
+        for run, (_, exit_code, codes) in zip(runs, some, strict=True):
+            run.failed(exit_code, *codes)
     assert list(tmp_path.iterdir()) == []

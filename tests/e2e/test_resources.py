@@ -62,7 +62,7 @@ def test_many_clients_leave_nothing_behind(server, p2prw, tmp_path):
 
     round_of_clients()
     descriptors, resident = one.descriptors(), one.memory("VmRSS")
-    for _ in range(4):
+    for _ in range(3):
         round_of_clients()
     assert one.descriptors() == descriptors
     assert one.memory("VmRSS") - resident < 16 * MIB

@@ -10,42 +10,68 @@ import pytest
 
 MIB = 1024 * 1024
 SIZES = [0, 1, 3, 4095, 4096, 4097, MIB - 1, MIB + 1]
+FOURS = (SIZES[:4], SIZES[4:])
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_file_to_host_region_and_back(scratch, p2prw, tmp_path, data, size):
-    sent = data(size, size)
-    (tmp_path / "in.bin").write_bytes(sent)
-    wrote = p2prw("write", f"{scratch.address}/a+5", "--from", "file:in.bin").ok()
-    assert wrote.row["bytes"] == wrote.row["size_bytes"] == size
-    assert wrote.document["route"]["local"]["staged"] is True
-    p2prw("read", f"{scratch.address}/a+5", "--to", "file:out.bin", "--size", size).ok()
-    assert (tmp_path / "out.bin").read_bytes() == sent
-    if size:
-        # What lies next to the range was not touched, and half of it comes back alone.
-        half = size // 2
-        p2prw("read", f"{scratch.address}/a+{5 + half}", "--to", "file:half.bin", "--size", size - half).ok()
-        assert (tmp_path / "half.bin").read_bytes() == sent[half:]
+def test_file_to_host_region_and_back(scratch, p2prw, tmp_path, data):
+    sent = {size: data(size, size) for size in SIZES}
+    for sizes in FOURS:
+        for size in sizes:
+            (tmp_path / f"in{size}.bin").write_bytes(sent[size])
+        places = list(zip(sizes, "abcd", strict=True))
+        wrote = p2prw.together(*(("write", f"{scratch.address}/{r}+5", "--from", f"file:in{n}.bin") for n, r in places))
+        for run, size in zip(wrote, sizes, strict=True):
+            assert run.ok().row["bytes"] == run.row["size_bytes"] == size
+            assert run.document["route"]["local"]["staged"] is True
+        for run in p2prw.together(
+            *(("read", f"{scratch.address}/{r}+5", "--to", f"file:out{n}.bin", "--size", n) for n, r in places),
+            # Half of it comes back alone.
+            *(
+                ("read", f"{scratch.address}/{r}+{5 + n // 2}", "--to", f"file:half{n}.bin", "--size", n - n // 2)
+                for n, r in places
+            ),
+        ):
+            run.ok()
+        for size in sizes:
+            assert (tmp_path / f"out{size}.bin").read_bytes() == sent[size]
+            assert (tmp_path / f"half{size}.bin").read_bytes() == sent[size][size // 2 :]
 
 
 def test_file_to_file_and_back(server, p2prw, tmp_path, data):
     one = server(*(f"--region=store{size}=file:{tmp_path}/store{size}.bin" for size in SIZES))
-    for size in SIZES:
-        sent = data(size, size)
-        (tmp_path / f"in{size}.bin").write_bytes(sent)
-        p2prw("write", f"{one.address}/store{size}", "--from", f"file:in{size}.bin").ok()
-        assert (tmp_path / f"store{size}.bin").read_bytes() == sent
-        p2prw("read", f"{one.address}/store{size}", "--to", f"file:back{size}.bin").ok()
-        assert (tmp_path / f"back{size}.bin").read_bytes() == sent
+    sent = {size: data(size, size) for size in SIZES}
+    for sizes in FOURS:
+        for size in sizes:
+            (tmp_path / f"in{size}.bin").write_bytes(sent[size])
+        for run in p2prw.together(
+            *(("write", f"{one.address}/store{size}", "--from", f"file:in{size}.bin") for size in sizes)
+        ):
+            run.ok()
+        for run in p2prw.together(
+            *(("read", f"{one.address}/store{size}", "--to", f"file:back{size}.bin") for size in sizes)
+        ):
+            run.ok()
+        for size in sizes:
+            assert (tmp_path / f"store{size}.bin").read_bytes() == sent[size]
+            assert (tmp_path / f"back{size}.bin").read_bytes() == sent[size]
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_host_to_host(scratch, p2prw, size):
-    memory = f"host,size={size},pattern=words:7" if size else "host,pattern=words:7"
-    wrote = p2prw("write", f"{scratch.address}/b+{3 if size % 2 else 64}", "--from", memory, "--size", size).ok()
-    read = p2prw("read", f"{scratch.address}/b+{3 if size % 2 else 64}", "--to", "host", "--size", size).ok()
-    assert wrote.row["bytes"] == read.row["bytes"] == size
-    assert wrote.document["verify"]["remote_digest"] == read.document["verify"]["local_digest"]
+def test_host_to_host(scratch, p2prw):
+    for sizes in FOURS:
+        places = [
+            (size, f"{scratch.address}/{region}+{3 if size % 2 else 64}")
+            for size, region in zip(sizes, "abcd", strict=True)
+        ]
+        wrote = p2prw.together(
+            *(
+                ("write", place, "--from", f"host,size={max(size, 1)},pattern=words:7", "--size", size)
+                for size, place in places
+            )
+        )
+        read = p2prw.together(*(("read", place, "--to", "host", "--size", size) for size, place in places))
+        for one, other, size in zip(wrote, read, sizes, strict=True):
+            assert one.ok().row["bytes"] == other.ok().row["bytes"] == size
+            assert one.document["verify"]["remote_digest"] == other.document["verify"]["local_digest"]
 
 
 def test_unaligned_ranges_of_a_file_region(server, p2prw, tmp_path, data):
@@ -128,6 +154,48 @@ def test_ipv6(server, p2prw, tmp_path, data, ipv6_loopback):
     assert ":" in wrote.document["environment"]["device"]["address"]
     p2prw("read", f"{one.address}/a+1", "--to", "file:out.bin", "--size", len(sent)).ok()
     assert (tmp_path / "out.bin").read_bytes() == sent
+
+
+def test_device_names(scratch, p2prw):
+    for name in ("soft0", "soft:127.0.0.1", "soft:127.9.8.7", "soft:lo"):
+        document = p2prw("write", f"{scratch.address}/a", "--from", "host,size=4097", "--device", name).ok().document
+        assert document["environment"]["device"]["name"] == name
+        assert name in document["environment"]["device"]["reason"]
+
+
+def test_two_servers_on_one_address(server, p2prw):
+    """The second one finds UDP port 4791 taken, takes another and says so; clients are told the port."""
+    servers = [server("--region=a=host,size=64KiB") for _ in range(2)]
+    for one in servers:
+        p2prw("write", f"{one.address}/a", "--from", "host,size=64KiB").ok()
+    assert "4791" in servers[1].log(), servers[1].log()
+
+
+def test_a_name_to_listen_on(server, p2prw):
+    one = server("--region=a=host,size=64KiB", listen="localhost:0")
+    assert one.address.startswith("localhost:")
+    p2prw("write", f"{one.address}/a", "--from", "host,size=64KiB").ok()
+    p2prw("write", f"127.0.0.1:{one.port}/a", "--from", "host,size=64KiB").ok()
+
+
+def test_one_file_for_both_sides(server, p2prw, tmp_path):
+    job = """
+device: {name: soft0, tx_depth: 16}
+buffers:
+  store: {kind: host, size: 1MiB}
+  words: {kind: host, size: 1MiB, pattern: "words:5"}
+serve: {regions: {store: {buffer: store, access: rw}}}
+transfer: {peer: "PEER/store", from: words, to: store}
+"""
+    (tmp_path / "serve.yaml").write_text(job)
+    one = server("-c", "serve.yaml")
+    (tmp_path / "job.yaml").write_text(job.replace("PEER", one.address))
+    wrote = p2prw("write", "-c", "job.yaml").ok()
+    assert wrote.row["bytes"] == MIB and wrote.document["params"]["tx_depth"] == 16
+    read = p2prw("read", "-c", "job.yaml", "--size", "4097").ok()
+    assert read.row["bytes"] == 4097
+    shown = p2prw("write", "-c", "job.yaml", "--show-config", json=False)
+    assert shown.code == 0 and "job.yaml" in shown.stdout
 
 
 def test_dry_run_posts_nothing(scratch, p2prw, tmp_path, data):
