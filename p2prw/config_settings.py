@@ -144,8 +144,8 @@ def _device() -> Iterator[Setting]:
     )  # fmt: skip
     yield Setting(
         "verbs_binding", choice("auto", *VERBS_BINDINGS),
-        f"Drive verbs devices through: auto, {', '.join(VERBS_BINDINGS)}.", group, MOVES | {"devices"}, default=_REQUEST["verbs_binding"], shown=_REQUEST["verbs_binding"],
-        sections=section, metavar="NAME",
+        f"Drive verbs devices through: auto, {', '.join(VERBS_BINDINGS)}.", group, MOVES | {"devices"},
+        default=_REQUEST["verbs_binding"], shown=_REQUEST["verbs_binding"], sections=section, metavar="NAME",
     )  # fmt: skip
     yield Setting(
         "gid_index", auto_or(integer(0, 65535)), "Row of the GID table; auto picks the pair jointly with the peer.",
