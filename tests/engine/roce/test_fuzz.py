@@ -260,7 +260,7 @@ class Responding:
         self.fixed = {name: self.memory[name][0].data for name in ("read", "none")}
         self.seen: Counter[int] = Counter()
         self.sent = self.sealed = 0
-        self.survived = self.died = self.failed_in_message = 0
+        self.survived = self.died = self.failed_in_message = self.lengths_checked = 0
         self.queue_pair: RoceQueuePair = self.device.create_queue_pair(QueuePairOptions())
         self.renew()
 
@@ -284,6 +284,7 @@ class Responding:
         self.received: list[WcStatus] = []
         self.last_syndrome = -1
         self.saw_ack = False
+        self.grants: list[tuple[int, int, int]] = []
 
     def target(self) -> tuple[int, int, int]:
         """Return address, key and a length: most of the time within a region, not always one with the right."""
@@ -355,11 +356,16 @@ class Responding:
         # a READ response acknowledges what was posted before its PSN
         self.saw_ack |= not ANSWERS.isdisjoint(shot.raw[:: max(shot.segment_bytes, 1)])
         before = self.snapshot()
+        responder = queue_pair.responder
+        left, psn = responder._length - responder._done, responder.expected_psn
         self.device.receive_burst(memoryview(bytearray(shot.raw)), shot.segment_bytes, self.wire.source, 5.0)
         self.sent += shot.count
         self.sealed += shot.count if is_sealed else 0
         after = self.snapshot()
         self.check_memory()
+        self.check_grant(shot, before, after)
+        if len(shot.packets) == 1 and len(shot.raw) == shot.segment_bytes:
+            self.check_length(shot.packets[0], left, psn)
         if not shot.packets and self.check == "full":
             assert before == after, "a packet with a wrong ICRC did something"
         if queue_pair.state is QueuePairState.ERR and len(shot.raw) == max(shot.segment_bytes, 1):
@@ -373,6 +379,48 @@ class Responding:
         responder = self.queue_pair.responder
         state = (self.queue_pair.state, responder.expected_psn, responder.msn, len(responder.answers))
         return (state, *(bytes(memory.raw) for memory, _access in self.memory.values()))
+
+    def check_grant(self, shot: Shot, before: tuple[object, ...], after: tuple[object, ...]) -> None:
+        """Nothing changes but what a RETH of the message in progress, or of this shot, spans."""
+        size = shot.segment_bytes if 0 < shot.segment_bytes <= len(shot.raw) else len(shot.raw) or 1
+        for start in range(0, len(shot.raw), size):
+            packet = shot.raw[start : start + size]
+            if packet[0] in (0x06, 0x0A, 0x0B) and len(packet) >= 32:
+                address, rkey, length = struct.unpack_from(">QII", packet, 12)
+                self.grants.append((rkey, address, address + length))
+        for place, (name, key) in enumerate(self.keys.items(), start=1):
+            if name == "receive" or before[place] == after[place]:
+                continue
+            was, now = before[place], after[place]
+            assert isinstance(was, bytes) and isinstance(now, bytes)
+            for rkey, low, high in self.grants:
+                if rkey == key.lkey:
+                    first = max(0, low - key.address + GUARD_BYTES)
+                    last = max(first, min(len(was), high - key.address + GUARD_BYTES))
+                    was = was[:first] + now[first:last] + was[last:]
+            assert was == now, f"memory {name!r} changed beyond the length of the message"
+        if not self.queue_pair.responder._kind:
+            self.grants.clear()
+        del self.grants[:-4]
+
+    def check_length(self, packet: bytes, left: int, psn: int) -> None:
+        """A WRITE packet that was accepted has the length that its opcode and its message call for."""
+        if self.queue_pair.responder.expected_psn == psn or self.queue_pair.state is not QueuePairState.RTS:
+            return
+        opcode, pad = packet[0], packet[1] >> 4 & 3
+        header = {0x06: 28, 0x07: 12, 0x08: 12, 0x09: 16, 0x0A: 28, 0x0B: 32}.get(opcode)
+        if header is None:
+            return
+        size = len(packet) - header - pad - 4
+        self.lengths_checked += 1
+        if opcode in (0x06, 0x0A, 0x0B):
+            (left,) = struct.unpack_from(">I", packet, 24)
+        if opcode in (0x06, 0x07):
+            assert size == MTU < left
+            assert not pad
+        else:
+            assert size == left <= MTU
+            assert pad == -size & 3
 
     def check_memory(self) -> None:
         for memory, _access in self.memory.values():
@@ -485,6 +533,7 @@ def test_requests_at_a_responder(peer_address: str, address: str, check: IcrcChe
     assert storm.survived >= 50
     assert storm.died >= 300
     assert storm.failed_in_message >= 5
+    assert storm.lengths_checked >= 300
 
 
 @pytest.mark.parametrize("max_reads", [1, 16])
