@@ -61,7 +61,10 @@ def make_request(operation: Operation, target: str, memory: str, **options: Any)
     peer, region, offset = parse_peer(target)
     if region is None:
         raise RequestError(
-            f"{target!r} names no region", fix=f"{peer}/REGION; see `p2prw regions {peer}`", code="bad_peer"
+            f"{target!r} names no region",
+            why="a server offers regions by name",
+            fix=f"{peer}/REGION; see `p2prw regions {peer}`",
+            code="bad_peer",
         )
     return TransferRequest(
         operation=operation,

@@ -50,7 +50,8 @@ def parse_duration(text: str | float, name: str = "time") -> float:
     """Return the seconds meant by `10`, `10s`, `500ms`, `2m` or `1h`."""
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         if text < 0:
-            raise RequestError(f"{name}: a time cannot be negative: {text}", fix="10s", code="bad_duration")
+            what = f"{name}: a time cannot be negative: {text}"
+            raise RequestError(what, why="it bounds a wait", fix="10s", code="bad_duration")
         return float(text)
     match = _DURATION.fullmatch(str(text).strip())
     if not match:

@@ -54,6 +54,7 @@ def digest_blocks(source: Readable, offset: int, length_bytes: int, block_bytes:
                 raise HostError(
                     f"the memory ended at byte {offset}, {end - offset} bytes early, while it was digested",
                     why="it got shorter since it was opened",
+                    fix="run again when nothing else writes to it",
                     code="short_memory",
                     errno="EIO",
                 )

@@ -83,12 +83,12 @@ def parse_faults(text: str) -> FaultPlan:
             raise _repeated(key)
         rates[_RATE_KEYS[key]] = _parse_rate(key, value)
     if not rates:
-        raise RequestError("--inject names no fault", fix=_FIX, code="bad_inject")
+        raise RequestError("--inject names no fault", why="it is empty, or a seed alone", fix=_FIX, code="bad_inject")
     return FaultPlan(**rates, seed=seed or 0)
 
 
 def _repeated(key: str) -> RequestError:
-    return RequestError(f"--inject: {key} is given twice", fix=_FIX, code="bad_inject")
+    return RequestError(f"--inject: {key} is given twice", why="each word has one rate", fix=_FIX, code="bad_inject")
 
 
 def _parse_rate(key: str, value: str) -> float:
@@ -108,7 +108,8 @@ def _parse_seed(value: str) -> int:
     try:
         return int(value, 0)
     except ValueError:
-        raise RequestError(f"--inject: seed={value} is no whole number", fix=_FIX, code="bad_inject") from None
+        what = f"--inject: seed={value} is no whole number"
+        raise RequestError(what, why="a seed makes a run repeatable", fix=_FIX, code="bad_inject") from None
 
 
 def moved_icrc(payload: bytes | bytearray | memoryview, old_index: int, new_index: int) -> bytes:

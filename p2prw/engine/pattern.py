@@ -87,15 +87,20 @@ def parse_pattern(text: str) -> Pattern:
         raise _unknown_pattern(text, name)
     if name == "file":
         if not argument:
-            raise RequestError("pattern file: needs a path", fix="file:/path/to/data", code="bad_pattern")
+            what = "pattern file: needs a path"
+            raise RequestError(what, why="its bytes are repeated", fix="file:/path/to/data", code="bad_pattern")
         if _file_length(argument) == 0:
             raise RequestError(
-                f"pattern file {argument!r} is empty", why="there is nothing to repeat", code="bad_pattern"
+                f"pattern file {argument!r} is empty",
+                why="there is nothing to repeat",
+                fix="pattern=zero, or a file with bytes in it",
+                code="bad_pattern",
             )
         return Pattern(name, path=argument)
     if name == "zero":
         if colon:
-            raise RequestError(f"pattern {text!r}: zero takes no seed", fix="zero", code="bad_pattern")
+            what = f"pattern {text!r}: zero takes no seed"
+            raise RequestError(what, why="all its bytes are 0", fix="zero", code="bad_pattern")
         return Pattern(name)
     return Pattern(name, _parse_seed(text, name, argument) if colon else DEFAULT_SEED)
 
@@ -237,7 +242,13 @@ def _cannot_read(path: str, error: OSError) -> HostError:
 
 
 def _file_changed(path: str) -> HostError:
-    return HostError(f"pattern file {path!r} got shorter while it was read", code="pattern_file", errno="EIO")
+    return HostError(
+        f"pattern file {path!r} got shorter while it was read",
+        why="another process truncated or replaced it",
+        fix="run again when nothing writes to it, or copy it first",
+        code="pattern_file",
+        errno="EIO",
+    )
 
 
 _FILLERS: dict[str, Callable[[Pattern, memoryview, int], None]] = {

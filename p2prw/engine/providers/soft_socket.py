@@ -124,7 +124,13 @@ def _bind_error(local: LocalAddress, udp_port: int, exc: OSError) -> HostError:
         errno.EADDRNOTAVAIL: "ip -brief address",
         errno.EACCES: "take a port above net.ipv4.ip_unprivileged_port_start",
     }
-    return HostError(what, fix=fixes.get(exc.errno or 0), code="bind_failed", errno=exc.errno)
+    return HostError(
+        what,
+        why="RoCEv2 is carried by UDP, and this address or port cannot be had",
+        fix=fixes.get(exc.errno or 0, "ss -lun; --device soft:ADDRESS with another address"),
+        code="bind_failed",
+        errno=exc.errno,
+    )
 
 
 def _bind_server(local: LocalAddress, warnings: list[str]) -> socket.socket:

@@ -150,7 +150,14 @@ class ServedClient:
         except Exception as error:
             # A defect of ours: this client pays for it, the others go on.
             self.server.event("defect", traceback.format_exc(), client=self.name)
-            self.drop(P2prwError(f"the server failed: {type(error).__name__}: {error}", code="server_defect"))
+            self.drop(
+                P2prwError(
+                    f"the server failed: {type(error).__name__}: {error}",
+                    why="a defect of p2prw; the server's own output has the traceback",
+                    fix="report it with that output",
+                    code="server_defect",
+                )
+            )
         return True
 
     # --- handshake ------------------------------------------------------------------------------------------
