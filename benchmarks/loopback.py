@@ -45,6 +45,7 @@ SEGMENT = 8 + 4 + MTU + 4
 PER_BURST = 15
 WR_BYTES = MIB
 DEPTH = 32
+RUN_LIMIT_S = 120
 WINDOW_BYTES = 2 * MIB
 ACK_EVERY_BYTES = WINDOW_BYTES // 8
 PREFIX = struct.pack(">BBHI", 0x07, 0x40, 0xFFFF, 0x11)
@@ -259,8 +260,10 @@ def measure(kind: str, total: int, region: int) -> dict[str, Any]:
     for side in sides:
         side.start()
     try:
-        if not results.poll(120):
-            raise SystemExit(f"{kind}: no result within 120 s")
+        deadline = time.monotonic() + RUN_LIMIT_S
+        while not results.poll(0.2):
+            if any(side.exitcode for side in sides) or time.monotonic() > deadline:
+                raise SystemExit(f"{kind}: a side failed, or took more than {RUN_LIMIT_S} s")
         figures: dict[str, Any] = results.recv()
     finally:
         for side in sides:

@@ -132,3 +132,37 @@ def test_queue_pair_close_twice(connect: Connect) -> None:
     pair.queue.close()
     assert pair.client.pump() in (True, False)
     assert pair.client.next_timer_s() is None
+
+
+@pytest.mark.parametrize(("gso", "write_window", "read_window"), [(True, 2 << 20, 1 << 20), (False, 1 << 19, 1 << 18)])
+def test_windows_are_what_a_loss_may_cost(connect: Connect, gso: bool, write_window: int, read_window: int) -> None:
+    pair = connect(gso=gso)
+    requester = pair.client.core._queue_pairs[pair.queue.local.qpn].requester
+    pair.queue.set_window(64 << 20)
+    assert (requester.window_bytes, requester.read_window_bytes) == (write_window, read_window)
+    pair.queue.set_window(10_000)
+    assert (requester.window_bytes, requester.read_window_bytes) == (10_000, read_window)
+
+
+def test_read_window_is_a_share_of_our_own_buffer(connect: Connect) -> None:
+    device = connect().client
+    device.receive_buffer_bytes = 400_000
+    assert device.read_window_bytes() == 200_000
+    device.create_queue_pair(QueuePairOptions())
+    assert device.read_window_bytes() == 100_000
+
+
+def test_timers_wait_for_what_has_arrived(connect: Connect) -> None:
+    """A process that slept past its timeout reads the answers in its socket before it resends anything."""
+    pair = connect(options=QueuePairOptions(timeout=10), gso=False)
+    pair.far.bytes[:] = PATTERN
+    pair.post(Opcode.RDMA_READ, length=256 * 1024)
+    pair.client.pump()
+    for _ in range(20):
+        pair.server.pump()
+    time.sleep(0.02)
+    # 64 responses wait, 16 are read by a call: the timer (4 ms) is long over and still must not fire.
+    pair.client.pump()
+    assert pair.queue.counters.timeouts == 0
+    assert [completion.status for completion in pair.settle()] == [WcStatus.SUCCESS]
+    assert pair.queue.counters.retransmitted_packets == 0
