@@ -51,7 +51,14 @@ class LocalAttachment:
 
 
 def attach_local(
-    stack: ExitStack, device: Device, memory: MemorySource, request: TransferRequest, length_bytes: int, *, staged: bool
+    stack: ExitStack,
+    device: Device,
+    memory: MemorySource,
+    request: TransferRequest,
+    length_bytes: int,
+    *,
+    staged: bool,
+    path_mtu_bytes: int | None = None,
 ) -> LocalAttachment:
     """Register mapped memory whole by the first route that holds, or put a ring of registered chunks before it.
 
@@ -67,6 +74,7 @@ def attach_local(
         kind=request.memory.kind,
         wanted=request.route,
         force=request.force_route,
+        path_mtu_bytes=path_mtu_bytes,
     )
     if reach.registration is not None:
         stack.callback(reach.registration.close)

@@ -17,6 +17,8 @@ from p2prw.engine.providers.base import Device, Registration
 from p2prw.engine.providers.verbs_explain import explain_proof
 from p2prw.errors import HostError
 
+PAGE_BYTES = 4096
+
 
 class Proven(Protocol):
     """What came of a proof."""
@@ -54,6 +56,9 @@ class RoutedDevice(Protocol):
 
     def prove(self, registration: Registration) -> Proven:
         """Move a few bytes out of it."""
+
+    def odp_keeps_offsets(self) -> bool:
+        """Tell whether ODP reaches bytes inside a page, or whole pages only."""
 
 
 class DmabufMemory(Protocol):
@@ -94,10 +99,12 @@ def climb(
     kind: str | None = None,
     wanted: Route | None = None,
     force: bool = False,
+    path_mtu_bytes: int | None = None,
 ) -> Reach:
     """Return how `device` reaches [offset, offset + length) of `memory`; the caller closes the registration.
 
-    `wanted` is --route (that rung alone), `force` --force-route. NoRouteError when no rung holds.
+    `wanted` is --route (that rung alone), `force` --force-route. `path_mtu_bytes` is the connected queue pair's: it
+    decides where packets begin. NoRouteError when no rung holds.
     """
     kind = kind or memory.spec.kind
     preview = routes.choose_route(device.info, kind, staged=staged, wanted=wanted, offers=memory.offers, force=force)
@@ -133,7 +140,7 @@ def climb(
             attempts.append(RouteAttempt(rung.value, ok=False, errno=error.errno, why=error.why))
             fixes.append(error.fix or "")
             continue
-        attempt = _prove(routed, registration, rung, kind, memory)
+        attempt = _prove(routed, registration, rung, kind, memory, path_mtu_bytes)
         attempts.append(attempt)
         if attempt.ok:
             report = routes.report_of(device.info, kind, rung, attempts, staged=False)
@@ -147,7 +154,12 @@ def _exports(memory: MemorySource) -> bool:
 
 
 def _prove(
-    device: RoutedDevice, registration: Registration, rung: Route, kind: str, memory: MemorySource
+    device: RoutedDevice,
+    registration: Registration,
+    rung: Route,
+    kind: str,
+    memory: MemorySource,
+    path_mtu_bytes: int | None,
 ) -> RouteAttempt:
     if not memory.is_device_memory and rung is Route.PIN:
         # The kernel has pinned host pages: that is the proof.
@@ -156,6 +168,17 @@ def _prove(
         # Reading a BAR may change the device; its first real chunk proves the route.
         return RouteAttempt(rung.value, ok=True, why="not proven: the first real chunk proves it")
     proof = device.prove(registration)
+    if proof.ok and rung is Route.ODP and not device.odp_keeps_offsets():
+        aligned = all(segment.address % PAGE_BYTES == 0 for segment in registration.vec)
+        if aligned and path_mtu_bytes == PAGE_BYTES:
+            return RouteAttempt(rung.value, ok=True, why=routes.WHOLE_PAGES)
+        found = f"path MTU {path_mtu_bytes}" if aligned else "an address inside a page"
+        return RouteAttempt(
+            rung.value,
+            ok=False,
+            why=f"{device.info.driver} on this kernel copies ODP memory from the start of each page: bytes would go "
+            f"astray unless every packet begins on a page and holds one (here: {found})",
+        )
     if proof.ok:
         return RouteAttempt(rung.value, ok=True, why=proof.why)
     why = explain_proof(rung.value, kind, device.info.driver, proof.wc_status)

@@ -46,6 +46,9 @@ _DEFAULT_OFFERS: dict[str, frozenset[Offer]] = {
     "dm": frozenset(),
     "cuda": frozenset({Offer.DMABUF}),
 }
+WHOLE_PAGES = "whole pages only: this driver's ODP ignores the offset in a page"
+"""Said of an attempt that holds for work requests of whole pages, see `check_whole_pages`."""
+_PAGE_BYTES = 4096
 _NEEDS_PAGES = frozenset({"rxe", "siw", "hfi1", "qib"})
 
 
@@ -152,6 +155,21 @@ def require_direct(report: RouteReport, side: str) -> None:
         code="not_direct",
         side=side,
     )
+
+
+def check_whole_pages(report: RouteReport, side: str, *piece_bytes: int | None) -> None:
+    """Raise HostError where `report` holds for whole pages only and transfers are cut into other pieces."""
+    if not any(one.ok and one.why == WHOLE_PAGES for one in report.attempts):
+        return
+    for size in piece_bytes:
+        if size is not None and size % _PAGE_BYTES:
+            raise HostError(
+                f"pieces of {size} bytes would go astray in {side} {report.memory} memory",
+                why=f"route {report.chosen} on {report.device} ({report.driver}) takes {WHOLE_PAGES}",
+                fix="--chunk and --staging-chunk in multiples of 4K",
+                code="not_whole_pages",
+                side=side,
+            )
 
 
 def to_wire(report: RouteReport) -> RouteInfo:

@@ -159,8 +159,20 @@ class _TransferRun:
             self.verify = VerifyReport(status="verified", method="owner-cpu")
             local = None
         else:
-            local = attach_local(self.stack, device, memory, request, grant.length, staged=prepared.staged)
+            local = attach_local(
+                self.stack,
+                device,
+                memory,
+                request,
+                grant.length,
+                staged=prepared.staged,
+                path_mtu_bytes=min(queue_pair.local.mtu_bytes, grant.queue_pair.mtu_bytes),
+            )
             self.local_route = local.route
+            staging_bytes = grant.staging.chunk_bytes if grant.staging is not None else None
+            for side, route in (("local", local.route), ("remote", self.remote_route)):
+                if route is not None:
+                    routes.check_whole_pages(route, side, self.chunk_bytes, local.end.span_bytes, staging_bytes)
             if request.require_direct:
                 routes.require_direct(local.route, "local")
         if self.dry_run:

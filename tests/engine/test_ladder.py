@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from p2prw.engine.model import Access, Offer, Route, Timeouts
 from p2prw.engine.providers.scripted import ScriptedDevice
 from p2prw.engine.providers.verbs_open import open_verbs_device
 from p2prw.engine.providers.verbs_scripted import ScriptedBinding, VerbsScript, write_sysfs
+from p2prw.engine.routes import check_whole_pages
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
 from p2prw.units import MIB
@@ -90,6 +92,34 @@ def test_a_route_that_registers_and_fails_in_use_is_not_taken(rig):
     assert reach.staged and reach.registration is None
     assert (reach.report.mover, reach.report.staged, reach.report.peer_to_peer) == ("cpu", True, False)
     assert script.regions_open == 0
+
+
+def test_odp_that_ignores_offsets_is_taken_for_whole_pages_only(rig):
+    """What Linux 7.3's rxe does: bytes go to the start of the page, silently."""
+    device, script = rig(pin_errno=errno.EFAULT, odp_ignores_offsets=True)
+    page = mmap.mmap(-1, 8192)
+    memory: Any = HostMemory.from_buffer(page, parse_memory_spec("p2pmem:0000:01:00.0"))
+    memory.is_device_memory = True
+    special(script, memory)
+    for offset, mtu_bytes, chosen in ((0, 4096, "odp"), (0, 1024, "bounce"), (8, 4096, "bounce"), (0, None, "bounce")):
+        reach: Any = climb(
+            device,
+            memory,
+            Access.LOCAL_WRITE,
+            offset=offset,
+            length_bytes=4096,
+            staged=False,
+            path_mtu_bytes=mtu_bytes,
+        )
+        assert reach.report.chosen == chosen
+        if chosen == "odp":
+            reach.registration.close()
+            check_whole_pages(reach.report, "local", 8192, None)
+            with pytest.raises(HostError, match="1000 bytes"):
+                check_whole_pages(reach.report, "local", 8192, 1000)
+        else:
+            assert "start of each page" in reach.report.attempts[1].why
+            check_whole_pages(reach.report, "local", 1000)
 
 
 def test_pin_by_name_on_p2pmem_ends_with_the_errno_and_what_it_means(rig):

@@ -28,7 +28,7 @@ from p2prw.engine.providers.verbs_binding import (
 )
 from p2prw.engine.providers.verbs_explain import explain
 from p2prw.engine.providers.verbs_memory import VerbsRegistration, cut_buffers
-from p2prw.engine.providers.verbs_proof import Proof, prove_by_loopback
+from p2prw.engine.providers.verbs_proof import Proof, odp_keeps_offsets, prove_by_loopback
 from p2prw.engine.providers.verbs_queue_pair import VerbsQueuePair
 from p2prw.engine.providers.verbs_sysfs import HcaSysfs, PortSysfs, read_counters
 from p2prw.engine.providers.verbs_sysfs import read_state as read_port_state
@@ -137,6 +137,7 @@ class VerbsDevice:
         self._counters = read_counters(sysfs, hca.name, port.number)
         self._last_completion_s = 0.0
         self._has_loopback: bool | None = None
+        self._odp_keeps_offsets: bool | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -215,6 +216,12 @@ class VerbsDevice:
         if self._has_loopback:
             return proof
         return replace(proof, ok=True, proven=False, why="this port has no loopback; the first real chunk proves it")
+
+    def odp_keeps_offsets(self) -> bool:
+        """Tell whether this driver's ODP heeds the offset in a page; tried once, on pages of our own."""
+        if self._odp_keeps_offsets is None:
+            self._odp_keeps_offsets = odp_keeps_offsets(self, self._context, self._clock)
+        return self._odp_keeps_offsets
 
     # --- queue pairs
 

@@ -303,20 +303,19 @@ class ExtendedQueuePair(_QueuePair):
         _call(self._modules, pair.wr_complete)
 
     def poll(self, most: int) -> list[PolledCompletion]:
-        """ibv_start_poll, ibv_next_poll, ibv_end_poll."""
-        queue = self._cq
+        """ibv_start_poll and ibv_end_poll for each entry, never ibv_next_poll.
+
+        Where the queue runs empty rxe's next_poll (rdma-core, providers/rxe/rxe.c) has already consumed the last entry
+        and unlocked; the end_poll that other providers need then skips one more, and old entries come again.
+        """
+        queue, attr = self._cq, self._poll_attr
+        found: list[PolledCompletion] = []
         # 0, or ENOENT for an empty queue; end_poll may only follow a start that found something.
-        if queue.start_poll(self._poll_attr):
-            return []
-        found = []
-        try:
-            while True:
-                status = int(queue.status)
-                found.append(PolledCompletion(queue.wr_id, status, queue.read_vendor_err() if status else 0))
-                if len(found) >= most or queue.poll_next():
-                    return found
-        finally:
+        while len(found) < most and not queue.start_poll(attr):
+            status = int(queue.status)
+            found.append(PolledCompletion(queue.wr_id, status, queue.read_vendor_err() if status else 0))
             queue.end_poll()
+        return found
 
 
 class PlainQueuePair(_QueuePair):

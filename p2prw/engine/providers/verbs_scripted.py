@@ -42,6 +42,8 @@ class VerbsScript:
     """Address ranges that stand for device memory."""
     odp_fails_in_use: bool = False
     """ODP registrations of special memory succeed, and their use completes with LOC_PROT_ERR."""
+    odp_ignores_offsets: bool = False
+    """ODP memory is reached from the start of the page, as rxe does it."""
     modify_errno: dict[str, int] = field(default_factory=dict)
     """`INIT`, `RTR`, `RTS` -> errno."""
     loopback: bool = True
@@ -220,10 +222,15 @@ class ScriptedPair:
             if near is None or near.broken or not near.holds(address, length_bytes):
                 return WcStatus.LOC_PROT_ERR
             if near.memory is not None and far.memory is not None:
-                target, source = (remote, address) if writing else (address, remote)
+                ours, theirs = self._reached(near, address), self._reached(far, remote)
+                target, source = (theirs, ours) if writing else (ours, theirs)
                 ctypes.memmove(target, source, length_bytes)
             remote += length_bytes
         return WcStatus.SUCCESS
+
+    def _reached(self, region: ScriptedRegion, address: int) -> int:
+        astray = self._binding.script.odp_ignores_offsets and region.access & ON_DEMAND
+        return address - address % 4096 if astray else address
 
     def poll(self, most: int) -> list[PolledCompletion]:
         """Return what has completed."""

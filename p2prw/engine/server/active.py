@@ -79,7 +79,14 @@ class ActiveLease:
         """Something of this lease is under way at our side, so the client's silence is no idleness."""
         return bool(self._busy_slots) or self.waiting_for_worker or self._digest is not None
 
-    def make_grant(self, request: ServeRequest, window_bytes: int, region_length: int | None) -> Grant:
+    def make_grant(
+        self,
+        request: ServeRequest,
+        window_bytes: int,
+        region_length: int | None,
+        *,
+        path_mtu_bytes: int | None = None,
+    ) -> Grant:
         """Register what the client asked for, with the least rights for it, and return the grant.
 
         A writer gets READ too (to flush, and to read a bad block back) unless the region is write-only.
@@ -101,6 +108,7 @@ class ActiveLease:
                 length_bytes=self.length_bytes,
                 staged=self.region.staged,
                 kind=self.region.kind,
+                path_mtu_bytes=path_mtu_bytes,
             )
             route = reach.report
             if reach.registration is None:

@@ -290,7 +290,12 @@ class ServedClient:
 
     def _send_grant(self, active: ActiveLease, message: Open) -> None:
         server, lease = self.server, active.lease
-        grant = active.make_grant(server.request, server.window_bytes(active.device), active.region.length_bytes)
+        grant = active.make_grant(
+            server.request,
+            server.window_bytes(active.device),
+            active.region.length_bytes,
+            path_mtu_bytes=min(message.queue_pair.mtu_bytes, active.queue_pair.local.mtu_bytes),
+        )
         for fileno in active.filenos:
             server.watch(fileno)
         self.channel.send(grant)

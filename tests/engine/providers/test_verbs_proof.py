@@ -49,6 +49,16 @@ def test_a_port_without_loopback_proves_nothing_and_refutes_nothing(device):
     assert proof.ok and not proof.proven and "first real chunk" in str(proof.why)
 
 
+@pytest.mark.parametrize(
+    ("device", "expected"), [(VerbsScript(), True), (VerbsScript(odp_ignores_offsets=True), False)], indirect=["device"]
+)
+def test_odp_that_ignores_the_offset_in_a_page_is_found_out_on_pages_of_our_own(device, expected):
+    opened, script = device
+    assert opened.odp_keeps_offsets() is expected
+    chains = len(script.chains)
+    assert opened.odp_keeps_offsets() is expected and len(script.chains) == chains, "tried once"
+
+
 def test_a_completion_that_never_comes_is_not_waited_for(device, monkeypatch):
     opened, _ = device
     monkeypatch.setattr("p2prw.engine.providers.verbs_scripted.ScriptedPair.poll", lambda *_: [])
