@@ -164,13 +164,13 @@ class Network(RuleBasedStateMachine):
 
     @initialize(
         mtu=st.sampled_from([256, 512, 1024, 2048, 4096]),
-        path=st.sampled_from(["ipv6", "ipv4 solve", "ipv4 full"]),
-        gso_segments=st.sampled_from([1, 64]),
-        window=st.sampled_from([1, 1000, 5000, 20_000, 1 << 16]),
-        read_window=st.sampled_from([1, 1000, 5000, 20_000, 1 << 16]),
+        path=st.sampled_from(["ipv6", "ipv6", "ipv4 solve", "ipv4 full"]),
+        gso_segments=st.sampled_from([64, 64, 1]),
+        window=st.sampled_from([1 << 16, 1 << 16, 20_000, 5000, 1000, 1]),
+        read_window=st.sampled_from([1 << 16, 1 << 16, 20_000, 5000, 1000, 1]),
         max_rd_atomic=st.sampled_from([1, 2, 16]),
-        views=st.tuples(st.booleans(), st.booleans()),
-        fast_paths=st.booleans(),
+        views=st.sampled_from([(True, True), (True, True), (True, False), (False, True), (False, False)]),
+        fast_paths=st.sampled_from([True, True, False]),
         seed=st.integers(0, 1 << 16),
     )
     def start(
@@ -581,14 +581,17 @@ class Network(RuleBasedStateMachine):
         self.collect("a", sends)
 
     @has_traffic
-    @rule(which=picks, low=picks, high=picks)
-    def drop(self, which: int, low: int, high: int) -> None:
-        """Lose a part of a flight, or all of it."""
+    @rule(which=picks, low=picks, high=picks, merged=st.booleans())
+    def drop(self, which: int, low: int, high: int, merged: bool) -> None:
+        """Lose a part of a flight, or all of it. What is left may still be handed over as one: GRO knows no PSN."""
         FIRED["drop"] += 1
         name, place = self.pick(which)
         first_id, datagrams = self.wires[name].pop(place)
         low, high = sorted((low % (len(datagrams) + 1), high % (len(datagrams) + 1)))
         if low == high:
+            return
+        if merged and low > 0:
+            self.wires[name].insert(place, (first_id, datagrams[:low] + datagrams[high:]))
             return
         rest = [(first_id, datagrams[:low]), (first_id + high, datagrams[high:])]
         self.wires[name][place:place] = [flight for flight in rest if flight[1]]
@@ -779,3 +782,24 @@ def test_a_repeated_read_request_takes_no_slot_from_the_next_one(connected_devic
     link.settle()
     assert [(done.wr_id, done.status) for done in link.poll()] == [(1, WcStatus.SUCCESS), (2, WcStatus.SUCCESS)]
     assert link.a.data[:600] + link.a.data[1000:1600] == link.b.data[:600] + link.b.data[1000:1600]
+
+
+@pytest.mark.parametrize("operation", ["write", "read"])
+@pytest.mark.parametrize("hole", [1, 4, 8])
+def test_a_burst_with_a_hole_is_taken_up_to_the_hole(connected_devices: Any, operation: str, hole: int) -> None:
+    """GRO joins what arrives and knows no PSN; too rare for the machine to meet it in the middle of a fast run."""
+    link = connected_devices(addresses=("fd00::1", "fd00::2"), mtu=256, a_memory=8192, b_memory=8192)
+    getattr(link, operation)(1, 0, 256 * 12)
+    if operation == "read":
+        link.deliver(link.a)
+    sender, receiver = (link.a, link.b) if operation == "write" else (link.b, link.a)
+    bursts = link.collect(sender)
+    place = next(i for i, burst in enumerate(bursts) if burst.packets >= 10)
+    size, raw = bursts[place].segment_bytes, b"".join(bursts[place].buffers)
+    rest = raw[: hole * size] + raw[(hole + 1) * size :]
+    bursts[place] = bursts[place]._replace(buffers=[rest], length_bytes=len(rest))
+    link.receive(receiver, bursts)
+    link.run_timers()
+    assert [done.status for done in link.poll()] == [WcStatus.SUCCESS]
+    assert link.a.data[: 256 * 12] == link.b.data[: 256 * 12]
+    assert link.a.queue_pair.counters.retransmitted_packets > 0
