@@ -11,6 +11,7 @@ from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError, P2prwError, RequestError
 
 _INFINIBAND = "class/infiniband"
+ROCE_UDP_PORT = 4791
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,17 @@ def open_device(
     # Imported here: `p2prw --help` must not load numpy and the RoCE core.
     from p2prw.engine.providers.soft import open_soft_device
 
-    device = open_soft_device(
-        name, local_address=local_address, udp_port=None, role=role, gso=gso, inject=inject, pcap=pcap
-    )
+    options = {"local_address": local_address, "role": role, "gso": gso, "inject": inject, "pcap": pcap}
+    device: Device | None = None
+    if role == "client" and not local_address.startswith(("127.", "::1")) and name != "soft0":
+        # A NIC or rxe at the other end sends to 4791 whatever we say; where it is taken, a software peer is told.
+        try:
+            device = open_soft_device(name, udp_port=ROCE_UDP_PORT, **options)  # type: ignore[arg-type]
+        except HostError as error:
+            if error.errno != "EADDRINUSE":
+                raise
+    if device is None:
+        device = open_soft_device(name, udp_port=None, **options)  # type: ignore[arg-type]
     if name == "auto":
         # `auto` is the question; results name the answer, as it could be typed.
         address = device.info.address or local_address

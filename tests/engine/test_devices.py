@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -95,6 +98,31 @@ def test_the_list_holds_verbs_ports_and_software_devices(tmp_path, binding):
     write_sysfs(tmp_path, gids=[LOOPBACK])
     rows = list_devices(sysfs=SysfsRoot(tmp_path))
     assert rows[0].name == "rxe0" and rows[-1].provider == "soft"
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_client_off_loopback_takes_4791_where_it_is_free(monkeypatch, taken):
+    """A NIC sends to 4791 whatever it is told."""
+    asked = []
+
+    def open_soft_device(name, *, udp_port, **options):
+        asked.append(udp_port)
+        if taken and udp_port is not None:
+            raise HostError("in use", errno=errno.EADDRINUSE)
+        return SimpleNamespace(info=SimpleNamespace(address="10.9.0.1"))
+
+    monkeypatch.setattr("p2prw.engine.providers.soft.open_soft_device", open_soft_device)
+    open_device("soft:eth0", local_address="10.9.0.1", role="client")
+    assert asked == ([4791, None] if taken else [4791])
+    others: Any = (
+        ("soft0", "10.9.0.1", "client"),
+        ("soft:lo", "127.0.0.1", "client"),
+        ("soft:eth0", "10.9.0.1", "server"),
+    )
+    for name, address, role in others:
+        asked.clear()
+        open_device(name, local_address=address, role=role)
+        assert asked == [None], "the provider's own policy"
 
 
 def test_no_binding_is_imported_where_no_device_is():
