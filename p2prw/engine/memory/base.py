@@ -17,7 +17,8 @@ class MappedBuffer(Protocol):
 
     length_bytes: int
     cpu_address: int
-    """Virtual address of the first byte, for `ibv_reg_mr`; never sent to a peer."""
+    """Virtual address of the first byte, for `ibv_reg_mr`. A verbs device tells peers this address (an MR's
+    iova is its virtual address, ibv_reg_mr(3)); the software device makes addresses up."""
     view: memoryview | None
 
     def load(self, offset: int, length_bytes: int) -> bytes | memoryview:
