@@ -13,7 +13,8 @@ from p2prw import __version__
 from p2prw.cli import KNOWN, LATER, cli
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "lab/README.md")
+PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text()
 FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```$", re.MULTILINE | re.DOTALL)
 
@@ -68,7 +69,7 @@ def options_of_all_commands() -> set[str]:
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_every_option_named_in_prose_exists(page: str) -> None:
-    scripts = {"--force-netns"}
+    scripts = {"--force-netns", "--force-lab", "--system-site-packages"}
     named = set(re.findall(r"`(--[a-z][a-z-]*)", (ROOT / page).read_text()))
     assert named <= options_of_all_commands() | scripts
 
