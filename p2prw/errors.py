@@ -20,6 +20,9 @@ from __future__ import annotations
 
 import errno as errno_module
 
+# Python lists one name a number and picks ENOTSUP; the kernel, and whoever searches for it, says EOPNOTSUPP.
+_ERRNO_NAMES = {**errno_module.errorcode, errno_module.EOPNOTSUPP: "EOPNOTSUPP"}
+
 
 class P2prwError(Exception):
     """What happened, why, and what to type next.
@@ -48,7 +51,7 @@ class P2prwError(Exception):
         self.fix = fix
         self.code = code or self.default_code
         self.side = side
-        self.errno = errno_module.errorcode.get(errno, str(errno)) if isinstance(errno, int) else errno
+        self.errno = _ERRNO_NAMES.get(errno, str(errno)) if isinstance(errno, int) else errno
         self.wc_status = wc_status
 
     def __str__(self) -> str:

@@ -35,6 +35,8 @@ def test_what_why_try_stand_in_this_order_and_the_fix_is_last():
     error = HostError("cannot map", why="no right", fix="run as root", errno=errno.EACCES)
     assert str(error).splitlines() == ["cannot map", "  why:  no right", "  try:  run as root"]
     assert error.errno == "EACCES"
+    assert HostError("x", errno=95).errno == "EOPNOTSUPP", "as the kernel calls it"
+    assert HostError("x", errno=4711).errno == "4711"
 
 
 def test_signals_are_128_plus_n():
