@@ -271,6 +271,27 @@ def test_closing_twice_and_receiving_after(pair: tuple[Channel, socket.socket]) 
         channel.receive()
 
 
+class Sandboxed(socket.socket):
+    """A kernel that knows only some options."""
+
+    def __init__(self, reason: int) -> None:
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM)
+        self.reason = reason
+        self.bind(("127.0.0.1", 0))
+
+    def setsockopt(self, level: int, option: int, *value: Any) -> None:
+        if option == socket.TCP_USER_TIMEOUT:
+            raise OSError(self.reason, "no such option")
+        super().setsockopt(level, option, *value)
+
+
+def test_a_missing_socket_option_is_no_reason_to_stop() -> None:
+    with Channel(Sandboxed(errno.ENOPROTOOPT)) as channel:
+        assert channel._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    with Sandboxed(errno.ENOBUFS) as sock, pytest.raises(OSError, match="no such option"):
+        Channel(sock)
+
+
 # --- expect ---
 
 

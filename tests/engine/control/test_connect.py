@@ -127,6 +127,11 @@ def test_each_way_to_fail_has_its_code(monkeypatch: pytest.MonkeyPatch, errno_va
     assert failure(PeerAddress("192.0.2.1")).code == code
 
 
+def test_a_link_local_address_without_its_interface() -> None:
+    """The kernel says no at once, before anything is sent."""
+    assert failure(PeerAddress("fe80::1")).code in ("connect_failed", "connect_unreachable")
+
+
 def resolve_to(monkeypatch: pytest.MonkeyPatch, answer: Any, delay_s: float = 0.0) -> list[int]:
     """Names resolve to `answer` (or raise it); returns the list of calls for names."""
     calls: list[int] = []
