@@ -43,6 +43,7 @@ class Connection:
         self.segment_bytes = mtu_bytes + MIDDLE_OVERHEAD_BYTES
         self.max_segments = max(1, min(gso_segments, MAX_BURST_BYTES // self.segment_bytes))
         self._prefixes: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+        self._runs: dict[int, tuple[bytes, list[int]]] = {}
 
     def prefix(self, opcode: int, pad_bytes: int = 0) -> tuple[bytes, bytes]:
         """Return the first 8 bytes of the BTH as sent and as they enter the ICRC (byte 4 all ones)."""
@@ -100,8 +101,12 @@ class Connection:
         """Return the iovecs of `count` MIDDLE packets whose data lies in `pieces`."""
         if len(pieces) == 1:
             # fast path: the data is one piece of memory
-            sent, masked = self.prefix(opcode)
-            seeds = self.flow.prefixed_seeds(masked, self.segment_bytes, count)
+            run = self._runs.get(opcode)
+            if run is None:
+                sent, masked = self.prefix(opcode)
+                seeds = self.flow.prefixed_seeds(masked, self.segment_bytes, self.max_segments)
+                run = self._runs[opcode] = (sent, seeds)
+            sent, seeds = run
             return build_run(sent, seeds, psn, pieces[0], self.mtu_bytes, count, ack_last=ack_last)
         buffers: list[Buffer] = []
         rest = iter(pieces)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from p2prw.engine.model import Opcode, WcStatus
 from p2prw.engine.roce.memory_table import ScatterList
@@ -30,20 +30,20 @@ class SendWqe:
     local_error: WcStatus | None = None
     """Its own memory failed; reported when it is the oldest, so that what went before completes first."""
 
-    @property
-    def end_psn(self) -> int:
-        """The PSN after its last."""
-        return self.first_psn + self.psns
+    # Asked for with every burst, so worked out once.
+    end_psn: int = field(init=False)
+    """The PSN after its last."""
+    is_read: bool = field(init=False)
+    """A READ takes PSNs for the peer's packets, not for its own."""
+    is_send: bool = field(init=False)
+    has_imm: bool = field(init=False)
+    """Its last packet carries immediate data."""
 
-    @property
-    def is_read(self) -> bool:
-        """A READ takes PSNs for the peer's packets, not for its own."""
-        return self.opcode == Opcode.RDMA_READ
-
-    @property
-    def has_imm(self) -> bool:
-        """Its last packet carries immediate data."""
-        return self.opcode in _IMM
+    def __post_init__(self) -> None:
+        self.end_psn = self.first_psn + self.psns
+        self.is_read = self.opcode == Opcode.RDMA_READ
+        self.is_send = self.opcode in (Opcode.SEND, Opcode.SEND_WITH_IMM)
+        self.has_imm = self.opcode in _IMM
 
 
 @dataclass(slots=True, eq=False)
