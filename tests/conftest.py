@@ -37,7 +37,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         and item.config.getoption("--force-netns")
     ):
         reason = f"--force-netns was given, but the test skipped itself: {call.excinfo.value}"
-        call.excinfo = pytest.ExceptionInfo.from_exception(pytest.fail.Exception(reason, pytrace=False))
+        # Raised and caught: pytest takes no exception without a traceback.
+        try:
+            pytest.fail(reason, pytrace=False)
+        except pytest.fail.Exception:
+            call.excinfo = pytest.ExceptionInfo.from_current()
 
 
 @pytest.fixture(scope="session")
