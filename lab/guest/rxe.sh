@@ -1,7 +1,9 @@
 #!/bin/bash
 # rxe0 on dummy0: GID index 1 is ::ffff:10.9.0.1, an IPv6 address is at a later index.
 set -euo pipefail
-modprobe -a rdma_rxe ib_uverbs rdma_ucm dummy
+modprobe -a rdma_rxe ib_uverbs rdma_ucm
+# Without systemd's modprobe.d the module makes a dummy0 of its own, and ours would be one too many.
+modprobe dummy numdummies=0
 ip link set lo up
 ip link add dummy0 type dummy
 ip address add 10.9.0.1/24 dev dummy0
