@@ -65,14 +65,10 @@ class LocalEnd(Protocol):
         """Return (slot, offset) of preparations and settlements that finished."""
 
 
-class DirectLocal:
-    """Mapped memory that is registered whole."""
+class _Mapped:
+    """What both ends say of mapped memory: there are no slots, all of it is ready, and what arrived is in its place."""
 
     span_bytes: int | None = None
-
-    def __init__(self, vec: DmaVec, base_offset: int = 0) -> None:
-        self._vec = vec
-        self._base_offset = base_offset
 
     def take(self) -> int | None:
         """Mapped memory has no slots."""
@@ -89,6 +85,29 @@ class DirectLocal:
         """What arrived is where it belongs."""
         return True
 
+
+class _Slotted:
+    """The free slots of a staged end."""
+
+    def __init__(self, slots: int) -> None:
+        self._free: deque[int] = deque(range(slots))
+
+    def take(self) -> int | None:
+        """Return a free slot."""
+        return self._free.popleft() if self._free else None
+
+    def give(self, slot: int) -> None:
+        """Take the slot back."""
+        self._free.append(slot)
+
+
+class DirectLocal(_Mapped):
+    """Mapped memory that is registered whole."""
+
+    def __init__(self, vec: DmaVec, base_offset: int = 0) -> None:
+        self._vec = vec
+        self._base_offset = base_offset
+
     def vec(self, span: Span) -> tuple[DmaVec, int]:
         """Return the whole vec and the span's place in it."""
         return self._vec, self._base_offset + span.offset
@@ -98,24 +117,16 @@ class DirectLocal:
         return ()
 
 
-class RingLocal:
+class RingLocal(_Slotted):
     """A file (or bounced memory) behind a ring of registered chunks; a worker thread preads and pwrites."""
 
     def __init__(self, ring: StagingRing, vec: DmaVec, direction: Operation, base_offset: int = 0) -> None:
+        super().__init__(ring.slots)
         self.span_bytes: int | None = ring.chunk_bytes
         self._ring = ring
         self._segment = vec[0]
         self._direction = direction
         self._base_offset = base_offset
-        self._free: deque[int] = deque(range(ring.slots))
-
-    def take(self) -> int | None:
-        """Return a free slot."""
-        return self._free.popleft() if self._free else None
-
-    def give(self, slot: int) -> None:
-        """Take the slot back."""
-        self._free.append(slot)
 
     def prepare(self, span: Span) -> bool:
         """WRITE: read the source into the slot."""
@@ -190,36 +201,19 @@ def cut_segments(segments: Sequence[RemoteSegment], offset: int, length_bytes: i
     return tuple(pieces)
 
 
-class DirectRemote:
+class DirectRemote(_Mapped):
     """Remote memory that is registered whole; its segments start at the lease's first byte."""
-
-    span_bytes: int | None = None
 
     def __init__(self, segments: Sequence[RemoteSegment], base_offset: int = 0) -> None:
         self._segments = tuple(segments)
         self._base_offset = base_offset
-
-    def take(self) -> int | None:
-        """Mapped memory has no slots."""
-        return 0
-
-    def give(self, slot: int) -> None:
-        """Nothing to give back."""
-
-    def prepare(self, span: Span) -> bool:
-        """Mapped memory is ready."""
-        return True
-
-    def settle(self, span: Span) -> bool:
-        """What was written is where it belongs."""
-        return True
 
     def segments(self, span: Span) -> tuple[RemoteSegment, ...]:
         """Return the pieces that hold the span."""
         return cut_segments(self._segments, self._base_offset + span.offset, span.length_bytes)
 
 
-class StagedRemote:
+class StagedRemote(_Slotted):
     """Remote memory behind the server's staging slots: `fill` before a READ, `commit` after a WRITE.
 
     A free slot is a credit; there are never more frames on the way than slots.
@@ -228,21 +222,13 @@ class StagedRemote:
     def __init__(
         self, channel: Channel, lease: str, staging: Staging, direction: Operation, base_offset: int = 0
     ) -> None:
+        super().__init__(len(staging.slots))
         self.span_bytes: int | None = staging.chunk_bytes
         self._channel = channel
         self._lease = lease
         self._slots: tuple[Segment, ...] = staging.slots
         self._direction = direction
         self._base_offset = base_offset
-        self._free: deque[int] = deque(range(len(staging.slots)))
-
-    def take(self) -> int | None:
-        """Return a free slot."""
-        return self._free.popleft() if self._free else None
-
-    def give(self, slot: int) -> None:
-        """Take the slot back."""
-        self._free.append(slot)
 
     def prepare(self, span: Span) -> bool:
         """READ: have the server fill the slot."""
