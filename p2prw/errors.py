@@ -24,6 +24,11 @@ import errno as errno_module
 _ERRNO_NAMES = {**errno_module.errorcode, errno_module.EOPNOTSUPP: "EOPNOTSUPP"}
 
 
+def errno_name(number: int) -> str:
+    """Return the kernel's name of an errno ("ENOMEM"), or its digits where there is none."""
+    return _ERRNO_NAMES.get(number, str(number))
+
+
 class P2prwError(Exception):
     """What happened, why, and what to type next.
 
@@ -51,7 +56,7 @@ class P2prwError(Exception):
         self.fix = fix
         self.code = code or self.default_code
         self.side = side
-        self.errno = _ERRNO_NAMES.get(errno, str(errno)) if isinstance(errno, int) else errno
+        self.errno = errno_name(errno) if isinstance(errno, int) else errno
         self.wc_status = wc_status
 
     def __str__(self) -> str:

@@ -114,16 +114,14 @@ def make_scratch(stack: ExitStack, device: Device) -> Scratch:
 
 def rw_limits(request: TransferRequest, info: DeviceInfo, window_bytes: int) -> RwLimits:
     """Return what bounds a work request: the device, `--chunk`, and for READ our own socket buffer."""
-    chunk = min(request.chunk_bytes, info.limits.max_msg_bytes)
+    chunk = request.chunk_bytes
     if request.operation is Operation.READ and info.mover == "cpu":
         # One READ may fill half our socket buffer: a bigger one would drop its own responses.
         chunk = min(chunk, max(_PAGE_BYTES, window_bytes // 2 // _PAGE_BYTES * _PAGE_BYTES))
-    sges = request.queue_pair.max_send_sge
-    return RwLimits(
-        max_write_sge=min(sges, info.limits.max_sge),
-        max_read_sge=min(sges, info.limits.max_sge_rd),
-        max_bytes_per_wr=chunk,
+    return RwLimits.for_device(
+        info.limits,
+        max_send_sge=request.queue_pair.max_send_sge,
+        chunk_bytes=chunk,
         max_sgl_rd=request.max_sgl_rd,
         force_mr=request.force_mr,
-        iwarp=info.limits.iwarp,
     )

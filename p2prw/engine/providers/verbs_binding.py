@@ -8,7 +8,6 @@ moved and reshaped them between versions 44 and 64.
 
 from __future__ import annotations
 
-import errno as errno_module
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from importlib import import_module
 from typing import NamedTuple, Protocol, cast
 
 from p2prw.engine.model import VERBS_BINDINGS, Opcode, Sge
-from p2prw.errors import HostError, RequestError
+from p2prw.errors import HostError, RequestError, errno_name
 
 # enum ibv_access_flags
 LOCAL_WRITE = 1
@@ -28,6 +27,9 @@ ON_DEMAND = 64
 SIGNALED = 2
 # enum ibv_qp_type
 QPT_RC = 2
+# enum ibv_mtu
+MTU_BYTES = {1: 256, 2: 512, 3: 1024, 4: 2048, 5: 4096}
+MTU_ENUM = {size: number for number, size in MTU_BYTES.items()}
 
 
 class BindingError(Exception):
@@ -41,9 +43,7 @@ class BindingError(Exception):
     @property
     def errno_name(self) -> str | None:
         """`EFAULT` and friends; None where unknown."""
-        if self.number == errno_module.EOPNOTSUPP:
-            return "EOPNOTSUPP"  # Python calls 95 ENOTSUP
-        return errno_module.errorcode.get(self.number, str(self.number)) if self.number else None
+        return errno_name(self.number) if self.number else None
 
     @property
     def reason(self) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from p2prw.engine.providers.verbs_binding import (
+    MTU_BYTES,
+    MTU_ENUM,
     QPT_RC,
     SIGNALED,
     BindingError,
@@ -29,8 +31,6 @@ _INIT, _RTR, _RTS = 1, 2, 3
 _STATE, _ACCESS, _PKEY, _PORT, _AV, _MTU, _TIMEOUT = 1 << 0, 1 << 3, 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 9
 _RETRY, _RNR, _RQ_PSN, _RD_ATOMIC, _MIN_RNR, _SQ_PSN = 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 15, 1 << 16
 _DEST_RD_ATOMIC, _DEST_QPN = 1 << 17, 1 << 20
-_MTU_BYTES = {1: 256, 2: 512, 3: 1024, 4: 2048, 5: 4096}
-_MTU_ENUM = {size: number for number, size in _MTU_BYTES.items()}
 
 
 def open_binding() -> VerbsBinding:
@@ -103,7 +103,7 @@ class IbverbsContext:
     def query_port(self, port: int) -> PortFacts:
         """ibv_query_port."""
         attr = _call(self._context.query_port, port)
-        return PortFacts(_MTU_BYTES.get(int(attr.active_mtu), 1024), attr.max_msg_sz, attr.lid)
+        return PortFacts(MTU_BYTES.get(int(attr.active_mtu), 1024), attr.max_msg_sz, attr.lid)
 
     def register(self, address: int, length_bytes: int, access: int) -> IbverbsRegion:
         """ibv_reg_mr."""
@@ -197,7 +197,7 @@ class IbverbsQueuePair:
             _STATE | _AV | _MTU | _DEST_QPN | _RQ_PSN | _DEST_RD_ATOMIC | _MIN_RNR,
             ah_attr=address,
             qp_state=_RTR,
-            path_mtu=_MTU_ENUM[path.path_mtu_bytes],
+            path_mtu=MTU_ENUM[path.path_mtu_bytes],
             dest_qp_num=path.dest_qpn,
             rq_psn=path.rq_psn,
             max_dest_rd_atomic=path.max_dest_rd_atomic,

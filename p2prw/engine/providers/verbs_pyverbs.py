@@ -18,6 +18,8 @@ from typing import Any
 
 from p2prw.engine.model import Opcode
 from p2prw.engine.providers.verbs_binding import (
+    MTU_BYTES,
+    MTU_ENUM,
     QPT_RC,
     SIGNALED,
     BindingError,
@@ -35,8 +37,6 @@ from p2prw.engine.providers.verbs_binding import (
 # enum ibv_qp_init_attr_mask, ibv_qp_create_send_ops_flags
 _INIT_ATTR_PD, _INIT_ATTR_SEND_OPS = 1 << 0, 1 << 6
 _EX_WITH_WRITE, _EX_WITH_READ = 1 << 0, 1 << 4
-_MTU_BYTES = {1: 256, 2: 512, 3: 1024, 4: 2048, 5: 4096}
-_MTU_ENUM = {size: number for number, size in _MTU_BYTES.items()}
 _GRH_REQUIRED = 1
 
 
@@ -125,7 +125,7 @@ class PyverbsContext:
         """ibv_query_port."""
         attr = _call(self._modules, self._context.query_port, port)
         return PortFacts(
-            active_mtu_bytes=_MTU_BYTES.get(int(attr.active_mtu), 1024),
+            active_mtu_bytes=MTU_BYTES.get(int(attr.active_mtu), 1024),
             max_msg_bytes=attr.max_msg_sz,
             lid=attr.lid,
             grh_required=bool(getattr(attr, "flags", 0) & _GRH_REQUIRED),
@@ -224,7 +224,7 @@ class _QueuePair:
             port_num=path.port,
             gr=route,
         )
-        attr.path_mtu = _MTU_ENUM[path.path_mtu_bytes]
+        attr.path_mtu = MTU_ENUM[path.path_mtu_bytes]
         attr.dest_qp_num = path.dest_qpn
         attr.rq_psn = path.rq_psn
         attr.max_dest_rd_atomic = path.max_dest_rd_atomic
