@@ -7,9 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from p2prw.engine.memory.base import MappedBuffer
 from p2prw.engine.memory.file_errors import file_error
-from p2prw.engine.memory.file_io import read_all, write_all
+from p2prw.engine.memory.file_io import RangeOfFile
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
@@ -94,7 +93,7 @@ def check_block_sink(
     os.close(_open(path, force_mounted))
 
 
-class BlockSink:
+class BlockSink(RangeOfFile):
     """A `MemorySource` that writes a block device in place; commit is fsync, and abort cannot undo."""
 
     offers = frozenset({Offer.STAGED})
@@ -136,32 +135,6 @@ class BlockSink:
     def prepare_steps(self) -> Iterator[int]:
         """Nothing to prepare."""
         return iter(())
-
-    def buffers(self) -> tuple[MappedBuffer, ...]:
-        """Block devices are staged: nothing is mapped."""
-        return ()
-
-    def read_at(self, offset: int, into: memoryview) -> int:
-        """Read back, for the digest."""
-        wanted = max(0, min(len(into), self.length_bytes - offset))
-        try:
-            return read_all(self, into[:wanted], self._base + offset)
-        except OSError as error:
-            raise file_error("read back", self._path, error) from error
-
-    def write_at(self, offset: int, data: memoryview) -> None:
-        """Write `data` at `offset`."""
-        if offset < self._range_start or offset + len(data) > self.length_bytes:
-            raise HostError(
-                f"{len(data)} bytes at {offset} lie outside what may be written of {self._path}",
-                why=f"the range is {self._range_start} to {self.length_bytes}",
-                fix="a size and an offset that lie in the range",
-                code="out_of_range",
-            )
-        try:
-            write_all(self, data, self._base + offset)
-        except OSError as error:
-            raise file_error("write", self._path, error) from error
 
     def commit(self) -> None:
         """Have the device hold what was written."""

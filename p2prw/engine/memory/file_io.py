@@ -1,9 +1,13 @@
-"""pread and pwrite until all is done: for sources, sinks and block devices. Both release the GIL."""
+"""pread and pwrite until all is done, and the range a sink may write of its file. Both calls release the GIL."""
 
 from __future__ import annotations
 
 import os
 from typing import Protocol
+
+from p2prw.engine.memory.base import MappedBuffer
+from p2prw.engine.memory.file_errors import file_error
+from p2prw.errors import HostError
 
 
 class OpenFile(Protocol):
@@ -32,3 +36,43 @@ def write_all(file: OpenFile, data: memoryview, offset: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(file.descriptor, data[done:], offset + done)
+
+
+class RangeOfFile:
+    """What sinks of files and of block devices share: bytes [range start, `length_bytes`) behind one descriptor."""
+
+    descriptor: int
+    length_bytes: int
+    _path: str
+    _base: int
+    _range_start: int
+
+    def buffers(self) -> tuple[MappedBuffer, ...]:
+        """Files and block devices are staged: nothing is mapped."""
+        return ()
+
+    def read_at(self, offset: int, into: memoryview) -> int:
+        """Read back what has been written (or kept), for the digest; also after `commit`."""
+        wanted = max(0, min(len(into), self.length_bytes - offset))
+        try:
+            return read_all(self, into[:wanted], self._base + offset)
+        except OSError as error:
+            raise file_error("read back", self._path, error) from error
+
+    def write_at(self, offset: int, data: memoryview) -> None:
+        """Write `data` at `offset`. HostError: `no_space`, `out_of_range` and what else a file can meet."""
+        if offset < self._range_start or offset + len(data) > self.length_bytes:
+            raise HostError(
+                f"{len(data)} bytes at {offset} lie outside what may be written of {self._path}",
+                why=f"the range is {self._range_start} to {self.length_bytes}",
+                fix="a size and an offset that lie in the range",
+                code="out_of_range",
+            )
+        self._before_write()
+        try:
+            write_all(self, data, self._base + offset)
+        except OSError as error:
+            raise file_error("write", self._path, error) from error
+
+    def _before_write(self) -> None:
+        """Finish what must come before the first byte."""

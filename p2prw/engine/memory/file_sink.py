@@ -11,9 +11,8 @@ import os
 import secrets
 from collections.abc import Iterator
 
-from p2prw.engine.memory.base import MappedBuffer
 from p2prw.engine.memory.file_errors import file_error
-from p2prw.engine.memory.file_io import read_all, write_all
+from p2prw.engine.memory.file_io import RangeOfFile, write_all
 from p2prw.engine.memory.file_target import check_file_sink, check_space, exists_error, resolve_target, status_or_none
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.errors import HostError
@@ -29,7 +28,7 @@ _CANNOT = frozenset(
 )
 
 
-class FileSink:
+class FileSink(RangeOfFile):
     """A `MemorySource` to write to; its offsets are a region's, of which [range_start, range_end) may be written."""
 
     offers = frozenset({Offer.STAGED})
@@ -89,32 +88,8 @@ class FileSink:
             self._steps = self._prepare()
         return self._steps
 
-    def buffers(self) -> tuple[MappedBuffer, ...]:
-        """Files are staged: nothing is mapped."""
-        return ()
-
-    def read_at(self, offset: int, into: memoryview) -> int:
-        """Read back what has been written (or kept), for the digest; also after `commit`."""
-        wanted = max(0, min(len(into), self.length_bytes - offset))
-        try:
-            return read_all(self, into[:wanted], self._base + offset)
-        except OSError as error:
-            raise file_error("read back", self._path, error) from error
-
-    def write_at(self, offset: int, data: memoryview) -> None:
-        """Write `data` at `offset`. HostError: `no_space`, `out_of_range` and what else a file can meet."""
-        if offset < self._range_start or offset + len(data) > self.length_bytes:
-            raise HostError(
-                f"{len(data)} bytes at {offset} lie outside what may be written of {self._path}",
-                why=f"the range is {self._range_start} to {self.length_bytes}",
-                fix="a size and an offset that lie in the range",
-                code="out_of_range",
-            )
+    def _before_write(self) -> None:
         self._finish_preparing()
-        try:
-            write_all(self, data, self._base + offset)
-        except OSError as error:
-            raise file_error("write", self._path, error) from error
 
     def commit(self) -> None:
         """fsync, rename to the target, fsync the directory. HostError `exists`: somebody made the target meanwhile."""
