@@ -11,7 +11,6 @@ with api.serving({"cmb": "host,size=64MiB"}) as address: ...
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,27 +27,19 @@ from p2prw.engine.model import (
 )
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import RequestError
-from p2prw.units import parse_size
+from p2prw.targets import parse_host, parse_target
 
-_TARGET = re.compile(
-    r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^\[\]:/]+))(?::(?P<port>\d+))?(?:/(?P<region>[A-Za-z0-9_.-]{1,64})(?:\+(?P<offset>.+))?)?"
-)
 DEFAULT_PORT = 18515
 
 
 def parse_peer(text: str, default_port: int = DEFAULT_PORT) -> tuple[PeerAddress, str | None, int]:
     """Return (peer, region, offset in bytes) of `HOST[:PORT][/REGION[+OFFSET]]` or `[V6]:PORT/...`. RequestError."""
-    match = _TARGET.fullmatch(text)
-    if not match or (match["port"] and not 0 < int(match["port"]) < 65536):
-        raise RequestError(
-            f"cannot read {text!r} as a peer",
-            why="a peer is HOST[:PORT]/REGION[+OFFSET], an IPv6 address in brackets",
-            fix="10.0.0.1:18515/cmb+1MiB or [fd00::1]:18515/cmb",
-            code="bad_peer",
-        )
-    port = int(match["port"]) if match["port"] else default_port
-    offset = parse_size(match["offset"], "region offset") if match["offset"] else 0
-    return PeerAddress(match["v6"] or match["host"], port), match["region"], offset
+    if "/" not in text:
+        host, region, offset_bytes = parse_host(text), None, 0
+    else:
+        target = parse_target(text)
+        host, region, offset_bytes = target.peer, target.region, target.offset_bytes
+    return PeerAddress(host.host, default_port if host.port is None else host.port), region, offset_bytes
 
 
 def make_request(operation: Operation, target: str, memory: str, **options: Any) -> TransferRequest:

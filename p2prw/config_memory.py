@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from p2prw.config_target import check_access
 from p2prw.config_values import nearest
 from p2prw.engine.memory.spec import format_memory_spec, parse_memory_spec, split_spec
 from p2prw.engine.model import MemorySpec
 from p2prw.errors import RequestError
+from p2prw.targets import check_access
 
 
 def resolve_memory(text: str, buffers: Mapping[str, MemorySpec]) -> MemorySpec:

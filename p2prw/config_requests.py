@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from p2prw.config import Settings, Value
 from p2prw.config_memory import resolve_memory, split_access
-from p2prw.config_target import Host, Target, parse_host, parse_target, split_region
 from p2prw.config_values import at_place
 from p2prw.engine.control.token_file import load_token_file
 from p2prw.engine.model import (
@@ -25,6 +24,7 @@ from p2prw.engine.model import (
     TransferRequest,
 )
 from p2prw.errors import RequestError
+from p2prw.targets import Host, Target, parse_host, parse_target, split_region
 
 
 @dataclass(frozen=True, slots=True)

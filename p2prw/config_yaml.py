@@ -15,11 +15,11 @@ import yaml
 
 from p2prw.config_memory import split_access
 from p2prw.config_settings import SECTIONS, keys_of
-from p2prw.config_target import check_access, check_region_name
 from p2prw.config_values import at_place, nearest
 from p2prw.engine.memory.spec import SpecError, memory_spec_from_mapping, parse_memory_spec
 from p2prw.engine.model import MemorySpec
 from p2prw.errors import HostError, RequestError
+from p2prw.targets import check_access, check_region_name
 
 MAX_FILE_BYTES = 1 << 20
 

@@ -28,12 +28,23 @@ def test_targets(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "/r", "h:0/r", "h:99999/r", "h:/r", "fd00::1/r", "h/r r", "h/" + "x" * 65, "[::1/r"]
+    ("text", "code", "fix"),
+    [
+        ("", "bad_peer", "127.0.0.1:18515"),
+        ("/r", "bad_peer", "127.0.0.1:18515"),
+        ("h:0/r", "bad_peer", "h:18515"),
+        ("h:99999/r", "bad_peer", "h:18515"),
+        ("h:/r", "bad_peer", "h:18515"),
+        ("fd00::1/r", "bad_peer", "[fd00::1]:18515"),
+        ("[::1/r", "bad_peer", "[::1] or [::1]:18515"),
+        ("h/r r", "bad_region_name", "p2prw regions"),
+        ("h/" + "x" * 65, "bad_region_name", "p2prw regions"),
+    ],
 )
-def test_what_is_no_target_is_refused_with_an_example(text):
+def test_what_is_no_target_is_refused_as_the_command_line_does(text, code, fix):
     with pytest.raises(RequestError) as caught:
         api.parse_peer(text)
-    assert caught.value.code == "bad_peer" and "/cmb" in str(caught.value.fix)
+    assert (caught.value.code, fix in str(caught.value.fix)) == (code, True)
 
 
 def test_a_request_needs_a_region():

@@ -9,10 +9,10 @@ import pytest
 from p2prw.config import resolve, unknown_variable_notes
 from p2prw.config_requests import is_loopback, serve_request, transfer_request
 from p2prw.config_settings import SETTINGS, file_section, settings_of
-from p2prw.config_target import parse_host, parse_target, split_region
 from p2prw.config_values import flag, nearest
 from p2prw.engine.control.token_file import MAX_TOKEN_BYTES, load_token_file
 from p2prw.errors import HostError, RequestError
+from p2prw.targets import parse_host, parse_target, split_region
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

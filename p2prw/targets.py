@@ -1,4 +1,4 @@
-"""PEER, PEER/REGION[+OFFSET] and NAME=MEMORY[,access=...]: the words of the command line that are not options."""
+"""PEER, PEER/REGION[+OFFSET] and NAME=MEMORY[,access=...]: words that the command line and the library both read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def parse_host(text: str, name: str = "PEER", *, any_port: bool = False) -> Host
         host, colon, port_text = text.partition(":")
         port = port_text if colon else None
         if ":" in (port or ""):
-            raise _bad_host(text, name, "an IPv6 address needs brackets", f"[{text}] or [{text}]:18515")
+            bare = text.strip("[]")
+            raise _bad_host(text, name, "an IPv6 address needs brackets", f"[{bare}] or [{bare}]:18515")
         if not host or re.search(r"[\s\[\]/]", host):
             raise _bad_host(text, name, "there is no host name in it", "127.0.0.1:18515 or [2001:db8::1]:18515")
     if port is None:
