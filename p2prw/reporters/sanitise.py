@@ -17,10 +17,11 @@ def clean(text: str) -> str:
     # fast path: nearly all text is plain ASCII
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escape(character) if category(character) in _UNSAFE else character for character in text)
+    return "".join(escape(character) if category(character) in _UNSAFE else character for character in text)
 
 
-def _escape(character: str) -> str:
+def escape(character: str) -> str:
+    r"""Return one character as `\xNN`, `\uNNNN` or `\UNNNNNNNN`."""
     number = ord(character)
     if number < 0x100:
         return f"\\x{number:02x}"

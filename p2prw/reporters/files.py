@@ -1,0 +1,36 @@
+"""Report files beside stdout (JUnit, Markdown, bundles): whole or not at all, also when the disk is full or we die."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from p2prw.errors import HostError
+
+
+def write_whole(path: str, data: bytes, option: str) -> None:
+    """Write `data` beside its final name and rename it there; `option` (`--junit`) is for the error.
+
+    What exists and is no regular file (/dev/null, a pipe) is written into: a rename would replace the device itself.
+    HostError `report_file` with errno; then no half-written file is left.
+    """
+    target = Path(path)
+    temporary: Path | None = None
+    try:
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+            return
+        target = target.resolve()  # a symbolic link stays one
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise HostError(
+            f"{option}: cannot write {path}: {(error.strerror or str(error)).lower()}",
+            why=f"it is written beside its final name, in {target.parent}, and renamed",
+            fix=f"ls -ld {target.parent}; df {target.parent}; or {option} in another directory",
+            code="report_file",
+            errno=error.errno,
+        ) from error

@@ -1,0 +1,66 @@
+"""Report files are whole or absent, and devices are never renamed over."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from p2prw.errors import HostError
+from p2prw.reporters.files import write_whole
+
+
+def test_a_file_is_made_and_replaced(tmp_path):
+    path = tmp_path / "report.xml"
+    for data in (b"first", b"second"):
+        write_whole(str(path), data, "--junit")
+        assert path.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    write_whole(str(link), b"new", "--junit")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_a_device_is_written_into(tmp_path):
+    reader, writer = os.openpty()
+    name = os.ttyname(writer)
+    write_whole(name, b"x\n", "--junit")
+    assert stat.S_ISCHR(os.stat(name).st_mode)
+    assert os.read(reader, 1) == b"x"
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("place", ["missing/report.xml", "."])
+def test_what_cannot_be_written_is_said(tmp_path, place):
+    with pytest.raises(HostError) as caught:
+        write_whole(str(tmp_path / place), b"x", "--junit")
+    assert caught.value.code == "report_file"
+    assert caught.value.errno in ("ENOENT", "EISDIR")
+    assert caught.value.what.startswith("--junit: cannot write ")
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "report.xml"
+    path.write_bytes(b"old")
+
+    def full(self, data):
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(HostError, match="no space left") as caught:
+        write_whole(str(path), b"new", "--junit")
+    monkeypatch.undo()
+    assert caught.value.errno == "ENOSPC"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.xml"]
+    assert path.read_bytes() == b"old"
