@@ -4,6 +4,9 @@ Faults strike single packets of bursts, in both directions, each direction with 
 for faults meets them on requests, data and acknowledgements alike, whichever way the data goes. The n-th packet of a
 direction meets the same fate for the same seed, however packets were grouped into bursts.
 
+`corrupt=OFFSET` is another thing: one byte of the transfer's data is changed where no ICRC sees it, so that
+verification has something to catch. What tells it from a rate: a rate has a percent sign or a point.
+
 Bursts stay bursts. A packet that changes its place in a burst changes its IPv4 identification (segment i of a
 UDP_SEGMENT send carries i), so its ICRC is corrected for the new place; the correction is linear and leaves a right
 ICRC right and a wrong one wrong.
@@ -18,7 +21,9 @@ import zlib
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from p2prw.engine.model import Opcode
 from p2prw.errors import RequestError
+from p2prw.units import parse_size
 
 Endpoint = tuple[str, int]
 
@@ -29,6 +34,7 @@ MAX_SEGMENTS = 64  # UDP_MAX_SEGMENTS before Linux 1382e3b6a350 (in v6.9)
 
 _RATE_KEYS = {"drop": "drop", "dup": "duplicate", "reorder": "reorder", "corrupt": "corrupt"}
 _FIX = "--inject drop=1%,dup=0.5%,reorder=2%,corrupt=1%,seed=1"
+_OFFSET_FIX = "--inject corrupt=1% (packets that the ICRC catches), or corrupt=4096 (a byte that it does not)"
 _RATE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(%?)")
 
 
@@ -41,6 +47,8 @@ class FaultPlan:
     reorder: float = 0.0
     corrupt: float = 0.0
     seed: int = 0
+    corrupt_offset: int | None = None
+    """The byte of the transfer that is changed under a right ICRC."""
 
 
 @dataclass(slots=True)
@@ -60,10 +68,12 @@ class FaultCounts:
 def parse_faults(text: str) -> FaultPlan:
     """Return the plan that `drop=1%,dup=0.5%,reorder=2%,corrupt=1%,seed=N` asks for; RequestError when it is wrong.
 
-    A rate is a percentage or a fraction of one; the seed defaults to 0.
+    A rate is a percentage or a fraction of one; the seed defaults to 0. `corrupt` without percent sign or point is a
+    byte offset of the transfer: `corrupt=4096`, `corrupt=1MiB`, and also `corrupt=1` (every packet is `corrupt=100%`).
     """
     rates: dict[str, float] = {}
     seed: int | None = None
+    corrupt_offset: int | None = None
     for part in filter(None, (item.strip() for item in text.split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if key == "seed" and equals:
@@ -79,16 +89,19 @@ def parse_faults(text: str) -> FaultPlan:
                 fix=_FIX,
                 code="bad_inject",
             )
-        if _RATE_KEYS[key] in rates:
+        if _RATE_KEYS[key] in rates or (key == "corrupt" and corrupt_offset is not None):
             raise _repeated(key)
+        if key == "corrupt" and value and not any(mark in value for mark in "%."):
+            corrupt_offset = _parse_offset(value)
+            continue
         rates[_RATE_KEYS[key]] = _parse_rate(key, value)
-    if not rates:
+    if not rates and corrupt_offset is None:
         raise RequestError("--inject names no fault", why="it is empty, or a seed alone", fix=_FIX, code="bad_inject")
-    return FaultPlan(**rates, seed=seed or 0)
+    return FaultPlan(**rates, seed=seed or 0, corrupt_offset=corrupt_offset)
 
 
 def _repeated(key: str) -> RequestError:
-    return RequestError(f"--inject: {key} is given twice", why="each word has one rate", fix=_FIX, code="bad_inject")
+    return RequestError(f"--inject: {key} is given twice", why="each word has one value", fix=_FIX, code="bad_inject")
 
 
 def _parse_rate(key: str, value: str) -> float:
@@ -102,6 +115,18 @@ def _parse_rate(key: str, value: str) -> float:
             code="bad_inject",
         )
     return rate
+
+
+def _parse_offset(value: str) -> int:
+    try:
+        return parse_size(value, "corrupt")
+    except RequestError as error:
+        raise RequestError(
+            f"--inject: corrupt={value} is neither a rate nor a byte offset",
+            why="a rate has a percent sign or a point, a byte offset is a size",
+            fix=_OFFSET_FIX,
+            code="bad_inject",
+        ) from error
 
 
 def _parse_seed(value: str) -> int:
@@ -258,11 +283,36 @@ class FaultShim:
         bursts.append(FaultedBurst(b"".join(pieces), len(run[0].data), run[0].endpoint))
 
 
+class ByteFlip:
+    """Finds the work request that carries byte `offset` of a transfer.
+
+    A transfer is posted in the order of its bytes, all by one opcode; what is posted by the other one (the READs that
+    flush a WRITE, or bring a bad block back) is none of its data.
+    """
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+        self.struck = False
+        self._opcode: Opcode | None = None
+        self._posted_bytes = 0
+
+    def strike(self, opcode: Opcode, length_bytes: int) -> int | None:
+        """Count a posted request; return where in it the byte lies, or None."""
+        if self._opcode is None:
+            self._opcode = opcode
+        if opcode is not self._opcode or self.struck:
+            return None
+        first, self._posted_bytes = self._posted_bytes, self._posted_bytes + length_bytes
+        self.struck = first <= self.offset < self._posted_bytes
+        return self.offset - first if self.struck else None
+
+
 class FaultInjector:
     """Both directions of one device."""
 
     def __init__(self, plan: FaultPlan, *, ipv4: bool) -> None:
         self.plan = plan
+        self.flip = None if plan.corrupt_offset is None else ByteFlip(plan.corrupt_offset)
         self.sending = FaultShim(plan, "tx", ipv4=ipv4)
         self.receiving = FaultShim(plan, "rx", ipv4=ipv4)
 

@@ -10,6 +10,7 @@ from p2prw.engine.inject import (
     MAX_SEGMENTS,
     REORDER_DISTANCE,
     REORDER_HOLD_S,
+    ByteFlip,
     FaultCounts,
     FaultedBurst,
     FaultInjector,
@@ -18,6 +19,7 @@ from p2prw.engine.inject import (
     moved_icrc,
     parse_faults,
 )
+from p2prw.engine.model import Opcode
 from p2prw.engine.roce.icrc import Flow, crc32
 from p2prw.errors import RequestError
 
@@ -75,6 +77,25 @@ def test_parse_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "plan"),
+    [
+        ("corrupt=0", FaultPlan(corrupt_offset=0)),
+        ("corrupt=1", FaultPlan(corrupt_offset=1)),
+        ("corrupt=4096", FaultPlan(corrupt_offset=4096)),
+        ("corrupt=1MiB,seed=3", FaultPlan(corrupt_offset=1 << 20, seed=3)),
+        ("drop=1,corrupt=0x10", FaultPlan(drop=1.0, corrupt_offset=16)),
+        ("corrupt=1%", FaultPlan(corrupt=0.01)),
+        ("corrupt=100%", FaultPlan(corrupt=1.0)),
+        ("corrupt=1.0", FaultPlan(corrupt=1.0)),
+        ("corrupt=0.01", FaultPlan(corrupt=0.01)),
+    ],
+)
+def test_a_byte_offset_is_told_from_a_rate(text: str, plan: FaultPlan) -> None:
+    """A rate has a percent sign or a point; everything else after corrupt= counts bytes."""
+    assert parse_faults(text) == plan
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("drp=1%", "did you mean 'drop'?"),
@@ -86,6 +107,10 @@ def test_parse_one() -> None:
         ("drop", "from 0% to 100%"),
         ("drop=1%,drop=2%", "given twice"),
         ("seed=1,seed=2,drop=1", "given twice"),
+        ("corrupt=1%,corrupt=4096", "given twice"),
+        ("corrupt=4096,corrupt=1%", "given twice"),
+        ("corrupt=4,corrupt=5", "given twice"),
+        ("corrupt=", "no rate"),
         ("seed=x", "no whole number"),
         ("seed=3", "names no fault"),
         ("", "names no fault"),
@@ -97,6 +122,24 @@ def test_parse_errors_say_what_to_type(text: str, says: str) -> None:
     assert says in str(caught.value)
     assert caught.value.fix is not None
     assert parse_faults(caught.value.fix.removeprefix("--inject ")).drop == 0.01
+
+
+@pytest.mark.parametrize("value", ["lots", "-1", "1XiB", "1 2"])
+def test_neither_rate_nor_offset(value: str) -> None:
+    with pytest.raises(RequestError, match="neither a rate nor a byte offset") as caught:
+        parse_faults(f"corrupt={value}")
+    assert "corrupt=1%" in str(caught.value.fix) and "corrupt=4096" in str(caught.value.fix)
+
+
+def test_a_flip_strikes_one_request_once_and_only_data() -> None:
+    flip = ByteFlip(5000)
+    assert flip.strike(Opcode.RDMA_WRITE, 4096) is None
+    assert flip.strike(Opcode.RDMA_READ, 1 << 20) is None, "a flush is no data of a WRITE"
+    assert flip.strike(Opcode.RDMA_WRITE, 0) is None
+    assert flip.strike(Opcode.RDMA_WRITE, 4096) == 5000 - 4096 and flip.struck
+    assert flip.strike(Opcode.RDMA_WRITE, 1 << 20) is None
+    assert ByteFlip(0).strike(Opcode.RDMA_READ, 1) == 0
+    assert not ByteFlip(0).struck
 
 
 @given(st.text(alphabet="dropuceatsn=%,.0123456789 ", max_size=40))

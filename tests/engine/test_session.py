@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from p2prw.engine.model import Operation, Timeouts
 from p2prw.engine.providers.scripted import Fault, Script, ScriptedDevice, ScriptedFabric
 from p2prw.engine.session import list_regions, run_transfer
 from p2prw.engine.stop import StopRequest
+from p2prw.errors import RequestError
 from p2prw.units import MIB
 
 QUICK = Timeouts(connect_retry_s=0.2, handshake_s=5.0, idle_s=5.0, drain_s=1.0)
@@ -139,6 +141,40 @@ def test_faults_made_on_purpose_are_repaired_and_counted(served):
     assert (result.exit_code, result.verify.status) == (0, "verified")
     assert result.results[0].retransmitted_packets > 0
     assert any("on purpose" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize("at", [0, 70_001, 2 * MIB + 5])
+@pytest.mark.parametrize("staged", [False, True])
+@pytest.mark.parametrize("operation", ["write", "read"])
+def test_a_byte_flipped_under_a_right_icrc_is_found(served, tmp_path, operation, staged, at):
+    """The wire sees nothing wrong: only the digests of the final memory do."""
+    (tmp_path / "source.bin").write_bytes(random.Random(4).randbytes(3 * MIB))
+    options = {"inject": f"corrupt={at}", "staging_chunk_bytes": 256 * 1024}
+    if operation == "write":
+        memory = f"file:{tmp_path}/source.bin" if staged else "host,size=3MiB,pattern=words:2"
+        result = api.write(f"{served}/mem", memory, **options)
+    else:
+        result = api.read(f"{served}/known", f"file:{tmp_path}/sink.bin" if staged else "host", **options)
+    assert result.error is not None
+    assert (result.exit_code, result.error.code) == (4, "verify_mismatch")
+    verify = result.verify
+    assert (verify.status, verify.first_bad_offset, verify.classification) == ("mismatch", at, "corrupt")
+    assert "1 flipped bit in 1 byte" in str(verify.why)
+    assert result.results[0].retransmitted_packets == 0 and not (tmp_path / "sink.bin").exists()
+
+
+def test_a_byte_beyond_the_transfer_is_said_to_have_changed_nothing(served):
+    result = api.write(f"{served}/mem", "host,size=1MiB", inject="corrupt=1MiB")
+    assert result.exit_code == 0
+    assert "corrupt=1048576 changed nothing: fewer bytes were moved" in result.warnings
+
+
+def test_a_server_flips_no_byte():
+    with (
+        pytest.raises(RequestError, match="does not know which byte"),
+        api.serving({"a": "host,size=1MiB"}, inject="corrupt=4"),
+    ):
+        pass
 
 
 def test_require_direct_lets_host_memory_pass(served):

@@ -18,7 +18,7 @@ from p2prw.engine.providers.soft_address import local_addresses, port_mtu_bytes,
 from p2prw.engine.providers.soft_device import SoftDevice, describe
 from p2prw.engine.providers.soft_selftest import run_self_test
 from p2prw.engine.providers.soft_socket import open_socket
-from p2prw.errors import HostError
+from p2prw.errors import HostError, RequestError
 
 __all__ = ["SoftDevice", "list_soft_devices", "open_soft_device"]
 
@@ -37,10 +37,17 @@ def open_soft_device(
 ) -> SoftDevice:
     """Open `soft0`, `soft:NETDEV`, `soft:ADDRESS` or `auto` (the address `local_address`).
 
-    Raises RequestError for a name or fault list that cannot be read, HostError (with errno) where the host has no such
+    Raises RequestError for a name or fault list that cannot be used, HostError (with errno) where the host has no such
     address, the UDP port is taken, or the kernel sends headers that the ICRC cannot foresee.
     """
     plan = parse_faults(inject) if inject else None
+    if plan is not None and plan.corrupt_offset is not None and role == "server":
+        raise RequestError(
+            f"--inject corrupt={plan.corrupt_offset}: a server does not know which byte of a transfer passes",
+            why="a byte offset counts from the start of one transfer, and the client owns that",
+            fix=f"--inject corrupt={plan.corrupt_offset} at write or read; a rate, such as corrupt=1%, here",
+            code="bad_inject",
+        )
     local = resolve_device(name, local_address)
     mtu_bytes = port_mtu_bytes(local.netdev_mtu_bytes)
     self_test = run_self_test(local, gso=gso)

@@ -97,7 +97,9 @@ class SoftQueuePair:
         self, wr_id: int, opcode: Opcode, sges: Sequence[Sge], remote_addr: int, rkey: int, *, signaled: bool
     ) -> None:
         """Post one RDMA_WRITE or RDMA_READ; it leaves with the next `pump`."""
-        self._core.post_rdma(wr_id, opcode, sges, remote_addr, rkey, signaled=signaled)
+        flip = self._device.injector.flip if self._device.injector else None
+        spoil_at = flip.strike(opcode, sum(sge.length_bytes for sge in sges)) if flip else None
+        self._core.post_rdma(wr_id, opcode, sges, remote_addr, rkey, signaled=signaled, spoil_at=spoil_at)
 
     def set_window(self, window_bytes: int) -> None:
         """Bound the bytes on the wire towards the peer; READ responses are bounded by our own receive buffer."""
@@ -296,6 +298,9 @@ class SoftDevice:
         if self._closed:
             return
         self._closed = True
+        flip = self.injector.flip if self.injector else None
+        if flip is not None and not flip.struck:
+            self.warnings.append(f"corrupt={flip.offset} changed nothing: fewer bytes were moved")
         for pair in list(self._queue_pairs):
             pair.close()
         for registration in list(self._registrations):

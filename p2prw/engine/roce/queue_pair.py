@@ -38,6 +38,7 @@ from p2prw.engine.roce.packet import ACK_REQUEST, MAX_MESSAGE_BYTES
 from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK, packets_of
 from p2prw.engine.roce.requester import Requester
 from p2prw.engine.roce.responder import Responder
+from p2prw.engine.roce.spoil import SpoiltList
 from p2prw.engine.roce.state import (
     TAKES_RECEIVES,
     TAKES_REQUESTS,
@@ -174,11 +175,15 @@ class RoceQueuePair:
         *,
         signaled: bool,
         imm_data: bytes | None = None,
+        spoil_at: int | None = None,
     ) -> None:
-        """Post an RDMA_WRITE, RDMA_WRITE_WITH_IMM or RDMA_READ; `imm_data` is 4 bytes as they go on the wire."""
+        """Post an RDMA_WRITE, RDMA_WRITE_WITH_IMM or RDMA_READ; `imm_data` is 4 bytes as they go on the wire.
+
+        `spoil_at`: this byte of it goes wrong on purpose, under a right ICRC (`spoil`).
+        """
         if opcode not in (Opcode.RDMA_WRITE, Opcode.RDMA_WRITE_WITH_IMM, Opcode.RDMA_READ):
             raise LocalProtocolError(f"post_rdma with {opcode!r}", code="bad_opcode")
-        self._post(wr_id, opcode, sges, remote_addr, rkey, signaled, imm_data)
+        self._post(wr_id, opcode, sges, remote_addr, rkey, signaled, imm_data, spoil_at)
 
     def post_send(self, wr_id: int, sges: Sequence[Sge], *, signaled: bool, imm_data: bytes | None = None) -> None:
         """Post a SEND, with immediate data when 4 bytes are given."""
@@ -194,6 +199,7 @@ class RoceQueuePair:
         rkey: int,
         signaled: bool,
         imm_data: bytes | None,
+        spoil_at: int | None = None,
     ) -> None:
         requester = self.requester
         if self.state not in TAKES_SENDS:
@@ -211,9 +217,12 @@ class RoceQueuePair:
         psns = packets_of(length, self.mtu_bytes)
         if length > MAX_MESSAGE_BYTES or psns > MAX_OUTSTANDING_PSNS:
             raise LocalProtocolError(f"message of {length} bytes at path MTU {self.mtu_bytes}", code="message_too_long")
-        error = None
+        error, access = None, Access.LOCAL_WRITE if is_read else Access.LOCAL_READ
         try:
-            data = ScatterList(self._memory, sges, Access.LOCAL_WRITE if is_read else Access.LOCAL_READ)
+            if spoil_at is None:
+                data = ScatterList(self._memory, sges, access)
+            else:
+                data = SpoiltList(self._memory, sges, access, spoil_at)
         except MemoryFault:
             data, error = ScatterList(self._memory, (), Access.LOCAL_READ), WcStatus.LOC_PROT_ERR
         wqe = SendWqe(
