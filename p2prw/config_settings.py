@@ -310,6 +310,7 @@ def _output() -> Iterator[Setting]:
     yield Setting(
         "json_stream", flag, "NDJSON on stdout: started, progress, result.", group, TALKS, default=False, is_flag=True
     )
+    yield Setting("verbose", flag, "Say more.", group, frozenset({"devices"}), default=False, is_flag=True)
     yield Setting("quiet", flag, "Nothing on stderr but errors.", group, ALL, default=False, is_flag=True)
     yield Setting("debug", flag, "Show tracebacks.", group, ALL, default=False, is_flag=True)
 

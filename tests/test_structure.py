@@ -56,7 +56,6 @@ TESTED_IN: dict[str, str] = {
         ),
         "tests/reporters/test_output.py",
     ),
-    "p2prw/reporters/device_rows.py": "tests/commands/test_look_around.py",
 }
 
 MOST_LINES = 400

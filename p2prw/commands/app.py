@@ -5,15 +5,17 @@ Made once, in `p2prw.cli`; commands never look at `sys` or `os.environ` themselv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from p2prw.engine.stop import StopRequest
-from p2prw.reporters.base import Format, Mode
+from p2prw.reporters.base import Format, Mode, is_live_terminal
 from p2prw.reporters.output import Output
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from p2prw.config import Settings
 
 
@@ -60,11 +62,24 @@ class App:
         if not self.mode.quiet:
             self.stderr.line(text)
 
-    def listing(self, document: Mapping[str, Any], lines: Iterable[str]) -> int:
-        """Show an outcome that is no transfer: the document or its text. Returns the exit code."""
+    def listing(
+        self,
+        document: Mapping[str, Any],
+        lines: Iterable[str],
+        page: Callable[[], Iterable[RenderableType]] | None = None,
+    ) -> int:
+        """Show an outcome that is no transfer: the document or its text. Returns the exit code.
+
+        `page` is the same text painted with rich; it is made and used on a terminal only.
+        """
         from p2prw.reporters.listing import show_document
 
         self.reported = True
-        show_document(self.mode, self.stdout, document, lines)
+        if page and self.mode.format is Format.TEXT and is_live_terminal(self.stdout.stream, self.environ):
+            from p2prw.reporters.page import print_page
+
+            print_page(page(), self.stdout, self.environ)
+        else:
+            show_document(self.mode, self.stdout, document, lines)
         code: int = document["exit_code"]
         return code

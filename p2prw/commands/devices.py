@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from p2prw.commands.app import App
 from p2prw.commands.options import HelpfulCommand, settings_options
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 EPILOG = """\
 Examples:
   p2prw devices
+  p2prw devices --verbose        (GID tables, limits, refused routes and why)
   p2prw devices --json
 
 perftest: ibv_devinfo"""
@@ -21,14 +26,21 @@ perftest: ibv_devinfo"""
 @settings_options("devices")
 @click.pass_obj
 def devices(app: App, /, **line: Any) -> int:
-    """List the devices that move bytes (--device) and the memory of PCI devices (--from, --to, --region)."""
+    """List the devices that move bytes (--device) with the routes they may take, and memory of devices (--from, --to).
+
+    Needs no right and no RDMA; what cannot be seen from here is said, with the reason.
+    """
     settings = app.settings("devices", line)
-    from p2prw.engine.devices import list_devices
-    from p2prw.engine.topology.pci import list_memory_devices
-    from p2prw.engine.topology.sysfs import SysfsRoot
-    from p2prw.reporters.device_rows import device_lines, device_row, memory_row
+    from p2prw.engine.inventory import take_inventory
+    from p2prw.reporters.device_rows import device_lines, inventory_rows
     from p2prw.reporters.document import build
 
-    rows = [device_row(info) for info in list_devices(settings["verbs_binding"])]
-    rows += [memory_row(memory) for memory in list_memory_devices(SysfsRoot())]
-    return app.listing(build("devices", results=rows), device_lines(rows))
+    rows = inventory_rows(take_inventory(settings["verbs_binding"]))
+    verbose = settings["verbose"]
+
+    def page() -> Iterable[RenderableType]:
+        from p2prw.reporters.device_page import device_page
+
+        return device_page(rows, verbose=verbose)
+
+    return app.listing(build("devices", results=rows), device_lines(rows, verbose=verbose), page)

@@ -220,6 +220,12 @@ class DeviceInfo:
     note: str | None = None
     binding: str | None = None
     """The verbs binding it is driven through: `pyverbs` or `ibverbs`."""
+    port: int = 1
+    rate_gbit_per_s: float | None = None
+    """What the port says it signals at; rxe always says 2.5 or 100, whatever its netdev does."""
+    netdev_mtu_bytes: int | None = None
+    opened: bool = True
+    """False: limits and MTU are this program's defaults, because nobody could ask the device."""
 
 
 @dataclass(frozen=True, slots=True)

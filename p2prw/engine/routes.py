@@ -8,10 +8,12 @@ peer-to-peer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from p2prw.engine.control.messages import Attempt, RouteInfo
 from p2prw.engine.model import DeviceInfo, Offer, Route, RouteAttempt, RouteReport
-from p2prw.engine.providers.verbs_explain import needs_pages
+from p2prw.engine.providers.verbs_explain import explain, needs_pages
+from p2prw.engine.providers.verbs_sysfs import DMABUF_DRIVERS
 from p2prw.errors import HostError
 
 DEVICE_MEMORY_KINDS = frozenset({"p2pmem", "bar", "vfio", "dm", "cuda"})
@@ -123,6 +125,48 @@ def choose_route(
         fix="leave --route away (bounce), or --force-route to see the kernel's errno",
         code="route_unavailable",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class KindRoutes:
+    """What a device may be able to do for one kind of memory, before anything is tried."""
+
+    kind: str
+    routes: tuple[str, ...]
+    """In the order in which they are tried; empty where none is left."""
+    refused: tuple[RouteAttempt, ...] = ()
+
+
+def routes_by_kind(info: DeviceInfo, unfit: str | None = None) -> tuple[KindRoutes, ...]:
+    """Return the routes of `info` to every kind of memory; `unfit` is why there is none at all.
+
+    What is known by class only: kernel, rights and the path between two PCI devices can still say no.
+    """
+    rows = []
+    for kind, offers in _DEFAULT_OFFERS.items():
+        if info.provider != "verbs":
+            # The CPU needs an address, or a file.
+            reached = bool(offers & {Offer.CPU_MAPPING, Offer.STAGED})
+            rows.append(KindRoutes(kind, (Route.CPU.value,) if reached else ()))
+            continue
+        ladder = rungs(kind, staged=Offer.STAGED in offers)
+        refusals = {route: unfit or _refuse_for_list(info, kind, offers, route) for route in ladder}
+        rows.append(
+            KindRoutes(
+                kind,
+                tuple(route.value for route, why in refusals.items() if why is None),
+                tuple(RouteAttempt(route.value, ok=False, why=why) for route, why in refusals.items() if why),
+            )
+        )
+    return tuple(rows)
+
+
+def _refuse_for_list(info: DeviceInfo, kind: str, offers: frozenset[Offer], route: Route) -> str | None:
+    if route is Route.DMABUF and info.driver not in DMABUF_DRIVERS:
+        return explain(route, kind, info.driver, "EOPNOTSUPP")[0]
+    if route is Route.DM and info.mover == "cpu":
+        return f"{info.driver} has no memory on a NIC"
+    return refuse_by_class(info, kind, offers, route)
 
 
 def report_of(

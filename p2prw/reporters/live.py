@@ -1,6 +1,6 @@
 """The live view: rich progress on stderr, transient, redrawn by the one thread that runs the transfer.
 
-The only module that imports rich. Names go in as `Text`, never as markup.
+Names go in as `Text`, never as markup. Listings use rich through `reporters/page.py`.
 """
 
 from __future__ import annotations

@@ -27,13 +27,14 @@ class Output:
             self.stream.write(text)
             self.stream.flush()
         except BrokenPipeError:
-            self._give_up()
+            self.give_up()
         except UnicodeEncodeError:
             # A terminal in the C locale: show escapes, never fail a transfer for a character.
             encoding = self.stream.encoding or "ascii"
             self.raw(text.encode(encoding, "backslashreplace").decode(encoding))
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Write nothing more: the reader has gone."""
         self.broken = True
         # What is still buffered would raise again when the interpreter flushes at exit; it goes nowhere instead.
         try:

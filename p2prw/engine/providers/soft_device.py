@@ -69,6 +69,7 @@ def describe(name: str, local: LocalAddress, mtu_bytes: int, udp_port: int | Non
         address=local.address,
         udp_port=udp_port,
         note="RoCEv2 in user space over UDP; the CPU copies every byte",
+        netdev_mtu_bytes=local.netdev_mtu_bytes,
     )
 
 

@@ -99,6 +99,9 @@ def describe(
         numa_node=hca.numa_node,
         note=moves_note(hca),
         binding=binding,
+        port=port.number,
+        rate_gbit_per_s=port.rate_gbit_per_s,
+        opened=device is not None and attr is not None,
     )
 
 

@@ -17,6 +17,8 @@ from p2prw.engine.topology.sysfs import SysfsRoot
 CLASS = "class/infiniband"
 CPU_DRIVERS = frozenset({"rxe", "siw", "hfi1", "qib", "ib_qib"})
 """These carry payload with the CPU and need struct pages behind it (ib_uses_virt_dma; rdmavt copies too)."""
+DMABUF_DRIVERS = frozenset({"mlx5_core", "efa", "irdma", "ice", "i40e", "bnxt_en", "bnxt_re", "mana", "ionic"})
+"""These import dma-bufs (kernel: reg_user_mr_dmabuf; rdma-core: reg_dmabuf_mr), under the names that sysfs may show."""
 
 _GID_TYPES = {"RoCE v2": "rocev2", "IB/RoCE v1": "rocev1", "RoCE v1": "rocev1", "IB": "ib"}
 _BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
@@ -33,6 +35,10 @@ class PortSysfs:
     link_layer: str
     """`Ethernet` or `InfiniBand`."""
     gids: tuple[GidEntry, ...]
+    rate_gbit_per_s: float | None = None
+    """`100 Gb/sec (4X EDR)` in `rate`: signalling rate times width, without encoding."""
+    physical_state: str | None = None
+    """`LinkUp`, `Polling`, `Disabled`, ..."""
 
     @property
     def netdev(self) -> str | None:
@@ -106,7 +112,15 @@ def read_port(sysfs: SysfsRoot, name: str, port: int) -> PortSysfs | None:
     if state is None:
         return None
     link_layer = sysfs.read_text(f"{base}/link_layer") or "Ethernet"
-    return PortSysfs(port, state, link_layer, _read_gids(sysfs, base, state, link_layer))
+    rate = (sysfs.read_text(f"{base}/rate") or "").partition(" ")[0]
+    return PortSysfs(
+        port,
+        state,
+        link_layer,
+        _read_gids(sysfs, base, state, link_layer),
+        float(rate) if re.fullmatch(r"\d+(\.\d+)?", rate) else None,
+        (sysfs.read_text(f"{base}/phys_state") or "").partition(":")[2].strip() or None,
+    )
 
 
 def read_state(sysfs: SysfsRoot, name: str, port: int) -> str | None:

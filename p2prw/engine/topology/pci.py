@@ -7,7 +7,6 @@ include/linux/ioport.h (IORESOURCE_*).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from p2prw.engine.topology.sysfs import SysfsRoot
@@ -217,72 +216,3 @@ def list_pci_devices(sysfs: SysfsRoot) -> tuple[PciDevice, ...]:
     """Return all functions in address order; a function that goes away meanwhile is left out."""
     found = (read_pci_device(sysfs, address) for address in sysfs.list(PCI_DEVICES))
     return tuple(device for device in found if device is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryDevice:
-    """One row of `p2prw devices`: memory of a PCI device that a memory spec can name."""
-
-    kind: str
-    """`p2pmem` or `bar`."""
-    spec: str
-    """What to type: `bar:0000:01:00.0/2`."""
-    pci_address: str
-    size_bytes: int
-    available_bytes: int | None
-    """p2pmem only."""
-    driver: str | None
-    numa_node: int | None
-    description: str
-    usable: bool
-    note: str | None
-    """Why it cannot be used, or what it needs."""
-
-
-def list_memory_devices(sysfs: SysfsRoot) -> tuple[MemoryDevice, ...]:
-    """Return p2pmem providers and BARs of every function, in address order; bridges are left out."""
-    return tuple(row for device in list_pci_devices(sysfs) for row in _memory_of(device))
-
-
-def _memory_of(device: PciDevice) -> Iterator[MemoryDevice]:
-    if device.class_code >> 8 == 0x0604:
-        return
-    if device.p2pmem is not None:
-        yield MemoryDevice(
-            kind="p2pmem",
-            spec=f"p2pmem:{device.address}",
-            pci_address=device.address,
-            size_bytes=device.p2pmem.size_bytes,
-            available_bytes=device.p2pmem.available_bytes,
-            driver=device.driver,
-            numa_node=device.numa_node,
-            description=f"P2P memory of a {device.class_name}" + (", published" if device.p2pmem.published else ""),
-            usable=device.p2pmem.can_allocate,
-            note=None if device.p2pmem.can_allocate else "no p2pmem/allocate: needs Linux 6.2",
-        )
-    for bar in device.bars:
-        usable, note = _bar_verdict(device, bar)
-        yield MemoryDevice(
-            kind="bar",
-            spec=f"bar:{device.address}/{bar.index}",
-            pci_address=device.address,
-            size_bytes=bar.length_bytes,
-            available_bytes=None,
-            driver=device.driver,
-            numa_node=device.numa_node,
-            description=f"{bar.description} of a {device.class_name}" + (", write-combining" if bar.has_wc else ""),
-            usable=usable,
-            note=note,
-        )
-
-
-def _bar_verdict(device: PciDevice, bar: PciBar) -> tuple[bool, str | None]:
-    if not bar.is_memory:
-        return False, "I/O ports cannot be mapped"
-    if not bar.is_assigned:
-        return False, "no address was assigned to it"
-    if not bar.mappable:
-        return False, f"no resource{bar.index} in sysfs"
-    if device.driver is not None:
-        return True, f"driver {device.driver} is bound: a sink needs --force-bound-device"
-    return True, None

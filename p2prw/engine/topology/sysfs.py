@@ -36,6 +36,10 @@ class SysfsRoot:
         """Tell whether a file, directory or link that leads somewhere is there."""
         return self.absolute(relative).exists()
 
+    def may_open(self, relative: str) -> bool:
+        """Tell whether this process may read and write it (access(2), which asks for the real user's rights)."""
+        return os.access(self.absolute(relative), os.R_OK | os.W_OK)
+
     def list(self, relative: str) -> tuple[str, ...]:
         """Return the sorted names in a directory; empty where there is none."""
         try:
