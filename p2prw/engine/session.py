@@ -1,7 +1,6 @@
-"""One transfer from the client's side, phase by phase, in one place: what is opened here is closed here, in reverse.
+"""One transfer from the client's side, phase by phase: attach (`client.py`), then
 
-    map -> exchange (hello) -> open -> exchange (open/grant) -> connect -> register -> first_byte, steady, drain
-        -> verify -> close
+    first_byte, steady, drain -> verify -> close
 
 `run_transfer` never raises a P2prwError: the outcome, its error and its exit code are in the TransferResult, so that a
 failure says what was moved as well as a success does.
@@ -11,54 +10,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from p2prw.engine import gids, outcome, routes
-from p2prw.engine.attach import (
-    LocalAttachment,
-    attach_local,
-    make_scratch,
-    rw_limits,
-)
-from p2prw.engine.control.channel import Channel
-from p2prw.engine.control.messages import Grant, Open, Release, Released
+from p2prw.engine import outcome
+from p2prw.engine.attach import make_scratch
+from p2prw.engine.client import Attached, LeaseClient
 from p2prw.engine.deadline import Deadline
-from p2prw.engine.devices import open_device
 from p2prw.engine.events import Progress
-from p2prw.engine.ladder import NoRouteError
-from p2prw.engine.memory.base import MemorySource
-from p2prw.engine.memory.prepare import PreparedMemory, prepare_memory
 from p2prw.engine.model import (
-    Operation,
     RemoteSegment,
-    RouteReport,
     TransferRequest,
     TransferResult,
     TransferStats,
     VerifyReport,
 )
 from p2prw.engine.mover import Mover, verify_error
-from p2prw.engine.peer import PeerLink, attributes_from_wire, attributes_to_wire, list_regions, shake_hands
+from p2prw.engine.peer import list_regions
 from p2prw.engine.phases import PhaseClock
 from p2prw.engine.plan import describe_plan
-from p2prw.engine.providers.base import Device, QueuePair
-from p2prw.engine.rw import RwLimits
 from p2prw.engine.stop import StopRequest
 from p2prw.engine.transfer import LoopStats, signal_interval
 from p2prw.engine.verify import UNVERIFIED
-from p2prw.errors import (
-    DeadlineExceeded,
-    P2prwError,
-    PeerGone,
-    RemoteProtocolError,
-    RequestError,
-)
+from p2prw.errors import P2prwError
 
 __all__ = ["list_regions", "run_transfer"]
-
-_CLOSE_S = 5.0
 
 
 def run_transfer(
@@ -82,29 +58,12 @@ class _TransferRun:
     def __init__(self, request: TransferRequest, dry_run: bool, stop: StopRequest, clock: Callable[[], float]) -> None:
         self.request = request
         self.dry_run = dry_run
-        self.clock = clock
         self.phases = PhaseClock(clock)
-        self.deadline = Deadline(clock, stop, request.timeouts.time_limit_s)
-        self.stack = ExitStack()
-
+        self.client = LeaseClient(request, Deadline(clock, stop, request.timeouts.time_limit_s), self.phases)
         # --- what the result says, filled on the way
-        self.length_bytes: int | None = None
-        self.chunk_bytes = request.chunk_bytes
-        self.warnings: list[str] = []
-        self.environment: dict[str, Any] = outcome.environment(None)
-        self.local_route: RouteReport | None = None
-        self.remote_route: RouteReport | None = None
         self.stats = LoopStats()
         self.verify: VerifyReport = UNVERIFIED
         self.plan: dict[str, Any] | None = None
-
-        # --- what is open
-        self.device: Device | None = None
-        self.queue_pair: QueuePair | None = None
-        self.memory: MemorySource | None = None
-        self.link: PeerLink | None = None
-        self.lease: str | None = None
-        self.gid_index: int | None = None
 
     def run(self) -> Generator[Progress, None, TransferResult]:
         error: P2prwError | None = None
@@ -112,200 +71,39 @@ class _TransferRun:
             try:
                 yield from self._transfer()
             except P2prwError as caught:
-                error = self._explain(caught)
+                error = self.client.explain(caught, self.stats.bytes_done)
             self.phases.enter("close")
         finally:
             # Also when the program drops the generator: the peer is told, and nothing stays open.
-            self._abandon()
-            self.stack.close()
+            self.client.abandon()
+            self.client.close()
         self.phases.enter(None)
         return self._result(error)
 
-    # --- the phases ---------------------------------------------------------------------------------------
-
     def _transfer(self) -> Generator[Progress, None, None]:
-        request, phases = self.request, self.phases
-        phases.enter("map")
-        prepared = self._prepare()
-        phases.enter("exchange")
-        retry_s = self.deadline.left_s(request.timeouts.connect_retry_s)
-        channel = Channel.connect(
-            request.peer, replace(request.timeouts, connect_retry_s=retry_s), stop=self.deadline.stop
-        )
-        self.stack.callback(channel.close)
-        phases.enter("open")
-        device = self._open_device(channel)
-        self._choose_route(device, prepared)
-        phases.enter("exchange")
-        link = self._shake_hands(channel, device)
-        if prepared.length_bytes is not None:
-            # Everything that can fail here fails before the peer gives a lease.
-            phases.enter("map")
-            self._open_memory(prepared, None)
-        phases.enter("exchange")
-        options = replace(request.queue_pair, gid_index=self.gid_index)
-        queue_pair = self.queue_pair = link.queue_pair = device.create_queue_pair(options)
-        self.stack.callback(queue_pair.close)
-        grant = self._open_region(link, queue_pair, device, prepared)
-        phases.enter("map")
-        memory = self.memory or self._open_memory(prepared, grant.length)
-        phases.enter("connect")
-        window_bytes = self._connect(queue_pair, device, grant)
-        phases.enter("register")
-        limits = rw_limits(request, device.info, window_bytes)
-        self.chunk_bytes = limits.max_bytes_per_wr or request.chunk_bytes
-        if grant.length == 0:
-            # Size 0: all checks and the handshake have run, nothing is registered or posted.
+        request, phases, client = self.request, self.phases, self.client
+        attached = client.attach()
+        local = attached.local
+        if local is None:
             self.verify = VerifyReport(status="verified", method="owner-cpu")
-            local = None
-        else:
-            local = attach_local(
-                self.stack,
-                device,
-                memory,
-                request,
-                grant.length,
-                staged=prepared.staged,
-                path_mtu_bytes=min(queue_pair.local.mtu_bytes, grant.queue_pair.mtu_bytes),
-            )
-            self.local_route = local.route
-            staging_bytes = grant.staging.chunk_bytes if grant.staging is not None else None
-            for side, route in (("local", local.route), ("remote", self.remote_route)):
-                if route is not None:
-                    routes.check_whole_pages(route, side, self.chunk_bytes, local.end.span_bytes, staging_bytes)
-            if request.require_direct:
-                routes.require_direct(local.route, "local")
         if self.dry_run:
-            self.plan = self._describe(grant, local, limits)
+            self.plan = self._describe(attached)
         elif local is not None:
-            scratch = make_scratch(self.stack, device)
+            link, grant, limits = attached.link, attached.grant, attached.limits
+            scratch = make_scratch(client.stack, link.device)
             mover = Mover(request, link, grant, limits, scratch, local.route.chosen, self.stats)
             yield from mover.move(local, phases)
             if request.verify and not request.shared:
                 phases.enter("verify")
-                self.verify = yield from mover.verify(memory)
+                self.verify = yield from mover.verify(attached.memory)
                 if self.verify.status != "verified":
                     raise verify_error(self.verify)
         phases.enter("close")
-        self._release(link, keep=not self.dry_run)
+        client.release(keep=not self.dry_run)
 
-    def _prepare(self) -> PreparedMemory:
-        request = self.request
-        if request.via is not None:
-            raise RequestError(
-                f"--via {request.via}: staging through p2pmem is not in this release",
-                why="it needs the verbs provider",
-                fix="leave --via away: files are staged through registered host memory",
-                code="not_in_this_release",
-            )
-        prepared = prepare_memory(
-            request.memory,
-            "source" if request.operation is Operation.WRITE else "sink",
-            overwrite=request.overwrite,
-            force_bound_device=request.force_bound_device,
-        )
-        size, length = request.size_bytes, prepared.length_bytes
-        if size is not None and length is not None and size > length:
-            raise RequestError(
-                f"--size {size} is more than the local memory holds",
-                why=f"{request.memory.text or request.memory.kind} is {length} bytes",
-                fix=f"--size {length}, or leave --size away",
-                code="size_does_not_fit",
-            )
-        return prepared
-
-    def _open_device(self, channel: Channel) -> Device:
-        request = self.request
-        device, reason = open_device(
-            request.device,
-            local_address=channel.local_address.host,
-            role="client",
-            gso=request.gso,
-            inject=request.inject,
-            pcap=request.pcap,
-            ib_port=request.ib_port,
-            verbs_binding=request.verbs_binding,
-        )
-        self.device = device
-        self.stack.callback(device.close)
-        self.environment = outcome.environment(device.info)
-        self.environment["device"]["reason"] = reason
-        return device
-
-    def _choose_route(self, device: Device, prepared: PreparedMemory) -> None:
-        """Say what can be said before anything is registered: refusals by class, and what can never be direct."""
-        request = self.request
-        report = routes.choose_route(
-            device.info,
-            request.memory.kind,
-            staged=prepared.staged,
-            wanted=request.route,
-            force=request.force_route,
-        )
-        self.local_route = report
-        if request.require_direct:
-            routes.require_direct(report, "local")
-
-    def _shake_hands(self, channel: Channel, device: Device) -> PeerLink:
-        request = self.request
-        hello = shake_hands(
-            channel,
-            request.token,
-            self.deadline.left_s(request.timeouts.handshake_s),
-            device=device,
-            stop=self.deadline.stop,
-        )
-        pair = gids.pick_gid_pair(device.info.gids, gids.from_wire(hello.gid_table), request.queue_pair.gid_index)
-        self.environment["gid_pair"] = pair.reason
-        self.gid_index = pair.local.index
-        self.link = PeerLink(channel, device, self.deadline, windows_bind=request.operation is Operation.WRITE)
-        return self.link
-
-    def _open_memory(self, prepared: PreparedMemory, length_bytes: int | None) -> MemorySource:
-        memory = self.memory = prepared.open(length_bytes)
-        self.stack.callback(memory.close)
-        self.warnings += memory.warnings
-        return memory
-
-    def _open_region(self, link: PeerLink, queue_pair: QueuePair, device: Device, prepared: PreparedMemory) -> Grant:
-        request = self.request
-        link.channel.send(
-            Open(
-                region=request.region,
-                offset=request.region_offset,
-                length=request.size_bytes,
-                op=request.operation.value,
-                queue_pair=attributes_to_wire(queue_pair.local),
-                limit=prepared.length_bytes,
-                shared=request.shared,
-                window_bytes=max(1, device.receive_window_bytes()),
-            )
-        )
-        grant: Grant = link.expect(Grant, "the grant", request.timeouts.idle_s)
-        self.lease = grant.lease
-        self.length_bytes = grant.length
-        self.remote_route = routes.from_wire(grant.route)
-        asked, limit = request.size_bytes, prepared.length_bytes
-        if (limit is not None and grant.length > limit) or (asked is not None and grant.length != asked):
-            raise RemoteProtocolError("the server granted another length than was asked for", code="bad_grant")
-        if request.require_direct:
-            routes.require_direct(self.remote_route, "remote")
-        return grant
-
-    def _connect(self, queue_pair: QueuePair, device: Device, grant: Grant) -> int:
-        """Bring the queue pair up and return the window: what the server granted, for READ what our socket holds."""
-        remote = attributes_from_wire(grant.queue_pair)
-        queue_pair.connect(remote)
-        reading = self.request.operation is Operation.READ
-        window_bytes = device.receive_window_bytes() if reading else grant.window_bytes
-        queue_pair.set_window(window_bytes)
-        self.environment["negotiated"] = outcome.negotiated(
-            queue_pair.local, remote, self.request.queue_pair, window_bytes
-        )
-        return window_bytes
-
-    def _describe(self, grant: Grant, local: LocalAttachment | None, limits: RwLimits) -> dict[str, Any]:
+    def _describe(self, attached: Attached) -> dict[str, Any]:
         """Return the plan of the transfer; where an end is staged, of one chunk, and how many chunks there are."""
+        grant, local, limits = attached.grant, attached.local, attached.limits
         depth = self.request.queue_pair.depth
         segments = grant.staging.slots[:1] if grant.staging is not None else grant.segments
         remote = tuple(RemoteSegment(s.address, s.length, s.rkey) for s in segments)
@@ -320,7 +118,7 @@ class _TransferRun:
             self.request.operation,
             limits,
             depth=depth,
-            signal_every=signal_interval(depth, self.chunk_bytes, self.request.signal_every),
+            signal_every=signal_interval(depth, self.client.chunk_bytes, self.request.signal_every),
             length=chunk,
         )
         if sizes:
@@ -328,47 +126,13 @@ class _TransferRun:
         plan["transfer_bytes"] = length
         return plan
 
-    # --- the end --------------------------------------------------------------------------------------------
-
-    def _release(self, link: PeerLink, *, keep: bool) -> None:
-        """Both ends keep what arrived: the server's sink first, then ours."""
-        assert self.lease is not None
-        link.channel.send(Release(self.lease, keep))
-        link.expect(Released, "the release", max(self.request.timeouts.idle_s, self.request.timeouts.handshake_s))
-        self.lease = None
-        if keep and self.memory is not None and self.request.operation is Operation.READ:
-            self.memory.commit()
-
-    def _abandon(self) -> None:
-        """After a failure: tell the peer that nothing is to be kept; never raises, never waits long."""
-        if self.lease is None or self.link is None:
-            return
-        lease, self.lease = self.lease, None
-        try:
-            self.link.channel.send(Release(lease, keep=False))
-            self.link.channel.expect(Released, deadline_s=_CLOSE_S, name="the release", pump=self.link.device.pump)
-        except P2prwError:
-            # It may be gone, or busy with a page of digests; its end of the connection tells it the same.
-            pass
-
-    def _explain(self, error: P2prwError) -> P2prwError:
-        """Keep the attempts of a ladder without a rung; say what was moved when the peer was lost on the way."""
-        if isinstance(error, NoRouteError):
-            self.local_route = error.report
-        if isinstance(error, PeerGone | DeadlineExceeded) and self.length_bytes is not None:
-            moved = f"{self.stats.bytes_done} of {self.length_bytes} bytes were moved"
-            if error.why is None or "bytes were moved" not in error.why:
-                error.why = f"{error.why}; {moved}" if error.why else moved
-            error.fix = error.fix or "look at the server's output, start it again and repeat the transfer"
-        return error
-
     def _result(self, error: P2prwError | None) -> TransferResult:
-        request = self.request
+        request, client = self.request, self.client
         rows: tuple[TransferStats, ...] = ()
-        if self.queue_pair is not None and self.length_bytes is not None and not self.dry_run:
+        if client.queue_pair is not None and client.length_bytes is not None and not self.dry_run:
             rows = (
                 outcome.stats_row(
-                    request.operation, self.length_bytes, self.chunk_bytes, self.stats, self.queue_pair.counters
+                    request.operation, client.length_bytes, client.chunk_bytes, self.stats, client.queue_pair.counters
                 ),
             )
         verify = self.verify
@@ -382,14 +146,14 @@ class _TransferRun:
             command=request.operation.value,
             status=outcome.status_of(error, planned=self.dry_run),
             exit_code=error.exit_code if error else 0,
-            params=outcome.parameters(request, self.length_bytes),
-            environment=self.environment,
-            local_route=self.local_route,
-            remote_route=self.remote_route,
+            params=outcome.parameters(request, client.length_bytes),
+            environment=client.environment,
+            local_route=client.local_route,
+            remote_route=client.remote_route,
             results=rows,
             verify=verify,
             phases=dict(self.phases.seconds),
-            warnings=(*self.warnings, *getattr(self.device, "warnings", ())),
+            warnings=(*client.warnings, *getattr(client.device, "warnings", ())),
             partial=error is not None and self.stats.bytes_done > 0,
             error=outcome.error_report(error) if error else None,
             plan=self.plan,

@@ -244,7 +244,7 @@ def scripted(monkeypatch) -> Iterator[Callable[[Script], None]]:
     def server_device(name: str, **_: object) -> tuple[ScriptedDevice, str]:
         return ScriptedDevice("far", fabric=fabric), "scripted"
 
-    monkeypatch.setattr("p2prw.engine.session.open_device", client_device)
+    monkeypatch.setattr("p2prw.engine.client.open_device", client_device)
     monkeypatch.setattr("p2prw.engine.server.server.open_device", server_device)
     yield scripts.append
 

@@ -1,0 +1,286 @@
+"""One lease at a server and all that hangs on it at our side, opened phase by phase and closed in reverse.
+
+    map -> exchange (hello) -> open -> exchange (open/grant) -> connect -> register
+
+What is done with the lease (a transfer, a measurement) is its user's: `session.py`, `bench/`.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from p2prw.engine import gids, outcome, routes
+from p2prw.engine.attach import LocalAttachment, attach_local, rw_limits
+from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.messages import Grant, Open, Release, Released
+from p2prw.engine.deadline import Deadline
+from p2prw.engine.devices import open_device
+from p2prw.engine.ladder import NoRouteError
+from p2prw.engine.memory.base import MemorySource
+from p2prw.engine.memory.prepare import PreparedMemory, prepare_memory
+from p2prw.engine.model import Operation, RouteReport, TransferRequest
+from p2prw.engine.peer import PeerLink, attributes_from_wire, attributes_to_wire, shake_hands
+from p2prw.engine.phases import PhaseClock
+from p2prw.engine.providers.base import Device, QueuePair
+from p2prw.engine.rw import RwLimits
+from p2prw.errors import DeadlineExceeded, P2prwError, PeerGone, RemoteProtocolError, RequestError
+
+_CLOSE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Both ends of a granted lease, ready to post from."""
+
+    link: PeerLink
+    grant: Grant
+    memory: MemorySource
+    limits: RwLimits
+    local: LocalAttachment | None
+    """None for size 0: all checks and the handshake have run, nothing is registered."""
+
+
+class LeaseClient:
+    """Opens what one `TransferRequest` needs. `attach` once, then `release` or `abandon`, then `close`.
+
+    What it found out on the way (routes, environment, warnings) stays readable, however far it came.
+    """
+
+    def __init__(
+        self, request: TransferRequest, deadline: Deadline, phases: PhaseClock, *, device: Device | None = None
+    ) -> None:
+        """`device`: one that is open already, for another queue pair on it; it is not closed here."""
+        self.request = request
+        self.deadline = deadline
+        self.phases = phases
+        self.stack = ExitStack()
+
+        # --- what a result says
+        self.length_bytes: int | None = None
+        self.chunk_bytes = request.chunk_bytes
+        self.warnings: list[str] = []
+        self.environment: dict[str, Any] = outcome.environment(None)
+        self.local_route: RouteReport | None = None
+        self.remote_route: RouteReport | None = None
+
+        # --- what is open
+        self.device = device
+        self.queue_pair: QueuePair | None = None
+        self.memory: MemorySource | None = None
+        self.link: PeerLink | None = None
+        self.lease: str | None = None
+        self.gid_index: int | None = None
+
+    def attach(self) -> Attached:
+        """Open everything, phase by phase. Raises P2prwError; what was opened until then is closed by `close`."""
+        request, phases = self.request, self.phases
+        phases.enter("map")
+        prepared = self._prepare()
+        phases.enter("exchange")
+        retry_s = self.deadline.left_s(request.timeouts.connect_retry_s)
+        channel = Channel.connect(
+            request.peer, replace(request.timeouts, connect_retry_s=retry_s), stop=self.deadline.stop
+        )
+        self.stack.callback(channel.close)
+        phases.enter("open")
+        device = self._open_device(channel)
+        self._choose_route(device, prepared)
+        phases.enter("exchange")
+        link = self._shake_hands(channel, device)
+        if prepared.length_bytes is not None:
+            # Everything that can fail here fails before the peer gives a lease.
+            phases.enter("map")
+            self._open_memory(prepared, None)
+        phases.enter("exchange")
+        options = replace(request.queue_pair, gid_index=self.gid_index)
+        queue_pair = self.queue_pair = link.queue_pair = device.create_queue_pair(options)
+        self.stack.callback(queue_pair.close)
+        grant = self._open_region(link, queue_pair, device, prepared)
+        phases.enter("map")
+        memory = self.memory or self._open_memory(prepared, grant.length)
+        phases.enter("connect")
+        window_bytes = self._connect(queue_pair, device, grant)
+        phases.enter("register")
+        limits = rw_limits(request, device.info, window_bytes)
+        self.chunk_bytes = limits.max_bytes_per_wr or request.chunk_bytes
+        if grant.length == 0:
+            local = None
+        else:
+            local = attach_local(
+                self.stack,
+                device,
+                memory,
+                request,
+                grant.length,
+                staged=prepared.staged,
+                path_mtu_bytes=min(queue_pair.local.mtu_bytes, grant.queue_pair.mtu_bytes),
+            )
+            self.local_route = local.route
+            staging_bytes = grant.staging.chunk_bytes if grant.staging is not None else None
+            for side, route in (("local", local.route), ("remote", self.remote_route)):
+                if route is not None:
+                    routes.check_whole_pages(route, side, self.chunk_bytes, local.end.span_bytes, staging_bytes)
+            if request.require_direct:
+                routes.require_direct(local.route, "local")
+        return Attached(link, grant, memory, limits, local)
+
+    # --- the phases ---------------------------------------------------------------------------------------
+
+    def _prepare(self) -> PreparedMemory:
+        request = self.request
+        if request.via is not None:
+            raise RequestError(
+                f"--via {request.via}: staging through p2pmem is not in this release",
+                why="it needs the verbs provider",
+                fix="leave --via away: files are staged through registered host memory",
+                code="not_in_this_release",
+            )
+        prepared = prepare_memory(
+            request.memory,
+            "source" if request.operation is Operation.WRITE else "sink",
+            overwrite=request.overwrite,
+            force_bound_device=request.force_bound_device,
+        )
+        size, length = request.size_bytes, prepared.length_bytes
+        if size is not None and length is not None and size > length:
+            raise RequestError(
+                f"--size {size} is more than the local memory holds",
+                why=f"{request.memory.text or request.memory.kind} is {length} bytes",
+                fix=f"--size {length}, or leave --size away",
+                code="size_does_not_fit",
+            )
+        return prepared
+
+    def _open_device(self, channel: Channel) -> Device:
+        request = self.request
+        if self.device is not None:
+            self.environment = outcome.environment(self.device.info)
+            return self.device
+        device, reason = open_device(
+            request.device,
+            local_address=channel.local_address.host,
+            role="client",
+            gso=request.gso,
+            inject=request.inject,
+            pcap=request.pcap,
+            ib_port=request.ib_port,
+            verbs_binding=request.verbs_binding,
+        )
+        self.device = device
+        self.stack.callback(device.close)
+        self.environment = outcome.environment(device.info)
+        self.environment["device"]["reason"] = reason
+        return device
+
+    def _choose_route(self, device: Device, prepared: PreparedMemory) -> None:
+        """Say what can be said before anything is registered: refusals by class, and what can never be direct."""
+        request = self.request
+        report = routes.choose_route(
+            device.info,
+            request.memory.kind,
+            staged=prepared.staged,
+            wanted=request.route,
+            force=request.force_route,
+        )
+        self.local_route = report
+        if request.require_direct:
+            routes.require_direct(report, "local")
+
+    def _shake_hands(self, channel: Channel, device: Device) -> PeerLink:
+        request = self.request
+        hello = shake_hands(
+            channel,
+            request.token,
+            self.deadline.left_s(request.timeouts.handshake_s),
+            device=device,
+            stop=self.deadline.stop,
+        )
+        pair = gids.pick_gid_pair(device.info.gids, gids.from_wire(hello.gid_table), request.queue_pair.gid_index)
+        self.environment["gid_pair"] = pair.reason
+        self.gid_index = pair.local.index
+        self.link = PeerLink(channel, device, self.deadline, windows_bind=request.operation is Operation.WRITE)
+        return self.link
+
+    def _open_memory(self, prepared: PreparedMemory, length_bytes: int | None) -> MemorySource:
+        memory = self.memory = prepared.open(length_bytes)
+        self.stack.callback(memory.close)
+        self.warnings += memory.warnings
+        return memory
+
+    def _open_region(self, link: PeerLink, queue_pair: QueuePair, device: Device, prepared: PreparedMemory) -> Grant:
+        request = self.request
+        link.channel.send(
+            Open(
+                region=request.region,
+                offset=request.region_offset,
+                length=request.size_bytes,
+                op=request.operation.value,
+                queue_pair=attributes_to_wire(queue_pair.local),
+                limit=prepared.length_bytes,
+                shared=request.shared,
+                window_bytes=max(1, device.receive_window_bytes()),
+            )
+        )
+        grant: Grant = link.expect(Grant, "the grant", request.timeouts.idle_s)
+        self.lease = grant.lease
+        self.length_bytes = grant.length
+        self.remote_route = routes.from_wire(grant.route)
+        asked, limit = request.size_bytes, prepared.length_bytes
+        if (limit is not None and grant.length > limit) or (asked is not None and grant.length != asked):
+            raise RemoteProtocolError("the server granted another length than was asked for", code="bad_grant")
+        if request.require_direct:
+            routes.require_direct(self.remote_route, "remote")
+        return grant
+
+    def _connect(self, queue_pair: QueuePair, device: Device, grant: Grant) -> int:
+        """Bring the queue pair up and return the window: what the server granted, for READ what our socket holds."""
+        remote = attributes_from_wire(grant.queue_pair)
+        queue_pair.connect(remote)
+        reading = self.request.operation is Operation.READ
+        window_bytes = device.receive_window_bytes() if reading else grant.window_bytes
+        queue_pair.set_window(window_bytes)
+        self.environment["negotiated"] = outcome.negotiated(
+            queue_pair.local, remote, self.request.queue_pair, window_bytes
+        )
+        return window_bytes
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def release(self, *, keep: bool) -> None:
+        """Both ends keep what arrived: the server's sink first, then ours."""
+        link = self.link
+        assert self.lease is not None and link is not None
+        link.channel.send(Release(self.lease, keep))
+        link.expect(Released, "the release", max(self.request.timeouts.idle_s, self.request.timeouts.handshake_s))
+        self.lease = None
+        if keep and self.memory is not None and self.request.operation is Operation.READ:
+            self.memory.commit()
+
+    def abandon(self) -> None:
+        """After a failure: tell the peer that nothing is to be kept; never raises, never waits long."""
+        if self.lease is None or self.link is None:
+            return
+        lease, self.lease = self.lease, None
+        try:
+            self.link.channel.send(Release(lease, keep=False))
+            self.link.channel.expect(Released, deadline_s=_CLOSE_S, name="the release", pump=self.link.device.pump)
+        except P2prwError:
+            # It may be gone, or busy with a page of digests; its end of the connection tells it the same.
+            pass
+
+    def explain(self, error: P2prwError, bytes_done: int) -> P2prwError:
+        """Keep the attempts of a ladder without a rung; say what was moved when the peer was lost on the way."""
+        if isinstance(error, NoRouteError):
+            self.local_route = error.report
+        if isinstance(error, PeerGone | DeadlineExceeded) and self.length_bytes is not None:
+            moved = f"{bytes_done} of {self.length_bytes} bytes were moved"
+            if error.why is None or "bytes were moved" not in error.why:
+                error.why = f"{error.why}; {moved}" if error.why else moved
+            error.fix = error.fix or "look at the server's output, start it again and repeat the transfer"
+        return error
+
+    def close(self) -> None:
+        """Close what was opened, in reverse. Safe to call twice."""
+        self.stack.close()
