@@ -15,6 +15,7 @@ The file is a tree as one draws it:
       - ivshmem: {name: shared, size: 16MiB}
 
 `root_port` takes one device, `switch` one device for each of its downstream ports, `pci_bridge` (PCIe to PCI) any.
+`functions` is one device of several functions (at most 8 of nvme or ivshmem), so that a port itself is what they share.
 What stands at the top level sits on the root bus, at slots 0x10, 0x11, ... in order, so that its address is known.
 """
 
@@ -38,7 +39,8 @@ _MIB = 1024 * 1024
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,19}")  # NVMe serial numbers have 20 characters
 _SIZE = re.compile(r"(\d+)MiB")
 _TOP_KEYS = {"about", "machine", "cpu", "kernel", "iommu", "devices"}
-_BRIDGES = {"root_port", "switch", "pci_bridge"}
+_BRIDGES = {"root_port", "switch", "pci_bridge", "functions"}
+_MOST_FUNCTIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,10 @@ class _Builder:
                 self._device(f"x3130-upstream,id={upstream},bus={bus}{place}")
                 for child in node.children:
                     self.add(child, self._port("xio3130-downstream", "dn", upstream, ""), "")
+            case "functions":
+                for function, child in enumerate(node.children):
+                    where = f",addr=0x0.{function:#x}" if not place else f"{place}.{function:#x}"
+                    self.add(child, bus, f"{where},multifunction=on")
             case _:
                 bridge = f"pci{next(self._ids)}"
                 self._device(f"pcie-pci-bridge,id={bridge},bus={bus}{place}")
@@ -228,6 +234,10 @@ def _parse_node(where: str, raw: object) -> Node:
         children = _parse_nodes(here, value or [])
         if kind == "root_port" and len(children) > 1:
             raise TopologyError(f"{here}: a root port takes one device; use a switch or a second root port")
+        if kind == "functions" and (
+            len(children) > _MOST_FUNCTIONS or any(child.kind in _BRIDGES for child in children)
+        ):
+            raise TopologyError(f"{here}: at most {_MOST_FUNCTIONS} functions, each an nvme or ivshmem")
         return Node(kind, {}, children)
     if kind not in ("nvme", "ivshmem"):
         raise TopologyError(f"{here}: unknown device; there are {', '.join(sorted(_BRIDGES | {'nvme', 'ivshmem'}))}")

@@ -56,6 +56,9 @@ TESTED_IN: dict[str, str] = {
         ),
         "tests/reporters/test_output.py",
     ),
+    "p2prw/engine/topology/forwarding.py": "tests/engine/topology/test_verdict.py",
+    "p2prw/engine/topology/mend.py": "tests/engine/topology/test_verdict.py",
+    "p2prw/reporters/device_rows.py": "tests/commands/test_look_around.py",
 }
 
 MOST_LINES = 400

@@ -125,4 +125,4 @@ def test_qemu_accepts(name, tmp_path, force_lab) -> None:
     done = subprocess.run(command, input="info pci\nquit\n", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.lstrip().startswith("Bus")]
-    assert len(rows) > len(topology.files()), done.stdout
+    assert len(rows) > len(topology.devices), done.stdout

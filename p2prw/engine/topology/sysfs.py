@@ -14,7 +14,13 @@ from p2prw.errors import HostError
 
 # A show function that has nothing to say fails in one of these ways (drivers/pci/pci-sysfs.c, fs/kernfs/file.c);
 # ENODEV also comes from a device that is being removed while we read.
-_NO_ANSWER = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.EINVAL, errno.EIO, errno.EISDIR})
+_NO_ANSWER = frozenset(
+    {
+        *(errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.EINVAL, errno.EIO, errno.EISDIR),
+        # A name that a user made up, or a copied tree that was made by hand.
+        *(errno.ELOOP, errno.ENAMETOOLONG),
+    }
+)
 
 
 class SysfsRoot:
@@ -27,6 +33,10 @@ class SysfsRoot:
 
     def __repr__(self) -> str:
         return f"SysfsRoot({str(self.path)!r})"
+
+    def beside(self, name: str) -> SysfsRoot:
+        """Return the tree that lies beside this one: `proc`, of this host or of the same copied machine."""
+        return SysfsRoot(self.path.parent / name)
 
     def absolute(self, relative: str) -> Path:
         """Return where `relative` lies on this host, for opening and for messages."""
@@ -62,6 +72,14 @@ class SysfsRoot:
             self._refuse(error, relative)
             return None
 
+    def size_bytes(self, relative: str) -> int | None:
+        """Return a file's size as stat tells it (256 or 4096 for PCI `config`); None where it is absent."""
+        try:
+            return self.absolute(relative).stat().st_size
+        except OSError as error:
+            self._refuse(error, relative)
+            return None
+
     def read_int(self, relative: str) -> int | None:
         """Return a decimal or 0x number; None where the attribute is absent or is no number."""
         text = self.read_text(relative)
@@ -82,7 +100,7 @@ class SysfsRoot:
         """Return the path, relative to the root, that `relative` resolves to; None where it leads nowhere or out."""
         try:
             return str(self.absolute(relative).resolve(strict=True).relative_to(self.path.resolve()))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links, until Python 3.13
             return None
 
     def _refuse(self, error: OSError, relative: str) -> None:
