@@ -58,7 +58,6 @@ TESTED_IN: dict[str, str] = {
     ),
     "p2prw/engine/topology/forwarding.py": "tests/engine/topology/test_verdict.py",
     "p2prw/engine/topology/mend.py": "tests/engine/topology/test_verdict.py",
-    "p2prw/reporters/device_rows.py": "tests/commands/test_look_around.py",
 }
 
 MOST_LINES = 400

@@ -77,6 +77,9 @@ def _function(sysfs: SysfsRoot, tree: Tree, real: str) -> None:
     for name in sysfs.list(real):
         if re.fullmatch(r"resource\d(_wc)?", name):
             entries[name] = {"size": sysfs.size_bytes(f"{real}/{name}") or 0}
+    for kind in ("infiniband", "net", "nvme"):
+        for name in sysfs.list(f"{real}/{kind}"):
+            tree.setdefault(f"sys/{real}/{kind}/{name}", {})
     if sysfs.exists(f"{real}/p2pmem"):
         memory = tree.setdefault(f"sys/{real}/p2pmem", {})
         for name in ("size", "available", "published"):

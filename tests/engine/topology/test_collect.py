@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 from p2prw.engine.topology.collect import collect, without_serial_number
+from p2prw.engine.topology.memory_devices import list_memory_devices
 from p2prw.engine.topology.pairs import Topology
-from p2prw.engine.topology.pci import list_memory_devices, list_pci_devices
+from p2prw.engine.topology.pci import list_pci_devices
 from p2prw.engine.topology.snapshot import SCHEMA, Machine, SnapshotRoot, dump_machine
 from p2prw.engine.topology.sysfs import SysfsRoot
 
