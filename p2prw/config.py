@@ -111,6 +111,7 @@ def _outer(setting: Setting, line: Mapping[str, Any], variables: Mapping[str, st
     if given is not None:
         if isinstance(given, bool):
             return Value(given, "command line")
+        given = given if isinstance(given, str) else " ".join(given)
         return Value(setting.parse(given, setting.option), "command line", given)
     text = variables.get(setting.variable)
     # An empty variable is an unset one, so that CI can blank it.

@@ -18,6 +18,7 @@ from p2prw.config_values import (
     flag,
     integer,
     number_choice,
+    pair,
     size,
     text,
 )
@@ -29,7 +30,7 @@ GROUPS = ("What", "Device", "Route", "Safety", "Waits", "Tuning", "Faults and ca
 
 DATA = frozenset({"write", "read"})
 SERVE = frozenset({"serve"})
-ALL = frozenset({"serve", "regions", "write", "read", "devices", "version"})
+ALL = frozenset({"serve", "regions", "write", "read", "devices", "doctor", "version"})
 MOVES = DATA | SERVE
 TALKS = MOVES | {"regions"}
 CLIENTS = DATA | {"regions"}
@@ -60,6 +61,8 @@ class Setting:
     metavar: str = ""
     is_flag: bool = False
     multiple: bool = False
+    words: int = 1
+    """How many values the option takes; in the environment they are separated by spaces."""
 
     @property
     def option(self) -> str:
@@ -123,6 +126,21 @@ def _what() -> Iterator[Setting]:
         shown=str(_SERVE["max_clients"]), sections=serve, metavar="N",
     )  # fmt: skip
     yield Setting(
+        "memory", text, "Memory that must be usable: KIND[:ARG][,key=value...].", group, frozenset({"doctor"}),
+        metavar="MEMORY",
+    )  # fmt: skip
+    yield Setting(
+        "pair", pair, "Will P2PDMA work between these two? A NIC, and memory of a PCI device.", group,
+        frozenset({"doctor"}), metavar="NIC MEM", words=2,
+    )  # fmt: skip
+    yield Setting(
+        "strict", flag, "A warning counts as a failure.", group, frozenset({"doctor"}), default=False, is_flag=True,
+    )  # fmt: skip
+    yield Setting(
+        "collect", text, "Write a small, anonymised copy of what was looked at to this directory.", group,
+        frozenset({"doctor"}), metavar="DIR",
+    )  # fmt: skip
+    yield Setting(
         "ready_file", text, "Write one line HOST:PORT here once clients may come.", group, SERVE, sections=serve,
         metavar="FILE",
     )  # fmt: skip
@@ -135,16 +153,16 @@ def _what() -> Iterator[Setting]:
 def _device() -> Iterator[Setting]:
     group, section = "Device", ("device",)
     yield Setting(
-        "device", text, "soft0, soft:IFACE, soft:ADDRESS, a verbs device, or auto.", group, MOVES, default="auto",
-        shown="auto", sections=section, key="name", spellings=("--ib-dev", "-d"), metavar="DEVICE",
+        "device", text, "soft0, soft:IFACE, soft:ADDRESS, a verbs device, or auto.", group, MOVES | {"doctor"},
+        default="auto", shown="auto", sections=section, key="name", spellings=("--ib-dev", "-d"), metavar="DEVICE",
     )  # fmt: skip
     yield Setting(
-        "ib_port", integer(1, 255), "Port of a verbs device.", group, MOVES, default=_REQUEST["ib_port"],
+        "ib_port", integer(1, 255), "Port of a verbs device.", group, MOVES | {"doctor"}, default=_REQUEST["ib_port"],
         shown=str(_REQUEST["ib_port"]), sections=section, key="port", spellings=("-i",), metavar="N",
     )  # fmt: skip
     yield Setting(
         "verbs_binding", choice("auto", *VERBS_BINDINGS),
-        f"Drive verbs devices through: auto, {', '.join(VERBS_BINDINGS)}.", group, MOVES | {"devices"},
+        f"Drive verbs devices through: auto, {', '.join(VERBS_BINDINGS)}.", group, MOVES | {"devices", "doctor"},
         default=_REQUEST["verbs_binding"], shown=_REQUEST["verbs_binding"], sections=section, metavar="NAME",
     )  # fmt: skip
     yield Setting(
@@ -177,8 +195,8 @@ def _route() -> Iterator[Setting]:
         default=False, sections=transfer, is_flag=True,
     )  # fmt: skip
     yield Setting(
-        "via", text, "Stage files through this device's memory instead of host memory: their drive DMAs into it.",
-        group, MOVES, sections=both, metavar="p2pmem:BDF",
+        "via", text, "Stage a file through this memory instead of host memory.", group, DATA, sections=transfer,
+        metavar="p2pmem:BDF",
     )  # fmt: skip
     yield Setting(
         "force_bound_device", flag, "Write into a BAR although a driver is bound to its device.", group, MOVES,
@@ -303,14 +321,14 @@ def _output() -> Iterator[Setting]:
         metavar="FILE",
     )  # fmt: skip
     yield Setting(
-        "show_config", flag, "Print each effective value and where it came from; do nothing else.", group, TALKS,
-        default=False, is_flag=True,
+        "show_config", flag, "Print each effective value and where it came from; do nothing else.", group,
+        TALKS | {"doctor"}, default=False, is_flag=True,
     )  # fmt: skip
     yield Setting("json", flag, "One JSON document on stdout.", group, ALL, default=False, is_flag=True)
     yield Setting(
         "json_stream", flag, "NDJSON on stdout: started, progress, result.", group, TALKS, default=False, is_flag=True
     )
-    yield Setting("verbose", flag, "Say more.", group, frozenset({"devices"}), default=False, is_flag=True)
+    yield Setting("verbose", flag, "Say more.", group, frozenset({"devices", "doctor"}), default=False, is_flag=True)
     yield Setting("quiet", flag, "Nothing on stderr but errors.", group, ALL, default=False, is_flag=True)
     yield Setting("debug", flag, "Show tracebacks.", group, ALL, default=False, is_flag=True)
 

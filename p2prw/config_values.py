@@ -27,6 +27,19 @@ def text(value: str, name: str) -> str:
     return value
 
 
+def pair(value: str, name: str) -> tuple[str, str]:
+    """Accept two words: what does DMA, and whose memory."""
+    words = value.split()
+    if len(words) != 2:
+        raise RequestError(
+            f"{name}: expected a NIC and memory, got {value!r}",
+            why="two names are needed, and neither holds a space",
+            fix=f"{name} mlx5_0 p2pmem:0000:01:00.0",
+            code="bad_value",
+        )
+    return words[0], words[1]
+
+
 def flag(value: str, name: str) -> bool:
     """Accept true/false, yes/no, on/off, 1/0."""
     word = value.strip().lower()

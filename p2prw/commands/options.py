@@ -43,6 +43,7 @@ class SettingOption(click.Option):
             help=help_text,
             default=None,
             multiple=setting.multiple,
+            nargs=setting.words,
             type=None if setting.is_flag else str,
             metavar=None if setting.is_flag else setting.metavar,
         )

@@ -229,6 +229,15 @@ def path_mtu_to(local: LocalAddress, destination: tuple[str, int]) -> int | None
     return None
 
 
+def udp_port_trouble(local: LocalAddress, udp_port: int) -> str | None:
+    """Return who holds a UDP port of an address, or why it cannot be had; None where it is free. Nothing stays open."""
+    try:
+        _bind(local, udp_port).close()
+    except HostError as error:
+        return error.why if error.code == "udp_port_in_use" else error.what
+    return None
+
+
 # --- who has the port ---------------------------------------------------------------------------------------
 
 

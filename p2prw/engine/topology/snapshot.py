@@ -164,6 +164,14 @@ class SnapshotRoot(SysfsRoot):
             return False
         return True
 
+    def may_open(self, relative: str) -> bool:
+        """Tell whether whoever took the snapshot could open it."""
+        try:
+            entry = self.machine.entry(self._resolve(relative))
+        except OSError:
+            return False
+        return not (isinstance(entry, dict) and "errno" in entry)
+
     def list(self, relative: str) -> tuple[str, ...]:
         """Return the sorted names in a folder; empty where there is none."""
         try:
