@@ -42,10 +42,12 @@ def parse_peer(text: str, default_port: int = DEFAULT_PORT) -> tuple[PeerAddress
     return PeerAddress(host.host, default_port if host.port is None else host.port), region, offset_bytes
 
 
-def make_request(operation: Operation, target: str, memory: str, **options: Any) -> TransferRequest:
+def make_request(
+    operation: Operation, target: str, memory: str, *, via: str | None = None, **options: Any
+) -> TransferRequest:
     """Return the request for `target` ("HOST:PORT/REGION+OFFSET") and `memory` (a memory spec).
 
-    `options` are fields of `TransferRequest`. RequestError when something cannot be read.
+    `options` are fields of `TransferRequest`; `via` is written as memory is. RequestError: something cannot be read.
     """
     from p2prw.engine.memory.spec import parse_memory_spec
 
@@ -63,6 +65,7 @@ def make_request(operation: Operation, target: str, memory: str, **options: Any)
         region=region,
         region_offset=offset,
         memory=parse_memory_spec(memory),
+        via=parse_memory_spec(via) if via is not None else None,
         **options,
     )
 
@@ -98,11 +101,16 @@ def read(target: str, sink: str, **options: Any) -> TransferResult:
 
 @contextmanager
 def serving(
-    regions: Mapping[str, str], *, listen: str = "127.0.0.1:0", access: str = "rw", **options: Any
+    regions: Mapping[str, str],
+    *,
+    listen: str = "127.0.0.1:0",
+    access: str = "rw",
+    via: str | None = None,
+    **options: Any,
 ) -> Iterator[PeerAddress]:
     """Serve `regions` (name -> memory spec) on a thread of this process; yields the address with its real port.
 
-    `options` are fields of `ServeRequest`. A P2prwError of opening is raised here.
+    `options` are fields of `ServeRequest`; `via` is written as memory is. A P2prwError of opening is raised here.
     """
     from p2prw.engine.memory.spec import parse_memory_spec
     from p2prw.engine.server.server import Server
@@ -113,6 +121,7 @@ def serving(
             ServedRegion(name=name, memory=parse_memory_spec(spec), access=access) for name, spec in regions.items()
         ),
         listen=PeerAddress(host.strip("[]"), int(port)),
+        via=parse_memory_spec(via) if via is not None else None,
         **options,
     )
     stop = StopRequest()

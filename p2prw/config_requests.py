@@ -67,7 +67,7 @@ def transfer_request(settings: Settings, target_text: str | None) -> TransferReq
         force_route=settings["force_route"],
         overwrite=settings["overwrite"],
         force_bound_device=settings["force_bound_device"],
-        via=settings["via"],
+        via=_via(settings),
         max_sgl_rd=settings["max_sgl_rd"],
         force_mr=settings["force_mr"],
         inject=settings["inject"],
@@ -103,6 +103,7 @@ def serve_request(settings: Settings) -> ServeRequest:
         timeouts=timeouts(settings),
         staging_bytes=settings["staging"],
         staging_chunk_bytes=_staging_chunk(settings),
+        via=_via(settings),
         overwrite=settings["overwrite"],
         force_bound_device=settings["force_bound_device"],
         inject=settings["inject"],
@@ -207,6 +208,15 @@ def _memory(settings: Settings, side: str) -> MemorySpec:
         return resolve_memory(text, _buffers(settings))
     except RequestError as error:
         raise at_place(_where(settings, side), error) from error
+
+
+def _via(settings: Settings) -> MemorySpec | None:
+    if settings["via"] is None:
+        return None
+    try:
+        return resolve_memory(settings["via"], _buffers(settings))
+    except RequestError as error:
+        raise at_place(_where(settings, "via"), error) from error
 
 
 def _where(settings: Settings, name: str) -> str:

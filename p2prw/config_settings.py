@@ -195,8 +195,8 @@ def _route() -> Iterator[Setting]:
         default=False, sections=transfer, is_flag=True,
     )  # fmt: skip
     yield Setting(
-        "via", text, "Stage a file through this memory instead of host memory.", group, DATA, sections=transfer,
-        metavar="p2pmem:BDF",
+        "via", text, "Stage files through this device's memory instead of host memory: their drive DMAs into it.",
+        group, MOVES, sections=both, metavar="p2pmem:BDF",
     )  # fmt: skip
     yield Setting(
         "force_bound_device", flag, "Write into a BAR although a driver is bound to its device.", group, MOVES,

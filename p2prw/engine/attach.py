@@ -4,26 +4,37 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import Grant
 from p2prw.engine.ends import DirectLocal, DirectRemote, LocalEnd, RemoteEnd, RingLocal, StagedRemote
-from p2prw.engine.ladder import climb
+from p2prw.engine.ladder import NoRouteError, climb
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.memory.host import open_scratch
+from p2prw.engine.memory.via import BouncedStage, ControllerStage, ring_room
 from p2prw.engine.model import (
     Access,
     DeviceInfo,
     DmaVec,
+    MemorySpec,
     Operation,
     RemoteSegment,
+    Route,
     RouteReport,
     Sge,
     TransferRequest,
 )
-from p2prw.engine.providers.base import Device
+from p2prw.engine.providers.base import Device, Registration
+from p2prw.engine.routes import staged_via
 from p2prw.engine.rw import RwLimits
-from p2prw.engine.staging import StagingRing
+from p2prw.engine.staging import Stage, StagingRing
+from p2prw.engine.topology.sysfs import SysfsRoot
+
+if TYPE_CHECKING:
+    from p2prw.engine.memory.block_device import BlockSink
+    from p2prw.engine.memory.file import FileSource
+    from p2prw.engine.memory.file_sink import FileSink
 
 SCRATCH_BYTES = 1024 * 1024
 """Holds one verification block that is read back, and the flushing READ's few bytes."""
@@ -65,6 +76,21 @@ def attach_local(
     What is opened is closed by `stack`. HostError where the device or the memory cannot; NoRouteError has the attempts.
     """
     access = Access.LOCAL_READ if request.operation is Operation.WRITE else Access.LOCAL_WRITE
+    if request.via is not None:
+        opened = open_via_ring(
+            stack,
+            device,
+            memory,
+            access,
+            via=request.via,
+            staging_bytes=request.staging_bytes,
+            chunk_bytes=request.staging_chunk_bytes,
+            length_bytes=length_bytes,
+            wanted=request.route,
+            force=request.force_route,
+            path_mtu_bytes=path_mtu_bytes,
+        )
+        return _ring_end(opened, request.operation)
     reach = climb(
         device,
         memory,
@@ -79,14 +105,100 @@ def attach_local(
     if reach.registration is not None:
         stack.callback(reach.registration.close)
         return LocalAttachment(DirectLocal(reach.registration.vec), reach.registration.vec, reach.report)
-    chunk_bytes, slots = staging_shape(request.staging_bytes, request.staging_chunk_bytes, length_bytes)
-    ring = StagingRing(memory, chunk_bytes=chunk_bytes, slots=slots)
+    opened = open_host_ring(
+        stack,
+        device,
+        memory,
+        access,
+        reach.report,
+        staging_bytes=request.staging_bytes,
+        chunk_bytes=request.staging_chunk_bytes,
+        length_bytes=length_bytes,
+    )
+    return _ring_end(opened, request.operation)
+
+
+def _ring_end(opened: OpenedRing, operation: Operation) -> LocalAttachment:
+    vec = opened.registration.vec
+    return LocalAttachment(
+        RingLocal(opened.ring, vec, operation), vec, opened.report, filenos=(opened.ring.wake_fileno(),)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRing:
+    """A ring before staged memory, registered."""
+
+    ring: StagingRing
+    registration: Registration
+    report: RouteReport
+
+
+def open_host_ring(
+    stack: ExitStack,
+    device: Device,
+    memory: MemorySource,
+    access: Access,
+    report: RouteReport,
+    *,
+    staging_bytes: int,
+    chunk_bytes: int,
+    length_bytes: int,
+) -> OpenedRing:
+    """Put a ring of registered host chunks before `memory`; `report` says how that is reached. Closed by `stack`."""
+    chunk, slots = staging_shape(staging_bytes, chunk_bytes, length_bytes)
+    ring = StagingRing(memory, chunk_bytes=chunk, slots=slots)
     stack.callback(ring.close)
     registration = device.register([ring.buffer], access)
     stack.callback(registration.close)
-    return LocalAttachment(
-        RingLocal(ring, registration.vec, request.operation), registration.vec, reach.report, (ring.wake_fileno(),)
-    )
+    return OpenedRing(ring, registration, report)
+
+
+def open_via_ring(
+    stack: ExitStack,
+    device: Device,
+    memory: MemorySource,
+    access: Access,
+    *,
+    via: MemorySpec,
+    staging_bytes: int,
+    chunk_bytes: int,
+    length_bytes: int,
+    start: int = 0,
+    wanted: Route | None = None,
+    force: bool = False,
+    path_mtu_bytes: int | None = None,
+) -> OpenedRing:
+    """Put a ring in P2P memory before a file, and reach the ring by the first route that holds. Closed by `stack`.
+
+    The CPU copies only where `wanted` says bounce: else NoRouteError, because whoever asks for `--via` wants no copy.
+    """
+    room_bytes, most_bytes = ring_room(via, staging_bytes, chunk_bytes, SysfsRoot())
+    chunk, slots = staging_shape(room_bytes, most_bytes, length_bytes)
+    file = cast("FileSource | FileSink | BlockSink", memory)
+    stage = ControllerStage(via, file, chunk * slots, chunk, start=start, length_bytes=length_bytes)
+    stack.callback(stage.close)
+    try:
+        reach = climb(
+            device,
+            stage.ring,
+            access,
+            staged=False,
+            wanted=wanted,
+            force=force,
+            path_mtu_bytes=path_mtu_bytes,
+            may_copy=False,
+        )
+    except NoRouteError as error:
+        error.report = staged_via(error.report, stage.report)
+        error.fix = "--route bounce (the CPU then copies between the ring and host memory), or leave --via away"
+        raise
+    slots_of: Stage = stage if reach.registration is not None else BouncedStage(stage)
+    ring = StagingRing(memory, chunk_bytes=chunk, slots=slots, stage=slots_of)
+    stack.callback(ring.close)
+    registration = reach.registration or device.register([ring.buffer], access)
+    stack.callback(registration.close)
+    return OpenedRing(ring, registration, staged_via(reach.report, stage.report))
 
 
 def staging_shape(staging_bytes: int, chunk_bytes: int, length_bytes: int) -> tuple[int, int]:

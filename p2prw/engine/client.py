@@ -20,6 +20,7 @@ from p2prw.engine.devices import open_device
 from p2prw.engine.ladder import NoRouteError
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.memory.prepare import PreparedMemory, prepare_memory
+from p2prw.engine.memory.via import check_via
 from p2prw.engine.model import Operation, RouteReport, TransferRequest
 from p2prw.engine.peer import PeerLink, attributes_from_wire, attributes_to_wire, shake_hands
 from p2prw.engine.phases import PhaseClock
@@ -131,12 +132,7 @@ class LeaseClient:
     def _prepare(self) -> PreparedMemory:
         request = self.request
         if request.via is not None:
-            raise RequestError(
-                f"--via {request.via}: staging through p2pmem is not in this release",
-                why="it needs the verbs provider",
-                fix="leave --via away: files are staged through registered host memory",
-                code="not_in_this_release",
-            )
+            check_via(request.via, request.memory.kind)
         prepared = prepare_memory(
             request.memory,
             "source" if request.operation is Operation.WRITE else "sink",
@@ -179,12 +175,13 @@ class LeaseClient:
         request = self.request
         report = routes.choose_route(
             device.info,
-            request.memory.kind,
-            staged=prepared.staged,
+            request.memory.kind if request.via is None else request.via.kind,
+            staged=prepared.staged and request.via is None,
             wanted=request.route,
             force=request.force_route,
         )
-        self.local_route = report
+        # How a ring in a device's memory is reached, and whether the drive gets there, only opening it tells.
+        self.local_route = report if request.via is None else None
         if request.require_direct:
             routes.require_direct(report, "local")
 

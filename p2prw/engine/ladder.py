@@ -100,11 +100,13 @@ def climb(
     wanted: Route | None = None,
     force: bool = False,
     path_mtu_bytes: int | None = None,
+    may_copy: bool = True,
 ) -> Reach:
     """Return how `device` reaches [offset, offset + length) of `memory`; the caller closes the registration.
 
     `wanted` is --route (that rung alone), `force` --force-route. `path_mtu_bytes` is the connected queue pair's: it
-    decides where packets begin. NoRouteError when no rung holds.
+    decides where packets begin. Without `may_copy`, `bounce` is a rung only where it is `wanted`. NoRouteError when no
+    rung holds.
     """
     kind = kind or memory.spec.kind
     preview = routes.choose_route(device.info, kind, staged=staged, wanted=wanted, offers=memory.offers, force=force)
@@ -119,6 +121,8 @@ def climb(
     attempts: list[RouteAttempt] = []
     fixes: list[str] = []
     for rung in routes.rungs(kind, staged=staged, wanted=wanted):
+        if rung is Route.BOUNCE and wanted is not rung and not may_copy:
+            continue
         refused = None if force else routes.refuse_by_class(device.info, kind, memory.offers, rung)
         if refused is not None:
             attempts.append(RouteAttempt(rung.value, ok=False, why=refused))

@@ -339,7 +339,8 @@ class TransferRequest:
     force_route: bool = False
     overwrite: bool = False
     force_bound_device: bool = False
-    via: str | None = None
+    via: MemorySpec | None = None
+    """`p2pmem:BDF`: where a file is staged instead of in host memory."""
     max_sgl_rd: int = 0
     """The kernel's device hint, unreadable from user space; 0 is never."""
     force_mr: bool = False
@@ -379,6 +380,8 @@ class ServeRequest:
     timeouts: Timeouts = Timeouts()
     staging_bytes: int = 32 * 1024 * 1024
     staging_chunk_bytes: int = 4 * 1024 * 1024
+    via: MemorySpec | None = None
+    """`p2pmem:BDF`: where served files are staged instead of in host memory."""
     overwrite: bool = False
     force_bound_device: bool = False
     inject: str | None = None
@@ -398,8 +401,29 @@ class RouteAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class ViaReport:
+    """The other leg of a staged file, between file and ring, where the ring is a device's memory (`--via`).
+
+    The `RouteReport` it stands in speaks of the leg between ring and wire.
+    """
+
+    memory: str
+    """The kind of the ring's memory: `p2pmem`."""
+    pci_address: str
+    """Whose memory the ring is in."""
+    mover: str
+    """`drive`: the controller behind the file reads and writes the ring by its own DMA."""
+    peer_to_peer: bool
+    """No host memory lies between file and ring."""
+    drive: str | None = None
+    """PCI address of that controller, where one is behind the file."""
+    host_bytes: int = 0
+    """Bytes that went through host memory all the same: the last part of a block that a sink ends with."""
+
+
+@dataclass(frozen=True, slots=True)
 class RouteReport:
-    """How one end reached its memory. `peer_to_peer` is true only for device memory moved by a NIC."""
+    """How one end reached its memory; `peer_to_peer` is true only for device memory moved by a NIC, or a `via` ring."""
 
     chosen: str
     mover: str
@@ -410,6 +434,8 @@ class RouteReport:
     driver: str
     staged: bool = False
     attempts: tuple[RouteAttempt, ...] = ()
+    via: ViaReport | None = None
+    """Set where a file is staged in a device's memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from p2prw.engine.attach import SCRATCH_BYTES, LocalAttachment, Scratch, attach_remote
@@ -10,12 +10,13 @@ from p2prw.engine.control.messages import Digests, Grant
 from p2prw.engine.ends import DirectLocal, LocalEnd, RemoteEnd
 from p2prw.engine.events import Progress
 from p2prw.engine.memory.base import MemorySource
-from p2prw.engine.model import DmaSegment, Operation, TransferRequest, VerifyReport
+from p2prw.engine.memory.via import poison_at
+from p2prw.engine.model import DmaSegment, Operation, RouteReport, TransferRequest, VerifyReport
 from p2prw.engine.peer import PeerLink
 from p2prw.engine.phases import PhaseClock
 from p2prw.engine.rw import RwLimits
 from p2prw.engine.transfer import PROGRESS_INTERVAL_S, LoopSettings, LoopStats, TransferLoop, signal_interval
-from p2prw.engine.verify import Verifier
+from p2prw.engine.verify import Previous, Verifier
 from p2prw.errors import P2prwError, VerifyError
 
 
@@ -28,8 +29,8 @@ class Mover:
     grant: Grant
     limits: RwLimits
     scratch: Scratch
-    route: str
-    """The local route's name, for progress."""
+    route: RouteReport
+    """How our end reaches its memory."""
     stats: LoopStats = field(default_factory=LoopStats)
 
     def move(self, local: LocalAttachment, phases: PhaseClock) -> Generator[Progress, None, None]:
@@ -97,18 +98,27 @@ class Mover:
                     bw_bytes_per_s=0.0,
                     wqes_in_flight=0,
                     wqes_total=self.stats.wqes_posted,
-                    route=self.route,
+                    route=self.route.chosen,
                 )
 
-    def _previous(self, memory: MemorySource) -> Callable[[int, int], bytes] | None:
-        """Return what a sink of ours held before: its `pattern=`; what the peer's held is not ours to know."""
+    def _previous(self, memory: MemorySource) -> tuple[Previous, ...]:
+        """Return what is known of what was there before: the poison of a ring, the `pattern=` of a sink of ours."""
+        rings = [
+            Previous(
+                poison_at,
+                f"they are the poison of the {side} ring in p2pmem of {ring.pci_address}: what was to be put there by "
+                f"DMA never arrived (p2prw topology {ring.drive or 'DRIVE'} {ring.pci_address})",
+            )
+            for side, ring in (("local", self.route.via), ("remote", self.grant.route.via))
+            if ring is not None
+        ]
         pattern = memory.spec.options.get("pattern")
         if pattern is None or self.request.operation is Operation.WRITE:
-            return None
+            return tuple(rings)
         # Imported here: patterns need numpy, and most transfers need no pattern.
         from p2prw.engine.pattern import parse_pattern
 
-        return parse_pattern(pattern).bytes_at
+        return (*rings, Previous(parse_pattern(pattern).bytes_at))
 
     def read_back(self, offset: int, length_bytes: int) -> bytes | None:
         """Return remote bytes by RDMA READ into the scratch memory; None where that cannot be done."""
@@ -148,7 +158,7 @@ class Mover:
                 signal_every=signal_interval(depth, chunk_bytes, request.signal_every),
                 idle_s=request.timeouts.idle_s,
                 drain_s=request.timeouts.drain_s,
-                route=self.route,
+                route=self.route.chosen,
             ),
             deadline=self.link.deadline,
         )

@@ -8,10 +8,10 @@ peer-to-peer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
-from p2prw.engine.control.messages import Attempt, RouteInfo
-from p2prw.engine.model import DeviceInfo, Offer, Route, RouteAttempt, RouteReport
+from p2prw.engine.control.messages import Attempt, RouteInfo, Via
+from p2prw.engine.model import DeviceInfo, Offer, Route, RouteAttempt, RouteReport, ViaReport
 from p2prw.engine.providers.verbs_explain import explain, needs_pages
 from p2prw.engine.providers.verbs_sysfs import DMABUF_DRIVERS
 from p2prw.errors import HostError
@@ -189,16 +189,22 @@ def report_of(
 
 def require_direct(report: RouteReport, side: str) -> None:
     """Raise HostError when device memory is not reached peer to peer; for `--require-direct`."""
-    if report.memory not in DEVICE_MEMORY_KINDS or report.peer_to_peer:
+    if report.peer_to_peer or (report.memory not in DEVICE_MEMORY_KINDS and report.via is None):
         return
+    memory = report.memory if report.via is None else report.via.memory
     raise HostError(
-        f"{side} memory {report.memory!r} is not reached peer to peer",
+        f"{side} memory {memory!r} is not reached peer to peer",
         why=f"on {report.device} (driver {report.driver}) route {report.chosen!r} moves the bytes with the "
         f"{report.mover.upper()}" + (", through staging chunks" if report.staged else ""),
         fix="leave --require-direct away, or use a NIC that reaches this memory itself",
         code="not_direct",
         side=side,
     )
+
+
+def staged_via(report: RouteReport, via: ViaReport) -> RouteReport:
+    """Return the report of a file behind a ring, from the report of how the ring itself is reached."""
+    return replace(report, memory="file", staged=True, via=via)
 
 
 def check_whole_pages(report: RouteReport, side: str, *piece_bytes: int | None) -> None:
@@ -228,6 +234,7 @@ def to_wire(report: RouteReport) -> RouteInfo:
         report.driver,
         report.staged,
         attempts,
+        None if report.via is None else Via(**asdict(report.via)),
     )
 
 
@@ -239,10 +246,13 @@ def from_wire(info: RouteInfo) -> RouteReport:
     return RouteReport(
         chosen=info.chosen,
         mover=info.mover,
-        peer_to_peer=info.peer_to_peer and info.mover == "nic" and info.memory in DEVICE_MEMORY_KINDS,
+        peer_to_peer=info.peer_to_peer
+        and info.mover == "nic"
+        and (info.memory in DEVICE_MEMORY_KINDS or info.via is not None),
         memory=info.memory,
         device=info.device,
         driver=info.driver,
         staged=info.staged,
         attempts=tuple(RouteAttempt(a.route, a.ok, a.errno, a.wc_status, a.why) for a in info.attempts),
+        via=None if info.via is None else ViaReport(**asdict(info.via)),
     )

@@ -91,7 +91,7 @@ class _TransferRun:
         elif local is not None:
             link, grant, limits = attached.link, attached.grant, attached.limits
             scratch = make_scratch(client.stack, link.device)
-            mover = Mover(request, link, grant, limits, scratch, local.route.chosen, self.stats)
+            mover = Mover(request, link, grant, limits, scratch, local.route, self.stats)
             yield from mover.move(local, phases)
             if request.verify and not request.shared:
                 phases.enter("verify")

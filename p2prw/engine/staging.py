@@ -1,8 +1,9 @@
-"""A ring of host chunks that staged memory passes through, filled and drained by worker threads, polled by one loop.
+"""A ring of chunks that staged memory passes through, filled and drained by worker threads, polled by one loop.
 
-Staged memory (files, bounced BARs) cannot be registered; these chunks are, once, and bytes are copied between them and
-the memory by `read_at` and `write_at` on threads, which release the GIL. A thread touches nothing but its job, the
-slot it was given and the source; everything else happens in the loop that calls `poll`.
+Staged memory (files, bounced BARs) cannot be registered; these chunks are, once. What they are made of, and how bytes
+get between them and the memory, is the stage's: host memory and `read_at`/`write_at` here, P2P memory and a drive's DMA
+in `memory.via`. Both happen on threads and release the GIL. A thread touches nothing but its job, the slot it was given
+and the source; everything else happens in the loop that calls `poll`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Literal
+from typing import Literal, Protocol
 
 from p2prw.engine.memory.base import MappedBuffer, MemorySource
 from p2prw.engine.memory.host import open_scratch
@@ -35,15 +36,70 @@ class StagingJob:
     error: P2prwError | None = None
 
 
+class Stage(Protocol):
+    """What slots are made of. Positions are bytes of `buffer`, offsets those of the staged memory."""
+
+    @property
+    def buffer(self) -> MappedBuffer:
+        """All slots, one after the other: what is to be registered."""
+
+    def fill(self, position: int, offset: int, length_bytes: int) -> int:
+        """Bring the memory's bytes into the buffer; return the count, short only at the memory's end."""
+
+    def drain(self, position: int, offset: int, length_bytes: int) -> None:
+        """Bring the buffer's bytes to the memory."""
+
+    def close(self) -> None:
+        """Free what the slots are made of."""
+
+
+class HostStage:
+    """Slots in host memory, copied by the staged memory's own `read_at` and `write_at`."""
+
+    def __init__(self, memory: MemorySource, length_bytes: int) -> None:
+        self._memory = memory
+        self._host = open_scratch(length_bytes)
+
+    def __repr__(self) -> str:
+        return f"<HostStage of {self._memory!r}>"
+
+    @property
+    def buffer(self) -> MappedBuffer:
+        """All slots."""
+        return self._host.buffers()[0]
+
+    def fill(self, position: int, offset: int, length_bytes: int) -> int:
+        """Copy memory into the slots."""
+        return self._memory.read_at(offset, self._slice(position, length_bytes))
+
+    def drain(self, position: int, offset: int, length_bytes: int) -> None:
+        """Copy the slots into memory."""
+        self._memory.write_at(offset, self._slice(position, length_bytes))
+
+    def close(self) -> None:
+        """Unmap, or let the last view do it: a thread may still be in a call."""
+        self._host.close()
+
+    def _slice(self, position: int, length_bytes: int) -> memoryview:
+        view = self.buffer.view
+        assert view is not None
+        return view[position : position + length_bytes]
+
+
 class StagingRing:
-    """`slots` chunks of `chunk_bytes` in one host mapping; slot n begins at n * chunk_bytes of `buffer`.
+    """`slots` chunks of `chunk_bytes` of one stage; slot n begins at n * chunk_bytes of `buffer`.
 
     Threads: daemons, because a read from a dead NFS server never returns and must not keep the process alive. Jobs on
     different slots may finish out of order; a slot has one job at a time (LocalProtocolError otherwise).
     """
 
-    def __init__(self, memory: MemorySource, *, chunk_bytes: int, slots: int, workers: int = 2) -> None:
-        """Allocate the chunks (HostError `not_enough_memory`) and start the threads; `memory` stays the caller's."""
+    def __init__(
+        self, memory: MemorySource, *, chunk_bytes: int, slots: int, workers: int = 2, stage: Stage | None = None
+    ) -> None:
+        """Start the threads over `stage`, by default newly allocated host memory (HostError `not_enough_memory`).
+
+        `memory` stays the caller's; the stage is closed with the ring.
+        """
         if chunk_bytes < 1 or slots < 1:
             raise RequestError(
                 "staging needs at least one slot of one byte",
@@ -53,10 +109,7 @@ class StagingRing:
             )
         self.chunk_bytes = chunk_bytes
         self.slots = slots
-        self._memory = memory
-        self._host = open_scratch(chunk_bytes * slots)
-        self._view = self._host.buffers()[0].view
-        assert self._view is not None
+        self._stage: Stage = HostStage(memory, chunk_bytes * slots) if stage is None else stage
         self._free: deque[int] = deque(range(slots))
         self._busy: set[int] = set()
         self._queue: SimpleQueue[StagingJob | None] = SimpleQueue()
@@ -80,12 +133,7 @@ class StagingRing:
     @property
     def buffer(self) -> MappedBuffer:
         """All slots, one after the other: what is to be registered."""
-        return self._host.buffers()[0]
-
-    def slot_view(self, slot: int) -> memoryview:
-        """Return a slot's bytes."""
-        assert self._view is not None
-        return self._view[slot * self.chunk_bytes : (slot + 1) * self.chunk_bytes]
+        return self._stage.buffer
 
     # --- slots ----------------------------------------------------------------------------------------------
 
@@ -149,8 +197,7 @@ class StagingRing:
         with self._wake_lock:
             os.close(self._wake)
             self._wake = -1
-        self._view = None
-        self._host.close()
+        self._stage.close()
         return not any(thread.is_alive() for thread in self._threads)
 
     def _start(self, job: StagingJob) -> StagingJob:
@@ -177,7 +224,7 @@ class StagingRing:
             except Exception as error:
                 failure = HostError(
                     f"cannot {job.kind} a staging slot: {error}",
-                    why=f"{self._memory!r} raised {type(error).__name__}",
+                    why=f"{self._stage!r} raised {type(error).__name__}",
                     fix="dmesg | tail, and report it as a defect if nothing is said there",
                     code="staging_failed",
                     errno=error.errno if isinstance(error, OSError) else None,
@@ -191,20 +238,20 @@ class StagingRing:
                     os.eventfd_write(self._wake, 1)
 
     def _copy(self, job: StagingJob) -> None:
-        view = self.slot_view(job.slot)[: job.length_bytes]
+        position = job.slot * self.chunk_bytes
         for start in range(0, job.length_bytes, PIECE_BYTES):
             if self._stopping.is_set():
                 raise HostError(
                     "staging was closed", why="the transfer ended", fix="start a new transfer", code="staging_closed"
                 )
-            piece = view[start : start + PIECE_BYTES]
+            length = min(PIECE_BYTES, job.length_bytes - start)
             if job.kind == "drain":
-                self._memory.write_at(job.offset + start, piece)
+                self._stage.drain(position + start, job.offset + start, length)
                 continue
-            count = self._memory.read_at(job.offset + start, piece)
-            if count != len(piece):
+            count = self._stage.fill(position + start, job.offset + start, length)
+            if count != length:
                 raise HostError(
-                    f"the memory ends at {job.offset + start + count}, {len(piece) - count} bytes too early",
+                    f"the memory ends at {job.offset + start + count}, {length - count} bytes too early",
                     why="it is shorter than it was when it was opened",
                     fix="run again when nothing changes it",
                     code="source_changed",

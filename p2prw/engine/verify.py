@@ -11,13 +11,23 @@ from dataclasses import dataclass, replace
 
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import DIGESTS_PER_PAGE, Digest, Digests
-from p2prw.engine.diagnose import classify
+from p2prw.engine.diagnose import Diagnosis, classify
 from p2prw.engine.digest import ALGORITHM, BLOCK_BYTES, digest_blocks, total_digest
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.model import Operation, VerifyReport
 from p2prw.errors import RemoteProtocolError
 
 UNVERIFIED = VerifyReport(status="unverified")
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """What memory held before the transfer."""
+
+    bytes_at: Callable[[int, int], bytes]
+    """(offset, length), in the transfer."""
+    why: str | None = None
+    """What to say where these bytes are found instead of the data."""
 
 
 @dataclass(slots=True)
@@ -36,8 +46,8 @@ class Verifier:
     """(offset, length) -> the peer's bytes by RDMA READ; None where the keys do not allow it."""
     tick: Callable[[], None]
     """Called between blocks: keeps the device going and looks at stop and time limit."""
-    previous: Callable[[int, int], bytes] | None = None
-    """(offset, length) -> what the sink held before, where that is known: bytes that never arrived show it."""
+    previous: tuple[Previous, ...] = ()
+    """What the sink, or a ring on the way, held before, where that is known: bytes that never arrived show it."""
     blocks_done: int = 0
     method: str = "owner-cpu"
 
@@ -114,7 +124,8 @@ class Verifier:
         local = bytearray(length)
         self.local.read_at(offset, memoryview(local))
         sent, arrived = (bytes(local), remote) if self.operation is Operation.WRITE else (remote, bytes(local))
-        if sent == arrived:
+        diagnosis = self._classify(sent, arrived, offset)
+        if diagnosis.classification == "identical":
             # The digests differ, the bytes fetched by RDMA do not: CPU and device see different bytes.
             return _with(
                 report,
@@ -123,8 +134,6 @@ class Verifier:
                 classification="incoherent",
                 why=f"{found}, yet the bytes read over RDMA are right: CPU and device see different bytes",
             )
-        before = self.previous(offset, length) if self.previous is not None else None
-        diagnosis = classify(sent, arrived, offset_bytes=offset, previous=before)
         return _with(
             report,
             status="mismatch",
@@ -132,6 +141,16 @@ class Verifier:
             classification=diagnosis.classification,
             why=f"{found}; {diagnosis.why}",
         )
+
+    def _classify(self, sent: bytes, arrived: bytes, offset: int) -> Diagnosis:
+        for previous in self.previous:
+            before = previous.bytes_at(offset, len(sent))
+            # Where the peer's copy came back through the same ring as the data, both may be what the ring held before.
+            against = bytes(len(sent)) if sent == arrived == before else sent
+            diagnosis = classify(against, arrived, offset_bytes=offset, previous=before)
+            if diagnosis.classification == "never_arrived":
+                return replace(diagnosis, why=f"{diagnosis.why}; {previous.why}") if previous.why else diagnosis
+        return classify(sent, arrived, offset_bytes=offset)
 
 
 def _with(report: VerifyReport, **changes: object) -> VerifyReport:

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from p2prw.engine.events import Progress
-from p2prw.engine.model import RouteReport, TransferRequest, TransferResult, TransferStats, VerifyReport
+from p2prw.engine.model import (
+    RouteReport,
+    TransferRequest,
+    TransferResult,
+    TransferStats,
+    VerifyReport,
+    ViaReport,
+)
 from p2prw.reporters.output import Output
 from p2prw.reporters.sanitise import clean
 from p2prw.units import format_duration, format_rate, format_size
@@ -148,7 +155,17 @@ def route_text(route: RouteReport | None) -> str:
     else:
         path = "(not peer-to-peer)"
     staged = ", staged" if route.staged else ""
+    if route.via is not None:
+        staged += f" via {via_text(route.via)}"
     return f"{route.chosen} {path}, {route.memory} memory{staged}, {route.device} [{route.driver}]"
+
+
+def via_text(via: ViaReport) -> str:
+    """Return `p2pmem:0000:01:00.0 (DMA by drive 0000:02:00.0, peer-to-peer)`: the leg between a file and its ring."""
+    drive = f"drive {via.drive}" if via.drive else "the drive"
+    path = "peer-to-peer" if via.peer_to_peer else "not peer-to-peer"
+    through_host = f", the last {via.host_bytes} bytes through host memory" if via.host_bytes else ""
+    return f"{via.memory}:{via.pci_address} (DMA by {drive}, {path}{through_host})"
 
 
 def result_lines(result: TransferResult, request: TransferRequest | None) -> Iterator[str]:

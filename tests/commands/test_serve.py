@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from p2prw.engine.events import ServeEvent
+from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import PeerAddress, ServeRequest
 from p2prw.errors import HostError
 from p2prw.schema import load_schema
@@ -77,6 +78,7 @@ REACHED = {
     "max_clients": (["--max-clients", "3"], 3),
     "staging_bytes": (["--staging", "8M"], 8 << 20),
     "staging_chunk_bytes": (["--staging_chunk", "1M"], 1 << 20),
+    "via": (["--via", "p2pmem:0000:01:00.0"], parse_memory_spec("p2pmem:0000:01:00.0")),
     "overwrite": (["--overwrite"], True),
     "force_bound_device": (["--force-bound-device"], True),
     "inject": (["--inject", "drop=1%"], "drop=1%"),

@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from p2prw.engine.events import Progress
+from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import (
     MemorySpec,
     Operation,
@@ -54,7 +55,7 @@ REACHED = {
     "force_route": (["--force-route"], True),
     "overwrite": (["--overwrite"], True),
     "force_bound_device": (["--force-bound-device"], True),
-    "via": (["--via", "p2pmem:0000:01:00.0"], "p2pmem:0000:01:00.0"),
+    "via": (["--via", "p2pmem:0000:01:00.0"], parse_memory_spec("p2pmem:0000:01:00.0")),
     "max_sgl_rd": (["--max-sgl-rd", "8"], 8),
     "force_mr": (["--force-mr"], True),
     "inject": (["--inject", "drop=1%,seed=3"], "drop=1%,seed=3"),

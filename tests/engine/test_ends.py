@@ -51,12 +51,12 @@ def test_a_ring_fills_for_write_and_drains_for_read():
         assert not writing.prepare(span) and writing.settle(span)
         assert select.select([ring.wake_fileno()], [], [], 5)[0]
         assert writing.poll() == [(1, 64)]
-        assert bytes(ring.slot_view(1)) == bytes(range(74, 138))
+        assert bytes(ring.buffer.load(64, 64)) == bytes(range(74, 138))
         assert writing.vec(span) == ((DmaSegment(0x1040, 64, 9),), 0)
         writing.give(1)
         assert writing.take() == 1
         reading = RingLocal(ring, vec, Operation.READ)
-        ring.slot_view(0)[:3] = b"abc"
+        ring.buffer.store(0, b"abc")
         drain = Span(100, 3, local_slot=0)
         assert reading.prepare(drain) and not reading.settle(drain)
         assert select.select([ring.wake_fileno()], [], [], 5)[0]

@@ -78,6 +78,16 @@ def test_p2pmem_on_rxe_ends_on_odp_after_pin_gave_efault(rig):
     assert script.regions_open == 0
 
 
+def test_without_leave_to_copy_bounce_is_no_rung_but_by_name(rig):
+    device, script = rig(pin_errno=errno.EFAULT, odp_fails_in_use=True)
+    memory = special(script, memory_of("p2pmem"))
+    with pytest.raises(NoRouteError) as caught:
+        climb(device, memory, Access.LOCAL_WRITE, staged=False, may_copy=False)
+    assert told(caught.value.report) == [("pin", False, "EFAULT"), ("odp", False, "LOC_PROT_ERR")]
+    reach: Any = climb(device, memory, Access.LOCAL_WRITE, staged=False, wanted=Route.BOUNCE, may_copy=False)
+    assert told(reach.report) == [("bounce", True, None)] and reach.staged
+
+
 def test_p2pmem_on_a_nic_is_peer_to_peer(rig):
     device, script = rig(driver="mlx5_core", pin_errno=errno.EFAULT)
     reach: Any = climb(device, special(script, memory_of("p2pmem")), Access.LOCAL_WRITE, staged=False)

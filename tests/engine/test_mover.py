@@ -68,7 +68,7 @@ def make_mover():
                 flushable=flushable,
             )
             limits = rw_limits(request, device.info, 1 << 20)
-            mover = Mover(request, link, grant, limits, make_scratch(stack, device), route.chosen)
+            mover = Mover(request, link, grant, limits, make_scratch(stack, device), route)
             return mover, LocalAttachment(DirectLocal(local.vec), local.vec, route), near, far, device, clock
 
         yield make

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from p2prw.engine.control.messages import Grant, QueuePairInfo, decode, encode
-from p2prw.engine.model import DeviceInfo, DeviceLimits, Offer, Route
-from p2prw.engine.routes import choose_route, from_wire, refuse_by_class, require_direct, rungs, to_wire
+from p2prw.engine.model import DeviceInfo, DeviceLimits, Offer, Route, ViaReport
+from p2prw.engine.routes import choose_route, from_wire, refuse_by_class, require_direct, rungs, staged_via, to_wire
 from p2prw.errors import HostError
 
 SOFT = DeviceInfo(
@@ -103,6 +103,29 @@ def test_require_direct_binds_device_memory_only():
     with pytest.raises(HostError, match="not reached peer to peer") as caught:
         require_direct(choose_route(SOFT, "p2pmem", staged=True), "remote")
     assert caught.value.side == "remote" and "staging" in str(caught.value.why)
+
+
+VIA = ViaReport("p2pmem", "0000:01:00.0", "drive", True, "0000:02:00.0", 5)
+
+
+def test_a_ring_in_device_memory_is_bound_by_require_direct_too():
+    on_nic = staged_via(choose_route(NIC, "p2pmem", staged=False), VIA)
+    assert (on_nic.memory, on_nic.staged, on_nic.peer_to_peer, on_nic.via) == ("file", True, True, VIA)
+    require_direct(on_nic, "local")
+    on_cpu = staged_via(choose_route(SOFT, "p2pmem", staged=False), VIA)
+    with pytest.raises(HostError, match="'p2pmem' is not reached peer to peer"):
+        require_direct(on_cpu, "local")
+
+
+def test_a_ring_survives_the_control_channel_and_a_liar_does_not():
+    for device in (SOFT, NIC):
+        report = staged_via(choose_route(device, "p2pmem", staged=False), VIA)
+        pair = QueuePairInfo(1, 2, "0" * 32, 1024, 1, 1)
+        back = decode(encode(Grant("0" * 16, 1, (), 1, to_wire(report), pair)))
+        assert isinstance(back, Grant) and from_wire(back.route) == report
+    # A file without a ring is never peer to peer, whatever carries it.
+    plain = replace(to_wire(choose_route(NIC, "file", staged=True)), peer_to_peer=True)
+    assert from_wire(plain).peer_to_peer is False
 
 
 def test_a_peer_cannot_call_a_cpu_copy_peer_to_peer():

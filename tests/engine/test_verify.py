@@ -12,7 +12,7 @@ from p2prw.engine.control.messages import DIGESTS_PER_PAGE, Digest, Digests
 from p2prw.engine.digest import BLOCK_BYTES, digest_block, digest_blocks
 from p2prw.engine.memory.host import HostMemory
 from p2prw.engine.model import Operation, VerifyReport
-from p2prw.engine.verify import Verifier
+from p2prw.engine.verify import Previous, Verifier
 from p2prw.errors import RemoteProtocolError
 from p2prw.units import MIB
 
@@ -53,6 +53,7 @@ def verify(
     operation: Operation = Operation.WRITE,
     read_remote: Callable[[int, int], bytes | None] | None = None,
     expect: Callable[[str], Digests] | None = None,
+    previous: tuple[Previous, ...] = (),
 ) -> VerifyReport:
     verifier = Verifier(
         channel=peer.channel,
@@ -64,6 +65,7 @@ def verify(
         expect=expect or peer.expect,
         read_remote=read_remote or (lambda offset, length: bytes(peer.remote[offset : offset + length])),
         tick=lambda: None,
+        previous=previous,
     )
     steps = verifier.run()
     try:
@@ -135,6 +137,27 @@ def test_digests_that_differ_over_bytes_that_do_not_are_called_incoherent():
     remote[5] ^= 1
     report = verify(local, Peer(remote), read_remote=lambda *_: bytes(local))
     assert report.classification == "incoherent"
+
+
+POISON = Previous(lambda offset, length: b"\x99" * length, "the ring")
+OTHER = Previous(lambda offset, length: b"\x77" * length)
+
+
+@pytest.mark.parametrize("before", [(POISON,), (OTHER, POISON), (POISON, OTHER)])
+def test_what_was_there_before_says_that_nothing_arrived(before):
+    local, remote = data(MIB), data(MIB)
+    remote[4096:] = b"\x99" * (MIB - 4096)
+    report = verify(local, Peer(remote), previous=before)
+    assert (report.first_bad_offset, report.classification) == (4096, "never_arrived")
+    assert str(report.why).endswith("; the ring")
+    assert verify(local, Peer(remote)).classification == "corrupt"
+
+
+def test_bytes_that_come_back_through_the_ring_that_lost_them():
+    """The peer's file is digested from the file, but read back through its ring: poison again."""
+    local, remote = bytearray(b"\x99" * MIB), data(MIB)
+    report = verify(local, Peer(remote), Operation.READ, lambda *_: b"\x99" * MIB, previous=(OTHER, POISON))
+    assert (report.first_bad_offset, report.classification) == (0, "never_arrived")
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,18 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Via:
+    """A served file is staged in a device's memory (`model.ViaReport` on the wire)."""
+
+    memory: str = required_field(text(max_chars=32))
+    pci_address: str = required_field(text(max_chars=32))
+    mover: str = required_field(text(r"drive", 5))
+    peer_to_peer: bool = required_field(boolean)
+    drive: str | None = optional_field(optional(text(max_chars=32)), None)
+    host_bytes: int = optional_field(LENGTH, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class RouteInfo:
     """How the server reaches the region (`model.RouteReport` on the wire)."""
 
@@ -112,6 +124,7 @@ class RouteInfo:
     driver: str = required_field(text(max_chars=64))
     staged: bool = optional_field(boolean, False)
     attempts: tuple[Attempt, ...] = optional_field(list_of(record(Attempt), 16), ())
+    via: Via | None = optional_field(optional(record(Via)), None)
 
 
 @dataclass(frozen=True, slots=True)

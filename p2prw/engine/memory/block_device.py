@@ -124,13 +124,13 @@ class BlockSink(RangeOfFile):
             f"{path} is written in place: after a failure part of the new bytes is on it",
         )
         self.closed = False
-        self._path = path
-        self._base = base_offset
+        self.path = path
+        self.base_offset = base_offset
         self._range_start = range_start
         self.descriptor = _open(path, force_mounted)
 
     def __repr__(self) -> str:
-        return f"<BlockSink {self._path} {self.length_bytes} bytes fd={self.descriptor}>"
+        return f"<BlockSink {self.path} {self.length_bytes} bytes fd={self.descriptor}>"
 
     def prepare_steps(self) -> Iterator[int]:
         """Nothing to prepare."""
@@ -141,7 +141,7 @@ class BlockSink(RangeOfFile):
         try:
             os.fsync(self.descriptor)
         except OSError as error:
-            raise file_error("finish", self._path, error) from error
+            raise file_error("finish", self.path, error) from error
 
     def abort(self) -> None:
         """What was written stays written."""

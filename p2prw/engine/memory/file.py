@@ -40,17 +40,17 @@ class FileSource:
         """Open it; `expected_bytes` is what a check before found: less now is `source_changed`, more is ignored."""
         self.spec = spec
         self.warnings: tuple[str, ...] = ()
-        self._path = file_path(spec)
-        self._base = size_option(spec, "offset") or 0
-        self.descriptor = _open_source(self._path)
+        self.path = file_path(spec)
+        self.base_offset = size_option(spec, "offset") or 0
+        self.descriptor = _open_source(self.path)
         try:
-            self.length_bytes = _source_bytes(spec, self._path, _size_of(self.descriptor), expected_bytes)
+            self.length_bytes = _source_bytes(spec, self.path, _size_of(self.descriptor), expected_bytes)
         except BaseException:
             self.close()
             raise
 
     def __repr__(self) -> str:
-        return f"<FileSource {self._path} {self.length_bytes} bytes fd={self.descriptor}>"
+        return f"<FileSource {self.path} {self.length_bytes} bytes fd={self.descriptor}>"
 
     def buffers(self) -> tuple[MappedBuffer, ...]:
         """Files are staged: nothing is mapped."""
@@ -60,16 +60,16 @@ class FileSource:
         """Read from `offset`; short only at the end. HostError `source_changed` where the file shrank meanwhile."""
         wanted = max(0, min(len(into), self.length_bytes - offset))
         try:
-            count = read_all(self, into[:wanted], self._base + offset)
+            count = read_all(self, into[:wanted], self.base_offset + offset)
         except OSError as error:
-            raise file_error("read", self._path, error) from error
+            raise file_error("read", self.path, error) from error
         if count < wanted:
-            raise _source_changed(self._path, self.length_bytes + self._base, self._base + offset + count)
+            raise _source_changed(self.path, self.length_bytes + self.base_offset, self.base_offset + offset + count)
         return count
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """A source is not written."""
-        raise LocalProtocolError(f"{self._path} was opened as a source")
+        raise LocalProtocolError(f"{self.path} was opened as a source")
 
     def commit(self) -> None:
         """Nothing to make whole."""

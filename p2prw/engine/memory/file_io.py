@@ -43,8 +43,8 @@ class RangeOfFile:
 
     descriptor: int
     length_bytes: int
-    _path: str
-    _base: int
+    path: str
+    base_offset: int
     _range_start: int
 
     def buffers(self) -> tuple[MappedBuffer, ...]:
@@ -55,24 +55,28 @@ class RangeOfFile:
         """Read back what has been written (or kept), for the digest; also after `commit`."""
         wanted = max(0, min(len(into), self.length_bytes - offset))
         try:
-            return read_all(self, into[:wanted], self._base + offset)
+            return read_all(self, into[:wanted], self.base_offset + offset)
         except OSError as error:
-            raise file_error("read back", self._path, error) from error
+            raise file_error("read back", self.path, error) from error
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """Write `data` at `offset`. HostError: `no_space`, `out_of_range` and what else a file can meet."""
-        if offset < self._range_start or offset + len(data) > self.length_bytes:
+        self.check_write(offset, len(data))
+        try:
+            write_all(self, data, self.base_offset + offset)
+        except OSError as error:
+            raise file_error("write", self.path, error) from error
+
+    def check_write(self, offset: int, length_bytes: int) -> None:
+        """Raise HostError `out_of_range` where that may not be written; finish what comes before the first byte."""
+        if offset < self._range_start or offset + length_bytes > self.length_bytes:
             raise HostError(
-                f"{len(data)} bytes at {offset} lie outside what may be written of {self._path}",
+                f"{length_bytes} bytes at {offset} lie outside what may be written of {self.path}",
                 why=f"the range is {self._range_start} to {self.length_bytes}",
                 fix="a size and an offset that lie in the range",
                 code="out_of_range",
             )
         self._before_write()
-        try:
-            write_all(self, data, self._base + offset)
-        except OSError as error:
-            raise file_error("write", self._path, error) from error
 
     def _before_write(self) -> None:
         """Finish what must come before the first byte."""

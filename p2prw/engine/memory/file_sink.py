@@ -53,8 +53,8 @@ class FileSink(RangeOfFile):
         self.length_bytes = range_end
         self.warnings: tuple[str, ...] = ()
         self.closed = False
-        self._path = path
-        self._base = base_offset
+        self.path = path
+        self.base_offset = base_offset
         self._range_start = range_start
         self._overwrite = overwrite
         self._target, self._directory = resolve_target(path)
@@ -75,7 +75,7 @@ class FileSink(RangeOfFile):
 
     def __repr__(self) -> str:
         state = "committed" if self._committed else "closed" if self.closed else f"as {self._temporary}"
-        return f"<FileSink {self._path} {self._final_bytes} bytes {state}>"
+        return f"<FileSink {self.path} {self._final_bytes} bytes {state}>"
 
     @property
     def prepare_bytes(self) -> int:
@@ -102,9 +102,9 @@ class FileSink(RangeOfFile):
             self._committed = True
             _sync_directory(self._directory)
         except FileExistsError as error:
-            raise exists_error(self._path) from error
+            raise exists_error(self.path) from error
         except OSError as error:
-            raise file_error("finish", self._path, error) from error
+            raise file_error("finish", self.path, error) from error
 
     def abort(self) -> None:
         """Remove the temporary file; nothing happens after `commit`."""
@@ -132,7 +132,7 @@ class FileSink(RangeOfFile):
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise file_error("read", self._path, error) from error
+            raise file_error("read", self.path, error) from error
         return os.fstat(self._existing)
 
     def _create_temporary(self, existing: os.stat_result | None) -> str:
@@ -149,12 +149,12 @@ class FileSink(RangeOfFile):
             except FileExistsError:
                 continue
             except OSError as error:
-                raise file_error("create", self._path, error) from error
+                raise file_error("create", self.path, error) from error
             if existing is not None:
                 self._take_over(existing)
             return temporary
         raise HostError(
-            f"no free temporary name beside {self._path}",
+            f"no free temporary name beside {self.path}",
             why="a hundred random names are taken, which is no chance",
             fix="remove .*.part files there",
             code="io_error",
@@ -170,7 +170,7 @@ class FileSink(RangeOfFile):
         try:
             os.fchmod(self.descriptor, existing.st_mode & 0o777)
         except OSError as error:
-            self.warnings += (f"{self._path}: could not keep its mode ({os.strerror(error.errno or 0)})",)
+            self.warnings += (f"{self.path}: could not keep its mode ({os.strerror(error.errno or 0)})",)
 
     def _prepare(self) -> Iterator[int]:
         try:
@@ -189,7 +189,7 @@ class FileSink(RangeOfFile):
     def _finish_preparing(self) -> None:
         if self.closed:
             raise HostError(
-                f"{self._path} is closed",
+                f"{self.path} is closed",
                 why="its transfer has ended",
                 fix="start a new transfer",
                 code="memory_closed",
@@ -199,7 +199,7 @@ class FileSink(RangeOfFile):
                 pass
 
     def _allocate(self) -> Iterator[int]:
-        check_space(self._path, self._directory, self._final_bytes)
+        check_space(self.path, self._directory, self._final_bytes)
         position = 0
         while position < self._final_bytes:
             length = min(ALLOCATE_STEP_BYTES, self._final_bytes - position)
@@ -235,7 +235,7 @@ class FileSink(RangeOfFile):
             yield position
 
     def _allocation_error(self, error: OSError) -> HostError:
-        failure = file_error("reserve space for", self._path, error)
+        failure = file_error("reserve space for", self.path, error)
         if failure.code == "no_space":
             failure.why = f"{format_size(self._final_bytes)} are needed; {failure.why}"
         return failure

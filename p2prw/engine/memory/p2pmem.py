@@ -26,6 +26,12 @@ class P2pmemMemory(MappedMemory):
     offers = frozenset({Offer.PAGES, Offer.CPU_MAPPING})
     is_device_memory = True
 
+    def dma_view(self) -> memoryview:
+        """Return the mapping for system calls that make another device reach it (O_DIRECT); no CPU access by it."""
+        self.buffer  # noqa: B018 (HostError where it is closed)
+        assert self._mapping is not None
+        return memoryview(self._mapping)
+
 
 def check_p2pmem(spec: MemorySpec, sysfs: SysfsRoot) -> int:
     """Return how many bytes would be allocated; HostError where they cannot be."""

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from p2prw.engine import routes
-from p2prw.engine.attach import staging_shape
+from p2prw.engine.attach import open_host_ring, open_via_ring
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import (
     DIGESTS_PER_PAGE,
@@ -26,7 +26,7 @@ from p2prw.engine.control.messages import (
 )
 from p2prw.engine.digest import digest_blocks
 from p2prw.engine.ladder import climb
-from p2prw.engine.model import Access, Operation, ServeRequest
+from p2prw.engine.model import Access, Operation, RouteReport, ServeRequest
 from p2prw.engine.peer import attributes_to_wire
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.server.leases import Lease
@@ -114,7 +114,7 @@ class ActiveLease:
             if reach.registration is None:
                 # The slots are ours: whoever may write the region may also read back what it put there.
                 flushable = True
-                staging = self._make_staging(request, access | Access.REMOTE_READ)
+                staging, route = self._make_staging(request, access | Access.REMOTE_READ, route, path_mtu_bytes)
             else:
                 self._stack.callback(reach.registration.close)
                 segments = tuple(Segment(*segment) for segment in reach.registration.remote_segments())
@@ -130,18 +130,39 @@ class ActiveLease:
             flushable=flushable,
         )
 
-    def _make_staging(self, request: ServeRequest, access: Access) -> Staging:
-        chunk, slots = staging_shape(request.staging_bytes, request.staging_chunk_bytes, self.length_bytes)
-        ring = StagingRing(self.memory, chunk_bytes=chunk, slots=slots)
-        self._stack.callback(ring.close)
-        self._ring = ring
+    def _make_staging(
+        self, request: ServeRequest, access: Access, report: RouteReport, path_mtu_bytes: int | None
+    ) -> tuple[Staging, RouteReport]:
+        if request.via is not None and self.region.kind == "file":
+            opened = open_via_ring(
+                self._stack,
+                self.device,
+                self.memory,
+                access,
+                via=request.via,
+                staging_bytes=request.staging_bytes,
+                chunk_bytes=request.staging_chunk_bytes,
+                length_bytes=self.length_bytes,
+                start=self._base_offset,
+                path_mtu_bytes=path_mtu_bytes,
+            )
+        else:
+            opened = open_host_ring(
+                self._stack,
+                self.device,
+                self.memory,
+                access,
+                report,
+                staging_bytes=request.staging_bytes,
+                chunk_bytes=request.staging_chunk_bytes,
+                length_bytes=self.length_bytes,
+            )
+        ring = self._ring = opened.ring
         self.filenos.append(ring.wake_fileno())
-        registration = self.device.register([ring.buffer], access)
-        self._stack.callback(registration.close)
-        (segment,) = registration.remote_segments()
-        return Staging(
-            chunk, tuple(Segment(segment.address + slot * chunk, chunk, segment.rkey) for slot in range(slots))
-        )
+        (segment,) = opened.registration.remote_segments()
+        chunk = ring.chunk_bytes
+        slots = tuple(Segment(segment.address + slot * chunk, chunk, segment.rkey) for slot in range(ring.slots))
+        return Staging(chunk, slots), opened.report
 
     # --- staged regions -------------------------------------------------------------------------------------
 

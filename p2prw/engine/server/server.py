@@ -17,6 +17,7 @@ from p2prw import __version__
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.devices import open_device
 from p2prw.engine.events import ServeEvent
+from p2prw.engine.memory.via import check_via
 from p2prw.engine.model import PeerAddress, ServeRequest
 from p2prw.engine.providers.base import Device
 from p2prw.engine.server.client import ServedClient
@@ -70,6 +71,9 @@ class Server:
         _check_exposure(request)
         self._stack.callback(self._selector.close)
         self.watch(self.worker.fileno())
+        if request.via is not None:
+            kinds = [offered.memory.kind for offered in request.regions]
+            check_via(request.via, "file" if "file" in kinds else next(iter(kinds), None))
         for offered in request.regions:
             if offered.name in self.regions:
                 raise RequestError(
