@@ -25,6 +25,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "write": "Write local memory into a region of a server.",
         "read": "Read a region of a server into local memory.",
     },
+    "Test": {
+        "run": "Run a scenario file: transfers, servers and what is expected of them.",
+    },
     "Look around": {
         "regions": "List the regions that a server offers.",
         "devices": "List devices and device memory of this host.",
@@ -34,7 +37,7 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 """Heading -> command -> its line in `p2prw --help`; the module is `p2prw.commands.<command>`."""
 
-LATER = ("topology", "smoke", "run", "bench", "compare")
+LATER = ("topology", "smoke", "bench", "compare")
 """Commands of the contract that are not built yet: a usage error says so."""
 
 EPILOG = """\

@@ -77,8 +77,12 @@ class Settings:
 _NOT_SHOWN = frozenset({"show_config", "debug"})
 
 
-def resolve(command: str, line: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+def resolve(
+    command: str, line: Mapping[str, Any], environ: Mapping[str, str], file: FileConfig | None = None
+) -> Settings:
     """Return the settings of `command`; `line` holds raw option values, None or () where not given.
+
+    `file` is a file that was read already; else -c names one.
 
     RequestError names the layer: the option, the variable, or file:line:column. HostError: the file cannot be read.
     """
@@ -86,8 +90,7 @@ def resolve(command: str, line: Mapping[str, Any], environ: Mapping[str, str]) -
     variables, unknown = _variables(environ)
     values: dict[str, Value] = {}
     config = BY_NAME["config"]
-    file = None
-    if command in config.commands:
+    if file is None and command in config.commands:
         values["config"] = _outer(config, line, variables) or Value(None, "default")
         file = _load(values["config"].value)
     for setting in settings:
@@ -138,10 +141,10 @@ def _load(path: str | None) -> FileConfig | None:
     file = load_config(path)
     if file.steps:
         raise RequestError(
-            f"{file.steps}: steps need `p2prw run`, and run comes later",
+            f"{file.steps}: this is a scenario, which `p2prw run` reads",
             why="serve, write and read take one transfer or one server from a file",
-            fix="leave steps out, or put them in a file of their own",
-            code="not_built",
+            fix=f"p2prw run {path}",
+            code="needs_run",
         )
     return file
 

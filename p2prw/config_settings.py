@@ -30,13 +30,17 @@ GROUPS = ("What", "Device", "Route", "Safety", "Waits", "Tuning", "Faults and ca
 
 DATA = frozenset({"write", "read"})
 SERVE = frozenset({"serve"})
-ALL = frozenset({"serve", "regions", "write", "read", "devices", "doctor", "version"})
+ALL = frozenset({"serve", "regions", "write", "read", "devices", "doctor", "run", "version"})
 MOVES = DATA | SERVE
 TALKS = MOVES | {"regions"}
 CLIENTS = DATA | {"regions"}
+RUN = frozenset({"run"})
 
-SECTIONS = ("device", "buffers", "serve", "transfer", "steps")
-"""Top-level keys of a YAML file."""
+SECTIONS = ("device", "buffers", "serve", "transfer")
+"""Maps at the top of a YAML file."""
+
+SCENARIO_KEYS = ("name", "seed", "time_limit", "on_failure", "vars", "steps")
+"""What else a scenario has there: only `run` reads such a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +149,28 @@ def _what() -> Iterator[Setting]:
         metavar="FILE",
     )  # fmt: skip
     yield Setting(
-        "dry_run", flag, "Print the plan (segments, work requests, both counts) and move nothing.", group, DATA,
-        default=False, is_flag=True,
+        "dry_run", flag, "Print the plan (transfers: segments, work requests, both counts) and move nothing.", group,
+        DATA | RUN, default=False, is_flag=True,
+    )  # fmt: skip
+
+
+def _scenario() -> Iterator[Setting]:
+    group = "What"
+    yield Setting(
+        "var", text, "Value of a variable of the file; may be given many times: NAME=VALUE.", group, RUN,
+        metavar="NAME=VALUE", multiple=True,
+    )  # fmt: skip
+    yield Setting(
+        "seed", auto_or(integer(0, (1 << 63) - 1), "file"), "Number from which all data is made.", group, RUN,
+        shown="the file's, else 1", metavar="N",
+    )  # fmt: skip
+    yield Setting(
+        "on_failure", choice("continue", "stop"), "At the first row that fails: continue or stop.", group, RUN,
+        shown="the file's, else continue", metavar="WORD",
+    )  # fmt: skip
+    yield Setting(
+        "schema", flag, "Print the JSON Schema of scenario files, for editors.", group, RUN, default=False,
+        is_flag=True,
     )  # fmt: skip
 
 
@@ -246,7 +270,7 @@ def _waits() -> Iterator[Setting]:
         default=_WAIT.drain_s, shown=f"{_WAIT.drain_s:g}s", sections=both, metavar="TIME",
     )  # fmt: skip
     yield Setting(
-        "time_limit", auto_or(duration, "none"), "Bound the whole command (exit 6).", group, TALKS, shown="none",
+        "time_limit", auto_or(duration, "none"), "Bound the whole command (exit 6).", group, TALKS | RUN, shown="none",
         sections=both, metavar="TIME",
     )  # fmt: skip
 
@@ -324,9 +348,21 @@ def _output() -> Iterator[Setting]:
         "show_config", flag, "Print each effective value and where it came from; do nothing else.", group,
         TALKS | {"doctor"}, default=False, is_flag=True,
     )  # fmt: skip
+    yield Setting(
+        "junit", text, "Write JUnit XML here, for CI systems.", group, RUN, metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "markdown", text, "Write a summary in Markdown here, for a pull request.", group, RUN, metavar="FILE",
+    )  # fmt: skip
     yield Setting("json", flag, "One JSON document on stdout.", group, ALL, default=False, is_flag=True)
     yield Setting(
-        "json_stream", flag, "NDJSON on stdout: started, progress, result.", group, TALKS, default=False, is_flag=True
+        "json_stream",
+        flag,
+        "NDJSON on stdout: an event a line, the result last.",
+        group,
+        TALKS | RUN,
+        default=False,
+        is_flag=True,
     )
     yield Setting("verbose", flag, "Say more.", group, frozenset({"devices", "doctor"}), default=False, is_flag=True)
     yield Setting("quiet", flag, "Nothing on stderr but errors.", group, ALL, default=False, is_flag=True)
@@ -338,7 +374,7 @@ def _short(length_bytes: int) -> str:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    *_what(), *_device(), *_route(), *_safety(), *_waits(), *_tuning(), *_faults(), *_output()
+    *_what(), *_scenario(), *_device(), *_route(), *_safety(), *_waits(), *_tuning(), *_faults(), *_output()
 )  # fmt: skip
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 

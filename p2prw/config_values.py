@@ -14,6 +14,9 @@ from p2prw.units import parse_duration, parse_size
 
 Parser = Callable[[str, str], Any]
 
+_WORDS: dict[Parser, tuple[str | int, ...]] = {}
+"""choice() parser -> its words."""
+
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -111,6 +114,7 @@ def choice(*words: str) -> Parser:
             )
         return word
 
+    _WORDS[parse] = words
     return parse
 
 
@@ -129,6 +133,7 @@ def number_choice(*numbers: int) -> Parser:
             )
         return int(value)
 
+    _WORDS[parse] = numbers
     return parse
 
 
@@ -138,7 +143,14 @@ def auto_or(inner: Parser, word: str = "auto") -> Parser:
     def parse(value: str, name: str) -> Any:
         return None if value.strip().lower() == word else inner(value, name)
 
+    if inner in _WORDS:
+        _WORDS[parse] = (word, *_WORDS[inner])
     return parse
+
+
+def words_of(parse: Parser) -> tuple[str | int, ...]:
+    """Return the words that a `choice` accepts; nothing for any other parser. For schemas and completion."""
+    return _WORDS.get(parse, ())
 
 
 def nearest(word: str, known: Any, cutoff: float = 0.6) -> str | None:

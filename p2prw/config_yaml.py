@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from p2prw.config_memory import split_access
-from p2prw.config_settings import SECTIONS, keys_of
+from p2prw.config_settings import SCENARIO_KEYS, SECTIONS, keys_of
 from p2prw.config_values import at_place, nearest
 from p2prw.engine.memory.spec import SpecError, memory_spec_from_mapping, parse_memory_spec
 from p2prw.engine.model import MemorySpec
@@ -51,7 +51,7 @@ class FileConfig:
     buffers: Mapping[str, MemorySpec] = field(default_factory=dict)
     regions: tuple[FileRegion, ...] = ()
     steps: str | None = None
-    """Where `steps` stands, if it does."""
+    """Where `steps`, or another key that only `run` reads, stands, if one does."""
 
 
 _FIX = "see configs/ in the source tree for files that work"
@@ -59,13 +59,19 @@ _FIX = "see configs/ in the source tree for files that work"
 
 def load_config(path: str) -> FileConfig:
     """Return the checked file. HostError: cannot be read; RequestError: wrong, with its place."""
+    root = compose_file(path)
+    return FileConfig(path) if root is None else Reader(path).read(root)
+
+
+def compose_file(path: str) -> yaml.Node | None:
+    """Return the node tree of a YAML file, None for an empty one. HostError: cannot be read; RequestError: no YAML."""
     try:
         with Path(path).open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise HostError(
             f"config file {path}: {(error.strerror or 'cannot read').lower()}",
-            why="-c names a YAML file that must be readable",
+            why="it is a YAML file that must be readable",
             fix=f"ls -l {path}; configs/ in the source tree has examples",
             code="config_file",
             errno=error.errno,
@@ -78,7 +84,7 @@ def load_config(path: str) -> FileConfig:
             code="bad_yaml",
         )
     try:
-        root = yaml.compose(data, Loader=yaml.SafeLoader)
+        return yaml.compose(data, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
@@ -91,13 +97,10 @@ def load_config(path: str) -> FileConfig:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         what = f"{path}: not YAML: {str(error).splitlines()[0]}"
         raise RequestError(what, why="it cannot be read as text", fix=_FIX, code="bad_yaml") from error
-    if root is None:
-        return FileConfig(path)
-    return _Reader(path).read(root)
 
 
-class _Reader:
-    """Walks the node tree once; holds nothing but the path and what it found."""
+class Reader:
+    """Walks node trees; holds nothing but the path and what it found. What is read later wins."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -108,16 +111,27 @@ class _Reader:
         self.steps: str | None = None
 
     def read(self, root: yaml.Node) -> FileConfig:
-        for key, key_node, node in self.entries(root, "the file", SECTIONS):
-            if key == "buffers":
-                self.read_buffers(node)
-            elif key == "steps":
-                self.steps = self.place(key_node)
-            else:
-                self.read_section(key, node)
+        """Read a whole file."""
+        entries = self.entries(root, "the file", (*SECTIONS, *SCENARIO_KEYS))
+        # A scenario's other maps may hold variables, which only `run` can fill in.
+        self.steps = next((self.place(key_node) for key, key_node, _ in entries if key in SCENARIO_KEYS), None)
+        for key, _, node in entries if self.steps is None else ():
+            self.read_map(key, node)
+        return self.found()
+
+    def read_map(self, section: str, node: yaml.Node) -> None:
+        """Read one of the maps that stand at the top of a file."""
+        if section == "buffers":
+            self.read_buffers(node)
+        else:
+            self.read_section(section, node)
+
+    def found(self) -> FileConfig:
+        """Return all that was read."""
         return FileConfig(self.path, self.values, self.peer, self.buffers, tuple(self.regions), self.steps)
 
     def read_section(self, section: str, node: yaml.Node) -> None:
+        """Read the words of `device`, `serve` or `transfer`."""
         keys = keys_of(section)
         extra = {"transfer": ("peer",), "serve": ("regions",)}.get(section, ())
         for key, _, value in self.entries(node, section, (*keys, *extra)):
@@ -133,6 +147,7 @@ class _Reader:
                 self.values[(section, setting.name)] = placed
 
     def read_buffers(self, node: yaml.Node) -> None:
+        """Read named memory."""
         for key, key_node, value in self.entries(node, "buffers", None):
             name = f"buffers.{key}"
             self.checked(self.place(key_node), check_region_name, key, "buffer name")
@@ -149,6 +164,8 @@ class _Reader:
                 raise at_place(f"{place}: {name}", error) from error
 
     def read_regions(self, node: yaml.Node) -> None:
+        """Read what a server offers; it replaces what was read before."""
+        self.regions.clear()
         for key, key_node, value in self.entries(node, "serve.regions", None):
             name = f"serve.regions.{key}"
             self.checked(self.place(key_node), check_region_name, key, "region name")

@@ -79,10 +79,10 @@ def test_an_empty_file_says_nothing(tmp_path, text):
     assert resolve("write", {"config": str(path)}, {}).origin("mtu") == "default"
 
 
-def test_steps_wait_for_run(tmp_path):
+def test_scenarios_are_for_run(tmp_path):
     path = tmp_path / "f.yaml"
     path.write_text("device: {}\nsteps:\n  - write: a\n")
-    with pytest.raises(RequestError, match=r"f\.yaml:2:1: steps need `p2prw run`, and run comes later"):
+    with pytest.raises(RequestError, match=r"f\.yaml:2:1: this is a scenario, which `p2prw run` reads"):
         resolve("write", {"config": str(path)}, {})
 
 

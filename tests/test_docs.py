@@ -39,7 +39,10 @@ def test_every_command_line_is_understood(
     token.write_text("secret\n")
     token.chmod(0o600)
     args = shlex.split(line, comments=True)[1:]
-    if args[0] not in ("devices", "version"):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    if args[0] == "run":
+        args.append("--dry-run")
+    elif args[0] not in ("devices", "version"):
         args.append("--show-config")
     assert cli.main(args, standalone_mode=False) == 0, capsys.readouterr().err
 

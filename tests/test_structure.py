@@ -22,6 +22,7 @@ NO_BEHAVIOUR: dict[str, str] = {
     "p2prw/engine/events.py": "data",
     "p2prw/engine/memory/base.py": "protocols; every memory kind's test uses them",
     "p2prw/engine/model.py": "data",
+    "p2prw/scenario/keys.py": "two tables; the schema's test holds that each key says what it is for",
     "p2prw/engine/providers/base.py": "protocols and a counter; every provider's test uses them",
 }
 
@@ -58,6 +59,15 @@ TESTED_IN: dict[str, str] = {
     ),
     "p2prw/engine/topology/forwarding.py": "tests/engine/topology/test_verdict.py",
     "p2prw/engine/topology/mend.py": "tests/engine/topology/test_verdict.py",
+}
+
+TESTED_IN |= {
+    "p2prw/scenario/model.py": "tests/scenario/test_document.py",
+    "p2prw/scenario/words.py": "tests/scenario/test_read.py",
+    "p2prw/scenario/smoke_words.py": "tests/scenario/test_read.py",
+    "p2prw/reporters/run_junit.py": "tests/reporters/test_run_rows.py",
+    "p2prw/reporters/run_live.py": "tests/reporters/test_run_rows.py",
+    "p2prw/reporters/run_markdown.py": "tests/reporters/test_run_rows.py",
 }
 
 MOST_LINES = 400

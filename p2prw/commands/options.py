@@ -28,6 +28,11 @@ EXIT_CODES = """\
 Exit codes: 0 ok, 1 transfer failed, 2 usage, 3 environment, 4 verification,
 6 time limit, 7 refused by the peer, 130/143 signal."""
 
+EXIT_CODES_RUN = """\
+Exit codes: 0 all as expected; else the worst of the rows wins: 130/143 signal,
+4 verification, 1 transfer failed or an outcome that was not the expected one,
+7 refused by the peer, 3 environment, 6 time limit, 5 threshold missed. 2 usage."""
+
 
 class SettingOption(click.Option):
     """An option of the table. The `--no-...` twin of a flag, which takes back what a file says, is not shown."""

@@ -1,0 +1,197 @@
+"""Run a scenario file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from p2prw.commands.app import App
+from p2prw.commands.options import EXIT_CODES_RUN, HelpfulCommand, settings_options
+from p2prw.errors import RequestError
+from p2prw.reporters.base import Format, is_live_terminal
+
+if TYPE_CHECKING:
+    from p2prw.config import Settings
+    from p2prw.scenario.model import Scenario
+
+EPILOG = f"""\
+Examples:
+  p2prw run configs/scenario_loopback.yaml
+  p2prw run configs/scenario_loopback.yaml --dry-run
+  p2prw run ci.yaml --var size=1GiB --junit results.xml --markdown summary.md
+  p2prw run --schema > p2prw-scenario.schema.json
+
+`p2prw help scenario` explains the format. Each row runs as a process of its own,
+with the command line that is printed for it.
+
+{EXIT_CODES_RUN}"""
+
+
+@click.command(
+    cls=HelpfulCommand,
+    epilog=EPILOG,
+    short_help="Run a scenario file: transfers, servers and what is expected of them.",
+)
+@click.argument("scenario", metavar="SCENARIO.yaml", required=False)
+@settings_options("run")
+@click.pass_obj
+def run(app: App, /, scenario: str | None, **line: Any) -> int:
+    """Run the steps of a scenario file and hold what comes of them against what is expected.
+
+    Prints, for each row, the command that does it again.
+    """
+    settings = app.settings("run", line)
+    if settings["schema"]:
+        from p2prw.reporters.document import dump_pretty
+        from p2prw.scenario.schema import scenario_schema
+
+        app.reported = True
+        app.stdout.raw(dump_pretty(scenario_schema()))
+        return 0
+    if scenario is None:
+        raise RequestError(
+            "SCENARIO.yaml is missing",
+            why="a scenario says what is to be run",
+            fix="p2prw run configs/scenario_loopback.yaml   (p2prw help scenario explains the format)",
+            code="missing_scenario",
+        )
+    from p2prw.scenario.read import read_scenario
+
+    planned = read_scenario(
+        scenario,
+        app.environ,
+        variables=_variables(settings["var"] or ()),
+        seed=settings["seed"],
+        on_failure=settings["on_failure"],
+        time_limit_s=settings["time_limit"],
+    )
+    if settings["dry_run"]:
+        return _show_plan(app, planned)
+    return _run(app, planned, settings)
+
+
+def _variables(texts: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise RequestError(
+                f"--var: cannot read {text!r} as NAME=VALUE",
+                why="it gives a variable of the file another value",
+                fix="--var size=1MiB",
+                code="bad_value",
+            )
+        found[name] = value
+    return found
+
+
+def _show_plan(app: App, scenario: Scenario) -> int:
+    from p2prw.reporters.run_rows import run_lines
+    from p2prw.scenario.document import planned_rows, run_document
+
+    document = run_document(scenario, planned_rows(scenario), elapsed_s=0.0)
+    return app.listing(document, run_lines(document, f"{len(scenario.rows)} rows planned, nothing was run"))
+
+
+def _run(app: App, scenario: Scenario, settings: Settings) -> int:
+    from p2prw.reporters.run_rows import run_lines
+    from p2prw.scenario.document import run_document, summary_line
+    from p2prw.scenario.needs import ThisHost
+    from p2prw.scenario.runner import Runner
+
+    started_s, started_at = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    app.stop_is_watched = True
+    runner = Runner(scenario, app.environ, ThisHost(app.environ), app.stop)
+    try:
+        _follow(app, runner)
+    finally:
+        app.stop_is_watched = False
+    parts: dict[str, Any] = {
+        "elapsed_s": time.monotonic() - started_s,
+        "signal_number": app.stop.signal_number,
+        "out_of_time": runner.out_of_time,
+    }
+    results = runner.ordered()
+    document = run_document(scenario, results, **parts)
+    failures = _write_reports(settings, document, started_at)
+    if failures:
+        warnings = [failure.what for failure in failures]
+        document = run_document(scenario, results, **parts, warnings=warnings, extra_codes=[3])
+    code = app.listing(document, run_lines(document, summary_line(document)))
+    _say_what_failed(app, document)
+    return code
+
+
+def _follow(app: App, runner: Any) -> None:
+    """Run all rows and show them as they begin and end."""
+    from p2prw.reporters.json import StreamPrinter
+    from p2prw.scenario.document import row_object
+    from p2prw.scenario.model import RowResult
+
+    stream = StreamPrinter(app.stdout) if app.mode.format is Format.STREAM else None
+    view = _view(app, runner.scenario)
+    app.live = bool(view) and is_live_terminal(app.stderr.stream, app.environ)
+    try:
+        for event in runner.run():
+            row = row_object(event.result or RowResult(event.row, "running"))
+            if stream is not None:
+                stream.event("row", state=event.kind, row=row)
+            if view is not None:
+                (view.started if event.kind == "started" else view.finished)(row)
+    finally:
+        if view is not None:
+            view.close()
+        app.live = False
+
+
+def _view(app: App, scenario: Scenario) -> Any:
+    if app.mode.quiet:
+        return None
+    if is_live_terminal(app.stderr.stream, app.environ):
+        from p2prw.reporters.run_live import RunView
+
+        return RunView(app.stderr, app.environ, f"{scenario.name}, seed {scenario.seed}", len(scenario.rows))
+    from p2prw.reporters.run_rows import RunLines
+
+    return RunLines(app.stderr, len(scenario.rows))
+
+
+def _write_reports(settings: Settings, document: Mapping[str, Any], started_at: str) -> list[Any]:
+    """Write the files that were asked for; return what went wrong, so that the result can say it."""
+    from p2prw.errors import HostError
+    from p2prw.reporters.files import write_whole
+
+    failures = []
+    for name, make in (("junit", _junit), ("markdown", _markdown)):
+        path = settings[name]
+        if path is None:
+            continue
+        try:
+            write_whole(path, make(document, started_at), f"--{name}")
+        except HostError as error:
+            failures.append(error)
+    return failures
+
+
+def _junit(document: Mapping[str, Any], started_at: str) -> bytes:
+    from p2prw.reporters.run_junit import run_junit
+
+    return run_junit(document, started_at)
+
+
+def _markdown(document: Mapping[str, Any], _: str) -> bytes:
+    from p2prw.reporters.run_markdown import run_markdown
+
+    return run_markdown(document).encode()
+
+
+def _say_what_failed(app: App, document: Mapping[str, Any]) -> None:
+    """Say the worst once more where the eye lands last."""
+    if document["error"] is None:
+        return
+    error = document["error"]
+    for line in (f"Error: {error['what']}", f"  why:  {error['why']}", f"  try:  {error['try']}"):
+        app.stderr.line(line)

@@ -1,0 +1,384 @@
+"""A scenario file to a `Scenario`: every variable filled in, every row's command line checked, before anything runs.
+
+The maps inside are read by `p2prw.config_yaml`, whose grammar they are; here is what stands around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from p2prw.config_values import at_place, choice, duration, integer
+from p2prw.config_yaml import Placed, Reader, compose_file
+from p2prw.errors import RequestError
+from p2prw.scenario.expect import parse_expectation
+from p2prw.scenario.keys import ACTIONS, FILE_KEYS, NOT_YET, ON_FAILURE, STEP_KEYS
+from p2prw.scenario.model import Row, Scenario, address_mark
+from p2prw.scenario.needs import parse_need
+from p2prw.scenario.text import NAME, combinations, expand, row_name
+from p2prw.scenario.words import serve_words, transfer_words
+from p2prw.targets import parse_host
+
+FIRST_PORT = 18515
+MOST_ROWS = 10000
+MOST_REPEATS = 100000
+_MOST_SEED = (1 << 63) - 1
+_FIX = "p2prw help scenario; configs/ in the source tree has examples"
+
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One step as it stands in the file, before its matrix is multiplied out."""
+
+    name: str
+    group: int
+    together: bool
+    place: str
+    action: str
+    nodes: Mapping[str, yaml.Node]
+    matrix: Mapping[str, Sequence[str]]
+
+
+def read_scenario(
+    path: str,
+    environ: Mapping[str, str],
+    *,
+    variables: Mapping[str, str] | None = None,
+    seed: int | None = None,
+    on_failure: str | None = None,
+    time_limit_s: float | None = None,
+) -> Scenario:
+    """Return the checked scenario; arguments are what the command line says and win over the file.
+
+    HostError: the file (or a token file it names) cannot be read; RequestError: it is wrong, with file:line:column.
+    """
+    root = compose_file(path)
+    if root is None:
+        raise RequestError(f"{path} is empty", why="a scenario has steps", fix=_FIX, code="bad_scenario")
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    return _Scenario(path, root, environ, variables or {}, seed).read(text, on_failure, time_limit_s)
+
+
+class _Scenario:
+    def __init__(
+        self, path: str, root: yaml.Node, environ: Mapping[str, str], given: Mapping[str, str], seed: int | None
+    ) -> None:
+        self.path = path
+        self.environ = environ
+        self.reader = Reader(path)
+        entries = self.reader.entries(root, "the file", tuple(FILE_KEYS))
+        self.nodes = {key: node for key, _, node in entries}
+        self.variables: dict[str, str] = {}
+        self.rows: list[Row] = []
+        self.read_seed(seed)
+        self.read_variables(given)
+
+    def read(self, text: str, on_failure: str | None, time_limit_s: float | None) -> Scenario:
+        name = self.one("name", lambda value, _: value)
+        limit = self.one("time_limit", duration)
+        failure = self.one("on_failure", choice(*ON_FAILURE))
+        steps = self.read_steps()
+        for step in steps:
+            self.multiply(step)
+        return Scenario(
+            path=self.path,
+            name=name or Path(self.path).stem,
+            seed=self.seed,
+            rows=tuple(self.rows),
+            on_failure=on_failure or failure or "continue",
+            time_limit_s=limit if time_limit_s is None else time_limit_s,
+            variables=dict(self.variables),
+            text=text,
+        )
+
+    # --- the top of the file ---
+
+    def one(self, key: str, parse: Callable[[str, str], Parsed]) -> Parsed | None:
+        """Return a single value of the top, None where it is not there."""
+        node = self.nodes.get(key)
+        return None if node is None else self.parsed(self.filled(node), key, parse)
+
+    def parsed(self, node: yaml.Node, name: str, parse: Callable[[str, str], Parsed]) -> Parsed:
+        placed = self.reader.scalar(node, name)
+        value: Parsed = self.reader.checked(placed.place, parse, placed.text, name)
+        return value
+
+    def read_seed(self, given: int | None) -> None:
+        node = self.nodes.get("seed")
+        found = None if node is None else self.parsed(node, "seed", integer(0, _MOST_SEED))
+        self.seed = next((seed for seed in (given, found) if seed is not None), 1)
+        self.variables["seed"] = str(self.seed)
+
+    def read_variables(self, given: Mapping[str, str]) -> None:
+        node = self.nodes.get("vars")
+        if node is not None:
+            for key, key_node, value in self.reader.entries(node, "vars", None):
+                self.check_name(key, key_node, "vars")
+                # A later variable may be made of earlier ones.
+                placed = self.reader.scalar(self.filled(value), f"vars.{key}")
+                self.variables[key] = given.get(key, placed.text)
+        for key in given:
+            if key not in self.variables or key == "seed":
+                raise RequestError(
+                    f"--var {key}: {self.path} has no such variable",
+                    why=f"its vars: {', '.join(name for name in self.variables if name != 'seed') or 'none'}",
+                    fix="--seed N" if key == "seed" else f"add it under vars: in {self.path}, or leave it away",
+                    code="unknown_variable",
+                )
+
+    def check_name(self, key: str, node: yaml.Node, what: str) -> None:
+        if not NAME.fullmatch(key) or (what == "vars" and key == "seed"):
+            raise RequestError(
+                f"{self.reader.place(node)}: {what}: {key!r} cannot be the name of a variable",
+                why="a name is letters, digits and _, and `seed` is the scenario's own",
+                fix=f"{what}: {{size: 1MiB}}",
+                code="bad_scenario",
+            )
+
+    def filled(
+        self, node: yaml.Node, values: Mapping[str, str] | None = None, servers: set[int] | None = None
+    ) -> yaml.Node:
+        """Return the node with ${variables} of the file and of this row; `servers` collects the ones it names."""
+        known = {**self.variables, **(values or {})}
+
+        def lookup(name: str) -> str | None:
+            if name in known:
+                return known[name]
+            if servers is None or not name.endswith(".address"):
+                return None
+            number = self.find_server(name.removesuffix(".address"), values or {}, self.reader.place(node))
+            servers.add(number)
+            return address_mark(number)
+
+        addresses = [f"{row.step}.address" for row in self.rows if row.action == "serve"]
+        names = (*known, *dict.fromkeys(addresses if servers is not None else ()))
+        return expand(node, lookup, names, self.reader.place)
+
+    # --- steps ---
+
+    def read_steps(self) -> list[_Step]:
+        node = self.nodes.get("steps")
+        if node is None:
+            raise RequestError(
+                f"{self.path}: steps are missing", why="they are what runs", fix=_FIX, code="bad_scenario"
+            )
+        steps: list[_Step] = []
+        for group, item in enumerate(self.items(node, "steps")):
+            self.read_step(item, group, steps, inside=False)
+        seen: dict[str, str] = {}
+        for step in steps:
+            if step.name in seen:
+                raise RequestError(
+                    f"{step.place}: there are two steps named {step.name!r}",
+                    why=f"the first is at {seen[step.name]}; reports and ${{NAME.address}} need one each",
+                    fix=f"name: {step.name}-2",
+                    code="duplicate_key",
+                )
+            seen[step.name] = step.place
+        if not steps:
+            raise RequestError(
+                f"{self.reader.place(node)}: steps: there is none",
+                why="they are what runs",
+                fix=_FIX,
+                code="bad_scenario",
+            )
+        return steps
+
+    def items(self, node: yaml.Node, name: str) -> list[yaml.Node]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise RequestError(
+                f"{self.reader.place(node)}: {name}: expected a list", why="its order counts", fix=_FIX, code="bad_yaml"
+            )
+        return list(node.value)
+
+    def read_step(self, node: yaml.Node, group: int, steps: list[_Step], *, inside: bool) -> None:
+        place = self.reader.place(node)
+        label = f"step {len(steps) + 1}"
+        entries = self.reader.entries(node, label, (*STEP_KEYS, *NOT_YET))
+        nodes = {key: value for key, _, value in entries}
+        for key, why in NOT_YET.items():
+            if key in nodes:
+                raise RequestError(
+                    f"{place}: {label}: {key} steps are not in this release", why=why, fix="remove it", code="not_built"
+                )
+        actions = [key for key in ACTIONS if key in nodes]
+        if len(actions) != 1:
+            raise RequestError(
+                f"{place}: {label}: expected one of {', '.join(ACTIONS)}, got {' and '.join(actions) or 'none'}",
+                why="a step does one thing",
+                fix='write: {peer: 127.0.0.1/scratch, from: "host,size=1MiB"}',
+                code="bad_scenario",
+            )
+        action = actions[0]
+        if action == "parallel":
+            extra = [key for key in nodes if key not in ("parallel", "name")]
+            if inside or extra:
+                raise RequestError(
+                    f"{place}: {label}: parallel stands with a name at most, and not inside another",
+                    why="its own steps say what they do and expect",
+                    fix="parallel: [{name: a, write: {...}}, {name: b, read: {...}}]",
+                    code="bad_scenario",
+                )
+            for item in self.items(nodes["parallel"], "parallel"):
+                self.read_step(item, group, steps, inside=True)
+            return
+        if ("op" in nodes) != (action == "transfer"):
+            raise RequestError(
+                f"{place}: {label}: op and transfer stand together",
+                why="write and read say it themselves; transfer needs it",
+                fix="op: write",
+                code="bad_scenario",
+            )
+        name = (
+            self.reader.scalar(nodes["name"], f"{label}.name").text if "name" in nodes else f"{action}-{len(steps) + 1}"
+        )
+        steps.append(_Step(name, group, inside, place, action, nodes, self.read_matrix(nodes.get("matrix"), label)))
+
+    def read_matrix(self, node: yaml.Node | None, label: str) -> dict[str, Sequence[str]]:
+        matrix: dict[str, Sequence[str]] = {}
+        for key, key_node, value in self.reader.entries(node, f"{label}.matrix", None) if node is not None else ():
+            self.check_name(key, key_node, f"{label}.matrix")
+            items = self.items(value, f"{label}.matrix.{key}")
+            matrix[key] = [self.reader.scalar(self.filled(item), f"{label}.matrix.{key}").text for item in items]
+            if not matrix[key] or len(set(matrix[key])) != len(matrix[key]):
+                raise RequestError(
+                    f"{self.reader.place(value)}: {label}.matrix.{key}: needs values, each once",
+                    why="every value makes a row of its own, with a name of its own",
+                    fix=f"{key}: [4K, 1M]",
+                    code="bad_scenario",
+                )
+        return matrix
+
+    def multiply(self, step: _Step) -> None:
+        """Append the step's rows."""
+        for values in combinations(step.matrix):
+            nodes = step.nodes
+            repeats = self.of_row(nodes.get("repeat"), values, f"{step.name}.repeat", integer(1, MOST_REPEATS)) or 1
+            for repeat in range(1, repeats + 1):
+                if len(self.rows) >= MOST_ROWS:
+                    raise RequestError(
+                        f"{step.place}: more than {MOST_ROWS} rows",
+                        why="matrices multiply",
+                        fix="fewer values, or several files",
+                        code="bad_scenario",
+                    )
+                self.rows.append(self.make_row(step, values, repeat, repeats))
+
+    def of_row(
+        self, node: yaml.Node | None, values: Mapping[str, str], name: str, parse: Callable[[str, str], Parsed]
+    ) -> Parsed | None:
+        return None if node is None else self.parsed(self.filled(node, values), name, parse)
+
+    def several(
+        self, node: yaml.Node | None, values: Mapping[str, str], name: str, parse: Callable[[str, str], Parsed]
+    ) -> tuple[Parsed, ...]:
+        """Return what one text or a list of them says."""
+        if node is None:
+            return ()
+        items = list(node.value) if isinstance(node, yaml.SequenceNode) else [node]
+        return tuple(self.parsed(self.filled(item, values), name, parse) for item in items)
+
+    def make_row(self, step: _Step, values: Mapping[str, str], repeat: int, repeats: int) -> Row:
+        nodes, number = step.nodes, len(self.rows) + 1
+        action = step.action
+        if action == "transfer":
+            action = self.of_row(nodes["op"], values, f"{step.name}.op", choice("write", "read")) or "write"
+        row = Row(
+            number=number,
+            name=row_name(step.name, values, repeat, repeats),
+            step=step.name,
+            action=action,
+            group=step.group,
+            words=(),
+            place=step.place,
+            values=values,
+            repeat=repeat,
+            together=step.together,
+            expect=self.several(nodes.get("expect"), values, f"{step.name}.expect", parse_expectation),
+            needs=self.several(nodes.get("skip_unless"), values, f"{step.name}.skip_unless", parse_need),
+            time_limit_s=self.of_row(nodes.get("time_limit"), values, f"{step.name}.time_limit", duration),
+        )
+        try:
+            if action == "serve":
+                return self.serve_row(row, nodes)
+            if action == "smoke":
+                return self.smoke_row(row, nodes["smoke"])
+            return self.transfer_row(row, nodes, step.action)
+        except RequestError as error:
+            # Errors of values carry the value's place; one of a whole request gets the step's.
+            if error.what.startswith(f"{self.path}:"):
+                raise
+            raise at_place(f"{step.place}: {row.name}", error) from error
+
+    def read_maps(
+        self, row: Row, nodes: Mapping[str, yaml.Node], section: str, action: str, servers: set[int]
+    ) -> Reader:
+        """Read the file's maps, then the step's over them, with this row's variables."""
+        reader = Reader(self.path)
+        top = {key: node for key, node in self.nodes.items() if key in ("device", "buffers", section)}
+        for key, node in top.items():
+            reader.read_map(key, self.filled(node, row.values, servers))
+        if "device" in nodes:
+            reader.read_section("device", self.filled(nodes["device"], row.values, servers))
+        reader.read_section(section, self.filled(nodes[action], row.values, servers))
+        return reader
+
+    def transfer_row(self, row: Row, nodes: Mapping[str, yaml.Node], key: str) -> Row:
+        servers: set[int] = set()
+        reader = self.read_maps(row, nodes, "transfer", key, servers)
+        if row.time_limit_s is not None:
+            limit = self.reader.scalar(self.filled(nodes["time_limit"], row.values), "time_limit")
+            reader.values[("transfer", "time_limit")] = Placed(limit.text, limit.place)
+        planned = {server.number: server.planned_address for server in self.rows if server.action == "serve"}
+        words = transfer_words(row.action, reader.found(), self.environ, planned, self.seed + row.number)
+        return replace(row, words=words, servers=tuple(sorted(servers)))
+
+    def serve_row(self, row: Row, nodes: Mapping[str, yaml.Node]) -> Row:
+        reader = self.read_maps(row, nodes, "serve", "serve", set())
+        words = serve_words(reader.found(), self.environ, self.seed + row.number)
+        listen = reader.values.get(("serve", "listen"))
+        port = reader.values.get(("serve", "port"))
+        host = parse_host(listen.text if listen else "127.0.0.1", "serve.listen", any_port=True)
+        chosen = host.port if host.port is not None else int(port.text) if port else 0
+        shown = f"[{host.host}]" if ":" in host.host else host.host
+        before = sum(earlier.action == "serve" for earlier in self.rows)
+        return replace(
+            row,
+            words=words,
+            listen=f"{shown}:{chosen}",
+            planned_address=f"{shown}:{chosen or FIRST_PORT + before}",
+        )
+
+    def smoke_row(self, row: Row, node: yaml.Node) -> Row:
+        from p2prw.scenario.smoke_words import smoke_words
+
+        servers: set[int] = set()
+        words = smoke_words(self.reader, self.filled(node, row.values, servers))
+        return replace(row, words=words, servers=tuple(sorted(servers)))
+
+    def find_server(self, step: str, values: Mapping[str, str], place: str) -> int:
+        """Return the row of the server `step` whose matrix has the same values as this row's, where both have them."""
+        candidates = [row for row in self.rows if row.action == "serve" and row.step == step]
+        fitting = [
+            row for row in candidates if all(values.get(key, value) == value for key, value in row.values.items())
+        ]
+        if len(fitting) == 1:
+            return fitting[0].number
+        names = list(dict.fromkeys(row.step for row in self.rows if row.action == "serve"))
+        why = f"servers before this step: {', '.join(names) or 'none'}"
+        if candidates:
+            why = f"{len(fitting)} of its rows fit: {', '.join(row.name for row in candidates)}"
+        raise RequestError(
+            f"{place}: ${{{step}.address}} names no server, or more than one",
+            why=why,
+            fix="a serve step before this one, with the same matrix values"
+            if candidates
+            else "- {name: server, serve: {...}}",
+            code="unknown_variable",
+        )

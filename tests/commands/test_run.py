@@ -1,0 +1,73 @@
+"""`p2prw run` as a command: what it prints and refuses. Whole runs are in tests/e2e/test_scenarios.py."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from jsonschema import Draft202012Validator
+
+TEXT = """\
+name: two
+steps:
+  - {name: srv, serve: {regions: {a: "host,size=64KiB"}}}
+  - {name: w, write: {peer: "${srv.address}/a", from: "host,size=4K"}, expect: bw >= 1 B/s}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(TEXT)
+    return str(path)
+
+
+def test_dry_run_prints_commands_that_can_be_pasted(run, file):
+    result = run("run", file, "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "plan  srv",
+        "      $ p2prw serve --region a=host,size=64KiB,pattern=words:2,access=rw --json --listen 127.0.0.1:18515",
+        "plan  w",
+        "      $ p2prw write 127.0.0.1:18515/a --from host,size=4K,pattern=words:3 --json",
+        "2 rows planned, nothing was run",
+    ]
+    document, _ = run.json("run", file, "--dry-run", "--json", "--seed", "10")
+    assert document["status"] == "planned" and document["params"]["seed"] == 10
+    assert "words:12" in document["results"][1]["command"]
+
+
+def test_the_schema_is_a_schema(run):
+    result = run("run", "--schema")
+    assert result.exit_code == 0
+    Draft202012Validator.check_schema(json.loads(result.stdout))
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ((), "missing_scenario"),
+        (("FILE", "--var", "x"), "bad_value"),
+        (("FILE", "--var", "x=1"), "unknown_variable"),
+        (("FILE", "--on-failure", "halt"), "bad_value"),
+        (("FILE", "--seed", "-1"), "bad_value"),
+        (("FILE", "--json", "--json-stream"), "usage"),
+    ],
+)
+def test_usage_errors_are_documents_too(run, file, words, code):
+    words = [file if word == "FILE" else word for word in words]
+    result = run("run", *words, *(() if "--json" in words else ("--json",)))
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["code"] == code
+
+
+def test_a_file_that_is_not_there(run, tmp_path):
+    document, result = run.json("run", str(tmp_path / "none.yaml"), "--json")
+    assert result.exit_code == 3 and document["error"]["code"] == "config_file"
+
+
+def test_a_wrong_file_is_refused_with_its_place(run, file, tmp_path):
+    (tmp_path / "s.yaml").write_text(TEXT.replace("from", "form"))
+    result = run("run", file)
+    assert result.exit_code == 2 and f"{file}:4:" in result.stderr and "did you mean 'from'?" in result.stderr
+    assert result.stdout == ""

@@ -1,0 +1,159 @@
+"""Files to scenarios: rows and their command lines, and what is wrong with a file, with its place."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from p2prw.errors import RequestError
+from p2prw.scenario.model import address_mark, command_line
+from p2prw.scenario.read import MOST_ROWS
+
+ONE = "steps:\n  - {name: w, write: {peer: 127.0.0.1/a, from: 'host,size=4K'}}\n"
+
+
+def commands(scenario):
+    addresses = scenario.planned_addresses()
+    return [command_line(row.command_words(addresses)) for row in scenario.rows]
+
+
+def test_a_matrix_over_servers(scenario, good):
+    found = scenario(good)
+    assert found.name == "good" and found.seed == 7 and len(found.rows) == 10
+    servers = [row for row in found.rows if row.action == "serve"]
+    assert [(row.listen, row.planned_address) for row in servers] == [
+        ("127.0.0.1:0", "127.0.0.1:18515"),
+        ("[::1]:0", "[::1]:18516"),
+    ]
+    write = next(row for row in found.rows if row.name == "move[size=4K,op=write,host=[::1]]")
+    assert write.servers == (2,), "the server whose matrix has the same host"
+    assert write.words[1] == f"{address_mark(2)}/scratch"
+    assert commands(found)[write.number - 1] == (
+        "p2prw write '[::1]:18516/scratch' --from host,size=4K,pattern=words:11 --size 4K --json"
+    )
+
+
+def test_every_row_has_data_of_its_own_made_from_one_seed(scenario, good):
+    first, again, other = scenario(good), scenario(good), scenario(good, seed=8)
+    assert commands(first) == commands(again) != commands(other)
+    seeds = [re.findall(r"words:(\d+)", line) for line in commands(first)]
+    # A write of what is there already would prove nothing.
+    assert seeds[:4] == [["8", "8"], ["9", "9"], ["10"], ["11"]]
+
+
+def test_a_pattern_in_the_file_is_kept(scenario):
+    text = ONE.replace("size=4K", "size=4K,pattern=zero")
+    assert "pattern=zero" in commands(scenario(text))[0] and "words" not in commands(scenario(text))[0]
+
+
+def test_faults_get_the_seed_too(scenario):
+    (line,) = commands(scenario("device: {inject: drop=1%}\n" + ONE, seed=40))
+    assert "--inject drop=1%,seed=41" in line
+    (line,) = commands(scenario("device: {inject: 'drop=1%,seed=3'}\n" + ONE, seed=40))
+    assert "--inject drop=1%,seed=3 " in line
+
+
+def test_maps_of_the_file_are_defaults_of_the_steps(scenario):
+    text = """\
+device: {name: soft0, mtu: 1024}
+buffers: {source: {kind: host, size: 8K, pattern: zero}}
+transfer: {peer: 127.0.0.1:9/a, from: source, no_verify: true, size: 4K}
+steps:
+  - {write: {}}
+  - {write: {size: 8K, no_verify: false}, device: {mtu: 256}, time_limit: 5s}
+"""
+    first, second = commands(scenario(text))
+    assert first == (
+        "p2prw write 127.0.0.1:9/a --from host,size=8K,pattern=zero --size 4K "
+        "--device soft0 --mtu 1024 --no-verify --json"
+    )
+    assert "--size 8K" in second and "--mtu 256" in second and "--verify" in second and "--time-limit 5s" in second
+
+
+def test_variables_from_the_line_win(scenario, good):
+    found = scenario(good, variables={"big": "2MiB"})
+    assert "host,size=2MiB" in commands(found)[0]
+    with pytest.raises(RequestError) as caught:
+        scenario(good, variables={"bgi": "2MiB"})
+    assert caught.value.code == "unknown_variable" and "big" in (caught.value.why or "")
+
+
+def test_what_the_line_says_wins(scenario):
+    text = "time_limit: 9s\non_failure: stop\nseed: 3\n" + ONE
+    assert (scenario(text).time_limit_s, scenario(text).on_failure, scenario(text).seed) == (9.0, "stop", 3)
+    found = scenario(text, time_limit_s=1.0, on_failure="continue", seed=5)
+    assert (found.time_limit_s, found.on_failure, found.seed) == (1.0, "continue", 5)
+    assert scenario(ONE).on_failure == "continue" and scenario(ONE).seed == 1 and scenario(ONE).name == "s"
+
+
+def test_loops_and_parallel_steps(scenario):
+    found = scenario(ONE + "  - {name: r, read: {peer: 127.0.0.1/a, to: host}, repeat: 3}\n")
+    assert [row.name for row in found.rows] == ["w", "r#1", "r#2", "r#3"]
+    read = "read: {peer: h/a, to: host}"
+    found = scenario(f"steps: [{{parallel: [{{name: a, {read}}}, {{name: b, {read}}}]}}]")
+    assert [(row.name, row.group, row.together) for row in found.rows] == [("a", 0, True), ("b", 0, True)]
+
+
+def test_the_environment_is_looked_at_where_the_file_is_silent(scenario, environ, tmp_path):
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "token").chmod(0o600)
+    text = "steps: [{name: s, serve: {listen: '0.0.0.0:0', regions: {a: 'host,size=4K'}}}]"
+    with pytest.raises(RequestError) as caught:
+        scenario(text)
+    assert caught.value.code == "needs_token"
+    outside = {"P2PRW_TOKEN_FILE": str(tmp_path / "token"), "P2PRW_LISTEN": "nonsense::"}
+    found = scenario(text, environ={**environ, **outside})
+    assert "token" not in commands(found)[0]
+
+
+WRONG = [
+    ("stpes: []\n", "s.yaml:1:1: the file: unknown key 'stpes'", "did you mean 'steps'?"),
+    ("seed: 1\n", "steps are missing", ""),
+    ("steps: []\n", "s.yaml:1:8: steps: there is none", ""),
+    ("steps: {}\n", "expected a list", ""),
+    ("", "is empty", ""),
+    (ONE.replace("write", "wirte"), "s.yaml:2:15: step 1: unknown key 'wirte'", "did you mean 'write'?"),
+    (ONE.replace("from", "form"), "s.yaml:2:42: transfer: unknown key 'form'", "did you mean 'from'?"),
+    (ONE.replace("size=4K", "size=4Q"), "s.yaml:2:48", "64K"),
+    (ONE.replace("127.0.0.1/a", "127.0.0.1"), "s.yaml:2:29", "/NAME"),
+    (ONE.replace("peer: 127.0.0.1/a, ", ""), "s.yaml:2:5: w: PEER/REGION is missing", ""),
+    (ONE.replace(", from: 'host,size=4K'", ""), "s.yaml:2:5: w: --from MEMORY is missing", ""),
+    (ONE.replace("name: w", "name: w, expect: bw > fast"), "s.yaml:2:23: w.expect: cannot read 'fast'", "bw >="),
+    (ONE.replace("name: w", "name: w, skip_unless: rott"), "s.yaml:2:28: w.skip_unless: unknown need", "root"),
+    (ONE.replace("name: w", "name: w, repeat: 0"), "s.yaml:2:23: w.repeat: expected a number from 1", ""),
+    (ONE.replace("name: w", "name: w, time_limit: soon"), "s.yaml:2:27: w.time_limit", "10s"),
+    (ONE.replace("name: w", "name: w, op: write"), "op and transfer stand together", ""),
+    (ONE.replace("name: w", "name: w, read: {}"), "expected one of serve, write", ""),
+    (ONE.replace("name: w", "name: w, matrix: {a: []}"), "s.yaml:2:27: step 1.matrix.a: needs values", ""),
+    (ONE.replace("name: w", "name: w, matrix: {seed-x: [1]}"), "cannot be the name of a variable", ""),
+    (ONE.replace("4K", "${size}"), "s.yaml:2:48: there is no variable 'size'", "vars:"),
+    (ONE.replace("127.0.0.1/a", "'${srv.address}/a'"), "${srv.address} names no server", "{name: server, serve"),
+    (ONE + ONE.partition("\n")[2], "s.yaml:3:5: there are two steps named 'w'", "w-2"),
+    (ONE.replace("name: w", "name: w, device: {mtu: 1000}"), "s.yaml:2:29: device.mtu", "512"),
+    ("steps: [{bench: {}}]", "bench steps are not in this release", ""),
+    ("steps: [{parallel: [{parallel: []}]}]", "not inside another", ""),
+    ("seed: -1\n" + ONE, "s.yaml:1:7: seed", ""),
+    ("on_failure: halt\n" + ONE, "s.yaml:1:13: on_failure", ""),
+    ("vars: {seed: 1}\n" + ONE, "s.yaml:1:8: vars: 'seed'", ""),
+    (
+        ONE.replace("name: w", "name: w, matrix: {a: [" + ",".join(map(str, range(MOST_ROWS + 1))) + "]}"),
+        f"more than {MOST_ROWS} rows",
+        "fewer values",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "what", "fix"), WRONG, ids=[what for _, what, _ in WRONG])
+def test_what_is_wrong_is_found_before_anything_runs(scenario, text, what, fix):
+    with pytest.raises(RequestError) as caught:
+        scenario(text)
+    assert what in caught.value.what and fix in (caught.value.fix or ""), caught.value
+    assert caught.value.why and caught.value.fix and caught.value.exit_code == 2
+
+
+def test_two_servers_that_fit_are_one_too_many(scenario, good):
+    text = good.replace(', host: ["127.0.0.1", "[::1]"]}\n    op', "}\n    op")
+    with pytest.raises(RequestError, match="names no server, or more than one") as caught:
+        scenario(text)
+    assert "server[host=127.0.0.1]" in (caught.value.why or "")
