@@ -86,6 +86,7 @@ def environment(info: DeviceInfo | None) -> dict[str, Any]:
             "netdev": info.netdev,
             "binding": info.binding,
             "active_mtu_bytes": info.active_mtu_bytes,
+            "rate_gbit_per_s": info.rate_gbit_per_s,
         }
     return facts
 

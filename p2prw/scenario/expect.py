@@ -170,8 +170,8 @@ def judge(expectation: Expectation, exit_code: int, document: Mapping[str, Any] 
 def link_bytes_per_s(document: Mapping[str, Any]) -> float | None:
     """Return the speed of the device's link; None where the result does not say (the software device has none)."""
     device = document.get("environment", {}).get("device")
-    rate = device.get("link_bits_per_s") if isinstance(device, Mapping) else None
-    return rate / 8 if isinstance(rate, (int, float)) and rate > 0 else None
+    rate = device.get("rate_gbit_per_s") if isinstance(device, Mapping) else None
+    return rate * 1e9 / 8 if isinstance(rate, (int, float)) and rate > 0 else None
 
 
 def _measure(metric: str, exit_code: int, document: Mapping[str, Any]) -> tuple[float | int | str | None, str | None]:

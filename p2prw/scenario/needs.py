@@ -23,9 +23,6 @@ FORMS = {
     "file": "file image.bin",
     "env": "env CI",
 }
-_FIRST_OF = {"dmaheap": "dmaheap:system", "cuda": "cuda:0"}
-"""What a bare kind with an argument is looked for as."""
-
 _KERNEL = re.compile(r"(>=|<)\s*(\d+(?:\.\d+){0,2})")
 
 
@@ -151,11 +148,10 @@ class ThisHost:
         """Return why it cannot be had; a bare kind asks for any memory of that kind."""
         if spec in ("host", "file"):
             return None
-        if spec in ("p2pmem", "bar", "vfio"):
-            return _lacks_pci_memory(spec)
+        if spec in MEMORY_KINDS:
+            return _lacks_kind(spec)
         from p2prw.engine.memory.prepare import prepare_memory
 
-        spec = _FIRST_OF.get(spec, spec)
         try:
             prepare_memory(parse_memory_spec(spec), "source")
         except P2prwError as error:
@@ -173,11 +169,12 @@ class ThisHost:
         return self._environ
 
 
-def _lacks_pci_memory(kind: str) -> str | None:
-    from p2prw.engine.topology.pci import list_memory_devices
+def _lacks_kind(kind: str) -> str | None:
+    from p2prw.engine.topology.memory_devices import list_memory_devices
     from p2prw.engine.topology.sysfs import SysfsRoot
 
-    devices = list_memory_devices(SysfsRoot())
-    if any(device.usable and device.kind == ("p2pmem" if kind == "p2pmem" else "bar") for device in devices):
+    found = [device for device in list_memory_devices(SysfsRoot()) if device.kind == kind]
+    if any(device.usable for device in found):
         return None
-    return f"no PCI device with {kind} memory was found on this host"
+    notes = [device.note for device in found if device.note]
+    return notes[0] if notes else f"no {kind} memory was found on this host"
