@@ -29,7 +29,7 @@ _POLL_S = 0.05
 _KILL_WAIT_S = 10.0
 # What udev would load at boot and nobody here uses; under software emulation each module costs up to five seconds.
 _UNWANTED_MODULES = (
-    "kvm,kvm_amd,kvm_intel,irqbypass,pcspkr,snd_pcsp,snd,ahci,libahci,libata,scsi_mod,i2c_i801,i2c_smbus,lpc_ich,"
+    "kvm,kvm_amd,kvm_intel,pcspkr,snd_pcsp,snd,ahci,libahci,libata,scsi_mod,i2c_i801,i2c_smbus,lpc_ich,"
     "iTCO_wdt,i6300esb,psmouse,joydev,evdev,serio_raw,parport,parport_pc,ppdev,floppy,button,rapl,ccp,sev_guest,drm,"
     "aesni_intel,ghash_clmulni_intel,sha512_ssse3,sha256_ssse3,sha1_ssse3,tpm_tis,tpm_crb"
 )

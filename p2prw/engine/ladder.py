@@ -12,7 +12,8 @@ from typing import Protocol, cast
 
 from p2prw.engine import routes
 from p2prw.engine.memory.base import MappedBuffer, MemorySource
-from p2prw.engine.model import Access, DeviceInfo, Offer, Route, RouteAttempt, RouteReport
+from p2prw.engine.memory.dm import NicAllocation, NicMemory
+from p2prw.engine.model import Access, DeviceInfo, Route, RouteAttempt, RouteReport
 from p2prw.engine.providers.base import Device, Registration
 from p2prw.engine.providers.verbs_explain import explain_proof
 from p2prw.errors import HostError
@@ -53,6 +54,9 @@ class RoutedDevice(Protocol):
         dmabuf: tuple[int, int] | None = None,
     ) -> Registration:
         """Register by one route. HostError with errno."""
+
+    def allocate_dm(self, length_bytes: int) -> NicAllocation:
+        """Allocate memory of the device itself."""
 
     def prove(self, registration: Registration) -> Proven:
         """Move a few bytes out of it."""
@@ -131,15 +135,7 @@ def climb(
             attempts.append(RouteAttempt(rung.value, ok=True))
             return Reach(routes.report_of(device.info, kind, rung, attempts, staged=True), staged=True)
         try:
-            registration = routed.register_by(
-                rung,
-                kind,
-                memory.buffers(),
-                access,
-                offset=offset,
-                length_bytes=length_bytes,
-                dmabuf=cast("DmabufMemory", memory).dmabuf() if rung is Route.DMABUF and _exports(memory) else None,
-            )
+            registration = _register(routed, rung, kind, memory, access, offset, length_bytes)
         except HostError as error:
             attempts.append(RouteAttempt(rung.value, ok=False, errno=error.errno, why=error.why))
             fixes.append(error.fix or "")
@@ -153,8 +149,24 @@ def climb(
     raise _no_route(device.info, kind, attempts, fixes)
 
 
-def _exports(memory: MemorySource) -> bool:
-    return Offer.DMABUF in memory.offers and hasattr(memory, "dmabuf")
+def _register(
+    device: RoutedDevice,
+    rung: Route,
+    kind: str,
+    memory: MemorySource,
+    access: Access,
+    offset: int,
+    length_bytes: int | None,
+) -> Registration:
+    if rung is Route.DM:
+        return cast("NicMemory", memory).register_on(device, access, offset, length_bytes)
+    dmabuf = None
+    if rung is Route.DMABUF:
+        # The exporter's refusal is its own: nothing reaches the NIC's driver then.
+        dmabuf = cast("DmabufMemory", memory).dmabuf()
+    return device.register_by(
+        rung, kind, memory.buffers(), access, offset=offset, length_bytes=length_bytes, dmabuf=dmabuf
+    )
 
 
 def _prove(
@@ -168,7 +180,7 @@ def _prove(
     if not memory.is_device_memory and rung is Route.PIN:
         # The kernel has pinned host pages: that is the proof.
         return RouteAttempt(rung.value, ok=True)
-    if kind == "bar":
+    if kind in ("bar", "vfio"):
         # Reading a BAR may change the device; its first real chunk proves the route.
         return RouteAttempt(rung.value, ok=True, why="not proven: the first real chunk proves it")
     proof = device.prove(registration)

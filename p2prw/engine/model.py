@@ -196,6 +196,8 @@ class DeviceLimits:
     max_rd_atomic: int = 16
     max_dest_rd_atomic: int = 16
     iwarp: bool = False
+    max_dm_bytes: int = 0
+    """`max_dm_size`: how much memory of its own (`dm`) the device has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 from p2prw.engine.control.messages import Attempt, RouteInfo, Via
 from p2prw.engine.model import DeviceInfo, Offer, Route, RouteAttempt, RouteReport, ViaReport
-from p2prw.engine.providers.verbs_explain import explain, needs_pages
+from p2prw.engine.providers.verbs_explain import NEEDS_PAGES, explain, needs_pages, no_device_memory, no_import
 from p2prw.engine.providers.verbs_sysfs import DMABUF_DRIVERS
 from p2prw.errors import HostError
 
@@ -44,14 +44,13 @@ _DEFAULT_OFFERS: dict[str, frozenset[Offer]] = {
     "bar": frozenset({Offer.CPU_MAPPING}),
     "vfio": frozenset({Offer.DMABUF, Offer.CPU_MAPPING}),
     "udmabuf": frozenset({Offer.DMABUF, Offer.CPU_MAPPING, Offer.PAGES}),
-    "dmaheap": frozenset({Offer.DMABUF, Offer.CPU_MAPPING, Offer.PAGES}),
+    "dmaheap": frozenset({Offer.DMABUF, Offer.CPU_MAPPING}),
     "dm": frozenset(),
     "cuda": frozenset({Offer.DMABUF}),
 }
 WHOLE_PAGES = "whole pages only: this driver's ODP ignores the offset in a page"
 """Said of an attempt that holds for work requests of whole pages, see `check_whole_pages`."""
 _PAGE_BYTES = 4096
-_NEEDS_PAGES = frozenset({"rxe", "siw", "hfi1", "qib"})
 
 
 def rungs(kind: str, *, staged: bool, wanted: Route | None = None) -> tuple[Route, ...]:
@@ -73,9 +72,23 @@ def refuse_by_class(info: DeviceInfo, kind: str, offers: frozenset[Offer], route
         return None if Offer.CPU_MAPPING in offers else f"{kind} memory has no CPU mapping to copy from"
     if Offer.STAGED in offers:
         return None
-    if info.driver in _NEEDS_PAGES and Offer.PAGES not in offers:
-        return needs_pages(kind, info.driver)
+    if route is Route.DM:
+        return None if info.limits.max_dm_bytes else no_device_memory(info.name, info.driver, info.binding)
+    if info.driver in NEEDS_PAGES:
+        if Offer.PAGES not in offers:
+            return needs_pages(kind, info.driver)
+        if route is Route.DMABUF:
+            return no_import(info.driver)
     return None
+
+
+def _no_cpu_mapping(info: DeviceInfo, kind: str) -> HostError:
+    return HostError(
+        f"{info.name} cannot reach {kind} memory",
+        why="the software device moves bytes with the CPU's own loads and stores, and this memory has no CPU mapping",
+        fix="--device mlx5_0 (a NIC of this host: p2prw devices), or host,size=64MiB and copy it there first",
+        code="route_unavailable",
+    )
 
 
 def choose_route(
@@ -100,6 +113,9 @@ def choose_route(
                 fix="--route cpu, or leave --route away",
                 code="route_unavailable",
             )
+        known = _offers(memory_kind, offers)
+        if not known & {Offer.CPU_MAPPING, Offer.STAGED}:
+            raise _no_cpu_mapping(info, memory_kind)
         return report_of(info, memory_kind, Route.CPU, [RouteAttempt(Route.CPU.value, ok=True)], staged=staged)
     ladder = rungs(memory_kind, staged=staged, wanted=wanted)
     if not ladder:
@@ -111,7 +127,7 @@ def choose_route(
             fix=f"--route {usual[0].value}, or leave --route away",
             code="route_unavailable",
         )
-    known = _DEFAULT_OFFERS.get(memory_kind, frozenset({Offer.CPU_MAPPING})) if offers is None else offers
+    known = _offers(memory_kind, offers)
     attempts: list[RouteAttempt] = []
     for route in ladder:
         refused = None if force else refuse_by_class(info, memory_kind, known, route)
@@ -122,7 +138,7 @@ def choose_route(
     raise HostError(
         f"{info.name} ({info.driver}) cannot reach {memory_kind} memory",
         why="; ".join(f"{one.route}: {one.why}" for one in attempts),
-        fix="leave --route away (bounce), or --force-route to see the kernel's errno",
+        fix=_way_out(memory_kind, known),
         code="route_unavailable",
     )
 
@@ -164,9 +180,23 @@ def routes_by_kind(info: DeviceInfo, unfit: str | None = None) -> tuple[KindRout
 def _refuse_for_list(info: DeviceInfo, kind: str, offers: frozenset[Offer], route: Route) -> str | None:
     if route is Route.DMABUF and info.driver not in DMABUF_DRIVERS:
         return explain(route, kind, info.driver, "EOPNOTSUPP")[0]
-    if route is Route.DM and info.mover == "cpu":
-        return f"{info.driver} has no memory on a NIC"
     return refuse_by_class(info, kind, offers, route)
+
+
+def _offers(kind: str, offers: frozenset[Offer] | None) -> frozenset[Offer]:
+    return _DEFAULT_OFFERS.get(kind, frozenset({Offer.CPU_MAPPING})) if offers is None else offers
+
+
+def _way_out(kind: str, offers: frozenset[Offer]) -> str:
+    """Return what to type where no rung is left: there is nothing to bounce from without a CPU mapping."""
+    instead = (
+        "leave --route away (bounce)"
+        if Offer.CPU_MAPPING in offers
+        else "a NIC that has such memory (p2prw devices), or host,size=64MiB"
+        if kind == "dm"
+        else "a NIC that imports dma-bufs, or host,size=64MiB and copy it there first"
+    )
+    return f"{instead}; --force-route shows the kernel's errno"
 
 
 def report_of(

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import DIGESTS_PER_PAGE, Digest, Digests
 from p2prw.engine.diagnose import Diagnosis, classify
-from p2prw.engine.digest import ALGORITHM, BLOCK_BYTES, digest_blocks, total_digest
+from p2prw.engine.digest import ALGORITHM, BLOCK_BYTES, digest_block, digest_blocks, total_digest
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.model import Operation, VerifyReport
-from p2prw.errors import RemoteProtocolError
+from p2prw.errors import HostError, RemoteProtocolError
 
 UNVERIFIED = VerifyReport(status="unverified")
 
@@ -50,10 +50,12 @@ class Verifier:
     """What the sink, or a ring on the way, held before, where that is known: bytes that never arrived show it."""
     blocks_done: int = 0
     method: str = "owner-cpu"
+    """What the report says: how the owners came to their bytes."""
 
     def run(self) -> Generator[int, None, VerifyReport]:
         """Yield the bytes compared so far, now and then; return what was found."""
         started_s = self.clock()
+        self.method = self.local.digest_method
         local_all: list[str] = []
         remote_all: list[str] = []
         stride = DIGESTS_PER_PAGE * BLOCK_BYTES
@@ -85,12 +87,35 @@ class Verifier:
         digests: list[str] = []
         while len(digests) < expected:
             page = self.expect("digests")
-            if page.lease != self.lease or page.offset != offset + len(digests) * BLOCK_BYTES or not page.digests:
+            its_turn = page.lease == self.lease and page.offset == offset + len(digests) * BLOCK_BYTES
+            if its_turn and page.method == "client-read-back":
+                return self._read_back(offset, length)
+            if not its_turn or not page.digests:
                 raise RemoteProtocolError("a page of digests that was not asked for", code="unexpected_message")
             digests += page.digests
-            self.method = page.method
+            if page.method != "owner-cpu":
+                # One word for both ends: the weaker one.
+                self.method = page.method
         if len(digests) != expected:
             raise RemoteProtocolError("more digests than blocks", code="unexpected_message")
+        return digests
+
+    def _read_back(self, offset: int, length: int) -> list[str]:
+        """Digest what our own RDMA READs bring back, where the owner cannot read its memory."""
+        self.method = "client-read-back"
+        digests = []
+        for start in range(offset, offset + length, BLOCK_BYTES):
+            block = self.read_remote(start, min(BLOCK_BYTES, offset + length - start))
+            if block is None:
+                raise HostError(
+                    "the peer's memory cannot be verified",
+                    why="its owner cannot read it, and it could not be read back over RDMA (access=w?)",
+                    fix="--no-verify, or serve it with access=rw",
+                    code="cannot_verify",
+                    side="remote",
+                )
+            digests.append(digest_block(block))
+            self.tick()
         return digests
 
     def _diagnose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,9 @@ from p2prw.engine.ladder import NoRouteError, climb
 from p2prw.engine.memory.host import HostMemory
 from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import Access, Offer, Route, Timeouts
+from p2prw.engine.pattern import parse_pattern
 from p2prw.engine.providers.scripted import ScriptedDevice
+from p2prw.engine.providers.verbs_binding import HcaFacts
 from p2prw.engine.providers.verbs_open import open_verbs_device
 from p2prw.engine.providers.verbs_scripted import ScriptedBinding, VerbsScript, write_sysfs
 from p2prw.engine.routes import check_whole_pages
@@ -202,20 +205,24 @@ def test_other_providers_have_the_cpu_alone():
 
 # --- whole transfers over the scripted binding --------------------------------------------------------------
 
+NIC_FACTS = HcaFacts(32, 32, 16384, 128, 128, 32767, max_dm_bytes=1 << 21)
 QUICK = Timeouts(connect_retry_s=0.2, handshake_s=5.0, idle_s=5.0, drain_s=1.0)
 
 
 @pytest.fixture
-def verbs(tmp_path, monkeypatch):
-    """A machine with one software RoCE device that carries 127.0.0.1, and a script of its answers."""
+def verbs(tmp_path, monkeypatch, request):
+    """A machine with one RoCE device (rxe, or a NIC) that carries 127.0.0.1, and a script of its answers."""
     root = tmp_path / "sys"
-    write_sysfs(root, gids=[("fe80:0000:0000:0000:0000:00ff:fe00:0001", "RoCE v2"), IPV4], netdev="lo")
-    binding = ScriptedBinding()
+    driver = getattr(request, "param", "rxe")
+    gids = [("fe80:0000:0000:0000:0000:00ff:fe00:0001", "RoCE v2"), IPV4]
+    write_sysfs(root, driver=driver, gids=gids, netdev="lo")
+    binding = ScriptedBinding(hca=None if driver == "rxe" else NIC_FACTS)
     monkeypatch.setattr("p2prw.engine.devices.SysfsRoot", lambda: SysfsRoot(root))
     monkeypatch.setattr("p2prw.engine.providers.verbs_binding.load_binding", lambda wanted="auto": binding)
     monkeypatch.setattr("p2prw.engine.providers.verbs_open.load_binding", lambda wanted="auto": binding)
-    yield SimpleNamespace(script=binding.script, root=root)
+    yield SimpleNamespace(script=binding.script, root=root, binding=binding)
     script = binding.script
+    assert script.dms_open == 0
     assert (script.regions_open, script.queue_pairs_open, script.contexts_open) == (0, 0, 0), "everything is given back"
 
 
@@ -250,3 +257,126 @@ def test_a_lost_key_and_a_bad_route_end_with_their_codes(verbs):
         failed: Any = api.write(f"{address}/mem", "host,size=64KiB", route=Route.ODP)
         assert (failed.exit_code, failed.error.code, failed.error.errno) == (3, "no_route", "EOPNOTSUPP")
         assert [one.errno for one in failed.local_route.attempts] == ["EOPNOTSUPP"]
+
+
+def told_by(route):
+    return (route.chosen, route.mover, route.peer_to_peer, route.staged)
+
+
+@pytest.mark.parametrize("verbs", ["mlx5_core"], indirect=True)
+def test_device_memory_of_a_nic_is_written_read_and_verified_by_loopback(verbs):
+    with api.serving({"dm": "dm,size=1MiB"}, timeouts=QUICK) as address:
+        wrote: Any = api.write(f"{address}/dm+4096", "host,size=512KiB,pattern=words:9", size_bytes=300_001)
+        assert (wrote.error, wrote.verify.status, wrote.verify.method) == (None, "verified", "owner-loopback-read")
+        assert told_by(wrote.remote_route) == ("dm", "nic", True, False)
+        # What one client wrote, the next one reads: the memory belongs to the region, not to the lease.
+        read: Any = api.read(f"{address}/dm+4096", "dm", size_bytes=300_001, require_direct=True)
+        assert (read.error, read.verify.status, read.verify.method) == (None, "verified", "owner-loopback-read")
+        assert read.verify.local_digest == wrote.verify.local_digest
+        assert told_by(read.local_route) == told_by(read.remote_route) == ("dm", "nic", True, False)
+        bounced: Any = api.read(f"{address}/dm", "dm", size_bytes=4096, route=Route.BOUNCE)
+        assert (bounced.exit_code, bounced.error.code) == (3, "route_unavailable")
+
+
+@pytest.mark.parametrize("verbs", ["mlx5_core"], indirect=True)
+def test_where_its_owner_cannot_read_it_the_client_reads_it_back(verbs):
+    verbs.script.loopback = False
+    with api.serving({"dm": "dm,size=2MiB"}, timeouts=QUICK) as address:
+        wrote: Any = api.write(f"{address}/dm", "host,size=2MiB,pattern=words:9", size_bytes=MIB + 1)
+        assert (wrote.error, wrote.verify.status, wrote.verify.method) == (None, "verified", "client-read-back")
+        assert wrote.verify.local_digest == wrote.verify.remote_digest and wrote.verify.blocks == 2
+    with api.serving({"sink": "dm,size=64KiB"}, access="w", timeouts=QUICK) as address:
+        blind: Any = api.write(f"{address}/sink", "host,size=64KiB")
+        assert (blind.exit_code, blind.error.code, blind.error.side) == (3, "cannot_verify", "remote")
+        assert api.write(f"{address}/sink", "host,size=64KiB", verify=False).exit_code == 0
+
+
+def test_memory_that_a_device_can_never_reach_is_refused_before_ready(verbs):
+    with pytest.raises(HostError) as caught, api.serving({"dm": "dm,size=64KiB"}, timeouts=QUICK):
+        pass
+    assert caught.value.code == "route_unavailable" and "rxe0" in caught.value.what
+    with api.serving({"mem": "host,size=64KiB"}, timeouts=QUICK) as address:
+        refused: Any = api.write(f"{address}/mem", "dm,size=64KiB")
+        assert (refused.exit_code, refused.error.code) == (3, "route_unavailable")
+        assert "max_dm_size is 0" in refused.error.why
+        verbs.script.dm_errno = errno.EOPNOTSUPP
+        forced: Any = api.write(f"{address}/mem", "dm,size=64KiB", force_route=True)
+        assert (forced.exit_code, forced.error.errno) == (3, "EOPNOTSUPP"), "--force-route asks the driver"
+
+
+class Shared(HostMemory):
+    """Memory behind a dma-buf that the scripted NIC can import: the same bytes by both ways."""
+
+    offers = frozenset({Offer.DMABUF, Offer.CPU_MAPPING})
+    descriptor = offset = 0
+
+    def dmabuf(self):
+        return self.descriptor, self.offset
+
+    def close(self):
+        super().close()
+        os.close(self.descriptor)
+
+
+@pytest.fixture
+def dmabufs(verbs, monkeypatch):
+    """`udmabuf` memory that is a memfd; `fails` makes the exporter refuse."""
+    state = SimpleNamespace(fails=None)
+
+    def open_played(spec, length_bytes, *_):
+        mapping = mmap.mmap(-1, length_bytes + 4096)
+        memory: Any = Shared.from_buffer(memoryview(mapping)[4096 : 4096 + length_bytes], spec)
+        if "pattern" in spec.options:
+            parse_pattern(spec.options["pattern"]).fill(memory.buffers()[0].view)
+        memory.descriptor, memory.offset = os.memfd_create("played"), 4096
+        verbs.binding.dmabufs[memory.descriptor] = memory.buffers()[0].cpu_address - 4096
+        if state.fails is not None:
+            memory.dmabuf = state.fails
+        return memory
+
+    monkeypatch.setattr("p2prw.engine.memory.prepare.check_udmabuf", lambda *_: None)
+    monkeypatch.setattr("p2prw.engine.memory.prepare.open_udmabuf", open_played)
+    return state
+
+
+@pytest.mark.parametrize("verbs", ["mlx5_core"], indirect=True)
+def test_a_nic_imports_a_dmabuf_at_its_offset(verbs, dmabufs):
+    verbs.script.dmabuf_errno = 0
+    with api.serving({"u": "udmabuf,size=256KiB", "mem": "host,size=256KiB"}, timeouts=QUICK) as address:
+        wrote: Any = api.write(f"{address}/u+5", "udmabuf,size=128KiB,pattern=words:3")
+        assert (wrote.error, wrote.verify.status) == (None, "verified")
+        # Host memory behind a dma-buf is not device memory: direct, and not peer to peer.
+        assert told_by(wrote.local_route) == told_by(wrote.remote_route) == ("dmabuf", "nic", False, False)
+        read: Any = api.read(f"{address}/u+5", "udmabuf", size_bytes=131072)
+        assert (read.error, read.verify.local_digest) == (None, wrote.verify.local_digest)
+        verbs.script.dmabuf_errno = errno.EINVAL
+        bounced: Any = api.read(f"{address}/u+5", "host", size_bytes=131072)
+        assert told_by(bounced.remote_route) == ("bounce", "nic", False, True)
+        assert told(bounced.remote_route) == [("dmabuf", False, "EINVAL"), ("bounce", True, None)]
+        assert bounced.verify.local_digest == wrote.verify.local_digest
+
+
+@pytest.mark.parametrize("verbs", ["mlx5_core"], indirect=True)
+def test_an_exporter_that_refuses_is_an_attempt(verbs, dmabufs):
+    def refuse():
+        raise HostError("cannot export", why="scripted", fix="a newer kernel", errno=errno.ENOTTY)
+
+    dmabufs.fails = refuse
+    with api.serving({"mem": "host,size=256KiB"}, timeouts=QUICK) as address:
+        wrote: Any = api.write(f"{address}/mem", "udmabuf,size=128KiB,pattern=words:3")
+        assert told(wrote.local_route) == [("dmabuf", False, "ENOTTY"), ("bounce", True, None)]
+        assert wrote.verify.status == "verified"
+        pinned: Any = api.write(f"{address}/mem", "udmabuf,size=128KiB", route=Route.DMABUF)
+        assert (pinned.exit_code, pinned.error.errno, pinned.error.fix) == (3, "ENOTTY", "a newer kernel")
+
+
+def test_rxe_imports_no_dmabuf_and_says_so(verbs, dmabufs):
+    with api.serving({"u": "udmabuf,size=256KiB"}, timeouts=QUICK) as address:
+        wrote: Any = api.write(f"{address}/u", "udmabuf,size=128KiB,pattern=words:3")
+        for route in (wrote.local_route, wrote.remote_route):
+            assert told(route) == [("dmabuf", False, None), ("bounce", True, None)]
+        assert wrote.verify.status == "verified"
+        refused: Any = api.write(f"{address}/u", "udmabuf,size=4KiB", route=Route.DMABUF)
+        assert (refused.exit_code, refused.error.code, refused.error.errno) == (3, "route_unavailable", None)
+        forced: Any = api.write(f"{address}/u", "udmabuf,size=4KiB", route=Route.DMABUF, force_route=True)
+        assert (forced.exit_code, forced.error.errno) == (3, "EOPNOTSUPP")

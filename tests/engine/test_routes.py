@@ -75,6 +75,40 @@ def test_page_less_memory_is_refused_by_class_on_drivers_that_copy(driver):
     assert refuse_by_class(NIC, "cuda", frozenset({Offer.DMABUF}), Route.BOUNCE) is not None
 
 
+def test_what_each_driver_lacks_for_dmabufs_and_device_memory():
+    rxe = replace(NIC, name="rxe0", driver="rxe", mover="cpu")
+    pages = frozenset({Offer.DMABUF, Offer.CPU_MAPPING, Offer.PAGES})
+    assert "imports no dma-buf" in str(refuse_by_class(rxe, "udmabuf", pages, Route.DMABUF))
+    assert refuse_by_class(rxe, "udmabuf", pages, Route.PIN) is None, "its memfd has pages"
+    assert "struct page" in str(refuse_by_class(rxe, "dmaheap", pages - {Offer.PAGES}, Route.PIN))
+    assert refuse_by_class(NIC, "udmabuf", pages, Route.DMABUF) is None
+    assert "max_dm_size is 0" in str(refuse_by_class(NIC, "dm", frozenset(), Route.DM))
+    roomy = replace(NIC, limits=replace(NIC.limits, max_dm_bytes=1 << 17))
+    assert refuse_by_class(roomy, "dm", frozenset(), Route.DM) is None
+    report = choose_route(roomy, "dm", staged=False)
+    assert (report.chosen, report.mover, report.peer_to_peer) == ("dm", "nic", True)
+
+
+@pytest.mark.parametrize(("kind", "instead"), [("dm", "NIC"), ("cuda", "dma-bufs")])
+def test_memory_without_a_cpu_mapping_has_no_way_out_through_bounce(kind, instead):
+    rxe = replace(NIC, name="rxe0", driver="rxe", mover="cpu")
+    for device in (rxe, SOFT):
+        with pytest.raises(HostError) as caught:
+            choose_route(device, kind, staged=False)
+        assert (caught.value.code, caught.value.exit_code) == ("route_unavailable", 3)
+        assert device.name in caught.value.what and "bounce" not in str(caught.value.fix)
+        assert "host,size=64MiB" in str(caught.value.fix)
+    assert "no CPU mapping" in str(caught.value.why)
+    with pytest.raises(HostError) as caught:
+        choose_route(rxe, kind, staged=False)
+    assert instead in str(caught.value.fix) and "--force-route" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("kind", ["vfio", "udmabuf", "dmaheap"])
+def test_what_the_cpu_can_map_goes_by_cpu_on_the_software_device(kind):
+    assert choose_route(SOFT, kind, staged=False).chosen == "cpu"
+
+
 def test_what_is_hopeless_is_said_before_anything_is_tried():
     device = replace(NIC, name="rxe0", driver="rxe", mover="cpu")
     with pytest.raises(HostError) as caught:

@@ -182,6 +182,8 @@ def test_long_ranges_are_asked_for_page_by_page():
     asked: list[int] = []
 
     class Zeros:
+        digest_method = "owner-cpu"
+
         def read_at(self, offset: int, into: memoryview) -> int:
             into[:] = bytes(len(into))
             return len(into)

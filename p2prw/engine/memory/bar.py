@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from p2prw.engine.memory.device_access import DeviceBuffer
 from p2prw.engine.memory.mapped import MappedMemory, close_mapping
-from p2prw.engine.memory.spec import size_option
+from p2prw.engine.memory.spec import format_memory_spec, size_option
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.engine.topology.pci import (
     PciBar,
@@ -42,6 +42,16 @@ class BarMemory(MappedMemory):
             self.buffer.load(0, 1)
 
 
+def is_vfio_driver(driver: str | None) -> bool:
+    """Tell vfio-pci and its variants (mlx5-vfio-pci, ...): the function is there for `vfio:`."""
+    return driver is not None and "vfio" in driver
+
+
+def spec_through_vfio(spec: MemorySpec) -> str:
+    """Return the same range as `vfio:` names it."""
+    return format_memory_spec(MemorySpec("vfio", spec.arg, spec.options))
+
+
 @dataclass(frozen=True, slots=True)
 class BarRange:
     """What is to be mapped of which BAR."""
@@ -56,26 +66,45 @@ class BarRange:
         """Merging and reordering accesses is harmless."""
         return self.bar.is_prefetchable or self.bar.has_wc
 
+    @property
+    def pages(self) -> tuple[int, int, int]:
+        """What is to be mapped for it: (first page's offset in the BAR, the range's offset in that page, bytes)."""
+        page_start = self.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        if page_start and page_start == self.bar.length_bytes:
+            # An empty range at the very end still needs a page to be mapped.
+            page_start -= mmap.PAGESIZE
+        delta = self.offset - page_start
+        return page_start, delta, max(1, delta + self.length_bytes)
+
 
 def check_bar(spec: MemorySpec, sysfs: SysfsRoot, *, writable: bool, force_bound_device: bool = False) -> BarRange:
     """Return the range a `bar:` spec means; HostError for everything that can be seen without a peer, mmap included."""
-    wanted = _find(spec, sysfs)
+    wanted = find_range(spec, sysfs)
+    _check_file(wanted, sysfs)
     device = wanted.device
-    if read_memory_decoding(sysfs, device.address) is False:
-        enable = sysfs.absolute(f"{device_path(device.address)}/enable")
-        raise HostError(
-            f"{device.address} does not answer memory accesses: its memory decoding is off",
-            why="reads would give all ones, and writes would be lost",
-            fix=f"echo 1 | sudo tee {enable}, or sudo setpci -s {device.address} COMMAND=2:2",
-            code="decoding_off",
-        )
+    held_by_vfio = is_vfio_driver(device.driver)
+    enable = sysfs.absolute(f"{device_path(device.address)}/enable")
+    unbind = f"echo {device.address} | sudo tee {sysfs.absolute(device_path(device.address))}/driver/unbind"
     if writable and device.driver is not None and not force_bound_device:
         raise HostError(
             f"driver {device.driver} is bound to {device.address}",
-            why="writing to a BAR under its driver can hang the device or the host",
-            fix=f"echo {device.address} | sudo tee {sysfs.absolute(device_path(device.address))}/driver/unbind,"
-            " or --force-bound-device when you know what lies there",
+            why="whoever opens it through VFIO owns it: this would be writing behind their back"
+            if held_by_vfio
+            else "writing to a BAR under its driver can hang the device or the host",
+            fix=f"{spec_through_vfio(spec)}, or {unbind}"
+            if held_by_vfio
+            else f"{unbind}, or --force-bound-device when you know what lies there",
             code="bound_device",
+        )
+    if read_memory_decoding(sysfs, device.address) is False:
+        raise HostError(
+            f"{device.address} does not answer memory accesses: its memory decoding is off",
+            why="reads would give all ones, and writes would be lost"
+            + (f"; {device.driver} switches it off while nobody has opened it" if held_by_vfio else ""),
+            fix=spec_through_vfio(spec)
+            if held_by_vfio
+            else f"echo 1 | sudo tee {enable}, or sudo setpci -s {device.address} COMMAND=2:2",
+            code="decoding_off",
         )
     # The kernel decides at mmap, not at open; better now than when a peer waits.
     close_mapping(_map(wanted, sysfs, writable)[0])
@@ -108,7 +137,8 @@ def open_bar(spec: MemorySpec, sysfs: SysfsRoot, *, writable: bool, force_bound_
     return memory
 
 
-def _find(spec: MemorySpec, sysfs: SysfsRoot) -> BarRange:
+def find_range(spec: MemorySpec, sysfs: SysfsRoot) -> BarRange:
+    """Return the range that a `bar:` or `vfio:` spec names; HostError where there is no such device, BAR or range."""
     address, _, number = (spec.arg or "").rpartition("/")
     device = read_pci_device(sysfs, address)
     if device is None:
@@ -131,17 +161,17 @@ def _find(spec: MemorySpec, sysfs: SysfsRoot) -> BarRange:
             f"{address} has no BAR {number}",
             why=(f"it is the upper half of 64-bit BAR {int(number) - 1}; " if is_upper_half else "")
             + (f"its BARs are {present}" if present else "it has no BARs"),
-            fix=f"bar:{address}/{device.bars[0].index}" if device.bars else "p2prw devices",
+            fix=f"{spec.kind}:{address}/{device.bars[0].index}" if device.bars else "p2prw devices",
             code="no_bar",
         )
-    _check_mappable(device, bar, sysfs)
+    _check_memory(spec, device, bar)
     offset = size_option(spec, "offset") or 0
     size = size_option(spec)
     if offset > bar.length_bytes or offset + (size or 0) > bar.length_bytes:
         raise HostError(
             f"BAR {bar.index} of {address} is {bar.length_bytes} bytes ({format_size(bar.length_bytes)})",
             why=f"offset={offset} and size={size or 0} ask for {offset + (size or 0)}",
-            fix=f"bar:{address}/{bar.index},offset={min(offset, bar.length_bytes)},"
+            fix=f"{spec.kind}:{address}/{bar.index},offset={min(offset, bar.length_bytes)},"
             f"size={max(0, bar.length_bytes - offset)}",
             code="out_of_range",
             errno=errno.EINVAL,
@@ -149,14 +179,14 @@ def _find(spec: MemorySpec, sysfs: SysfsRoot) -> BarRange:
     return BarRange(device, bar, offset, bar.length_bytes - offset if size is None else size)
 
 
-def _check_mappable(device: PciDevice, bar: PciBar, sysfs: SysfsRoot) -> None:
+def _check_memory(spec: MemorySpec, device: PciDevice, bar: PciBar) -> None:
     name = f"BAR {bar.index} of {device.address}"
     memory_bars = [other for other in device.bars if other.is_memory]
     if not bar.is_memory:
         raise HostError(
             f"{name} is I/O ports, not memory",
             why="ports are reached by in and out instructions; there is nothing to map",
-            fix=f"bar:{device.address}/{memory_bars[0].index}" if memory_bars else "p2prw devices",
+            fix=f"{spec.kind}:{device.address}/{memory_bars[0].index}" if memory_bars else "p2prw devices",
             code="io_bar",
         )
     if not bar.is_assigned:
@@ -166,6 +196,11 @@ def _check_mappable(device: PciDevice, bar: PciBar, sysfs: SysfsRoot) -> None:
             fix='boot with pci=realloc, or switch "Above 4G decoding" on in the firmware',
             code="bar_unassigned",
         )
+
+
+def _check_file(wanted: BarRange, sysfs: SysfsRoot) -> None:
+    device, bar = wanted.device, wanted.bar
+    name = f"BAR {bar.index} of {device.address}"
     if not bar.mappable:
         file = sysfs.absolute(f"{device_path(device.address)}/resource{bar.index}")
         raise HostError(
@@ -189,12 +224,7 @@ def _map(wanted: BarRange, sysfs: SysfsRoot, writable: bool) -> tuple[mmap.mmap,
     """Return (mapping, offset of the range's first byte in it)."""
     suffix = "_wc" if wanted.bar.has_wc else ""
     path = sysfs.absolute(f"{device_path(wanted.device.address)}/resource{wanted.bar.index}{suffix}")
-    page_start = wanted.offset // mmap.PAGESIZE * mmap.PAGESIZE
-    if page_start and page_start == wanted.bar.length_bytes:
-        # An empty range at the very end still needs a page to be mapped.
-        page_start -= mmap.PAGESIZE
-    delta = wanted.offset - page_start
-    length = max(1, delta + wanted.length_bytes)
+    page_start, delta, length = wanted.pages
     try:
         descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     except OSError as error:
@@ -234,7 +264,11 @@ def _map_error(error: OSError | ValueError, path: str, wanted: BarRange) -> Host
             if driver
             else "somebody holds the BAR exclusively (CONFIG_IO_STRICT_DEVMEM), or the range is not in it"
         )
-        unbind = f"echo {address} | sudo tee /sys/bus/pci/devices/{address}/driver/unbind, or "
+        unbind = (
+            f"vfio:{address}/{wanted.bar.index}, or "
+            if is_vfio_driver(driver)
+            else f"echo {address} | sudo tee /sys/bus/pci/devices/{address}/driver/unbind, or "
+        )
         code, fix = "bar_held", (unbind if driver else "") + "boot with iomem=relaxed"
     else:
         code, why, fix = {

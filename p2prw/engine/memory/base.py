@@ -35,6 +35,8 @@ class MemorySource(Protocol):
     length_bytes: int
     offers: frozenset[Offer]
     is_device_memory: bool
+    digest_method: str
+    """How its owner comes to its bytes: `owner-cpu`, or `owner-loopback-read` where the CPU cannot read it."""
     numa_node: int | None
     pci_address: str | None
     warnings: tuple[str, ...]

@@ -98,6 +98,7 @@ class BlockSink(RangeOfFile):
 
     offers = frozenset({Offer.STAGED})
     is_device_memory = False
+    digest_method = "owner-cpu"
     numa_node: int | None = None
     pci_address: str | None = None
     prepare_bytes = 0

@@ -33,6 +33,7 @@ class FileSink(RangeOfFile):
 
     offers = frozenset({Offer.STAGED})
     is_device_memory = False
+    digest_method = "owner-cpu"
     numa_node: int | None = None
     pci_address: str | None = None
 

@@ -7,9 +7,12 @@ from typing import Protocol
 
 import numpy
 
-from p2prw.engine.memory.base import MappedBuffer
+from p2prw.engine.memory.base import MappedBuffer, MemorySource
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.errors import HostError
+
+_FILL_BYTES = 4 * 1024**2
+"""Most bytes of one `write_at`, see `MemorySource`."""
 
 
 class CopyBuffer(MappedBuffer, Protocol):
@@ -26,6 +29,17 @@ def address_of(buffer: memoryview | mmap.mmap) -> int:
     return int(numpy.frombuffer(buffer, dtype=numpy.uint8).__array_interface__["data"][0])
 
 
+def fill_with_pattern(memory: MemorySource, text: str) -> None:
+    """Store a pattern's bytes in all of `memory`, by its own `write_at`."""
+    # Imported here: most memory has no pattern.
+    from p2prw.engine.pattern import parse_pattern
+
+    pattern = parse_pattern(text)
+    for offset in range(0, memory.length_bytes, _FILL_BYTES):
+        piece = pattern.bytes_at(offset, min(_FILL_BYTES, memory.length_bytes - offset))
+        memory.write_at(offset, memoryview(piece))
+
+
 def close_mapping(mapping: mmap.mmap) -> None:
     """Unmap now, or, while views are still exported, when the last of them goes."""
     try:
@@ -40,6 +54,7 @@ class MappedMemory:
 
     offers: frozenset[Offer] = frozenset({Offer.CPU_MAPPING})
     is_device_memory = False
+    digest_method = "owner-cpu"
 
     def __init__(
         self,
@@ -69,13 +84,16 @@ class MappedMemory:
     def buffer(self) -> CopyBuffer:
         """The one buffer; HostError after close."""
         if self._buffer is None:
-            raise HostError(
-                f"{self.spec.text or self.spec.kind} is closed",
-                why="its transfer has ended",
-                fix="start a new transfer",
-                code="memory_closed",
-            )
+            raise self._closed_error()
         return self._buffer
+
+    def _closed_error(self) -> HostError:
+        return HostError(
+            f"{self.spec.text or self.spec.kind} is closed",
+            why="its transfer has ended",
+            fix="start a new transfer",
+            code="memory_closed",
+        )
 
     def buffers(self) -> tuple[MappedBuffer, ...]:
         """Return the one mapped piece."""

@@ -9,24 +9,20 @@ from typing import Literal
 
 from p2prw.engine.memory.bar import check_bar, open_bar
 from p2prw.engine.memory.base import MemorySource
+from p2prw.engine.memory.cuda import check_cuda, open_cuda
+from p2prw.engine.memory.dm import NicMemory
+from p2prw.engine.memory.dmaheap import check_dmaheap, open_dmaheap
 from p2prw.engine.memory.file import FileRegion, FileSource
 from p2prw.engine.memory.host import check_host, open_host
 from p2prw.engine.memory.p2pmem import check_p2pmem, open_p2pmem
-from p2prw.engine.memory.spec import size_option
+from p2prw.engine.memory.spec import format_memory_spec, size_option
+from p2prw.engine.memory.udmabuf import check_udmabuf, open_udmabuf
+from p2prw.engine.memory.vfio import check_vfio, open_vfio
 from p2prw.engine.model import MemorySpec
 from p2prw.engine.topology.sysfs import SysfsRoot
-from p2prw.errors import HostError, LocalProtocolError, RequestError
+from p2prw.errors import LocalProtocolError, RequestError
 
 Role = Literal["source", "sink", "both"]
-
-# What does today what these kinds are for.
-_INSTEAD = {
-    "vfio": "bar:{arg} maps the same BAR through sysfs (unbind vfio-pci, or --force-bound-device)",
-    "udmabuf": "host,size=64MiB is the same memory without the dma-buf",
-    "dmaheap": "host,size=64MiB is memory of the same host",
-    "dm": "host,size=64MiB, or p2pmem:BDF for device memory",
-    "cuda": "copy it to host memory first: host,size=64MiB, or file:PATH",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +94,61 @@ def prepare_memory(
                 False,
                 lambda _: open_bar(spec, root, writable=writable, force_bound_device=force_bound_device),
             )
-        case _:
-            raise HostError(
-                f"memory kind {spec.kind} is not in this release",
-                why="it is understood, but nothing opens it yet",
-                fix=_INSTEAD.get(spec.kind, "host,size=64MiB").format(arg=spec.arg),
-                code="not_in_this_release",
+        case "vfio":
+            wanted = check_vfio(spec, root)
+            writable = role != "source"
+            return PreparedMemory(
+                spec, role, wanted.length_bytes, False, lambda _: open_vfio(spec, root, writable=writable)
             )
+        case "udmabuf":
+            return _prepare_allocated(
+                spec,
+                role,
+                lambda size: check_udmabuf(spec, size, root, proc),
+                lambda size: open_udmabuf(spec, size, root, proc),
+            )
+        case "dmaheap":
+            return _prepare_allocated(
+                spec,
+                role,
+                lambda size: check_dmaheap(spec, size, root, proc),
+                lambda size: open_dmaheap(spec, size, root, proc),
+            )
+        case "dm":
+            # Whether there is any, only the opened device knows: routes.choose_route asks it.
+            return _prepare_allocated(spec, role, lambda _: None, lambda size: NicMemory(spec, size))
+        case "cuda":
+            return _prepare_allocated(spec, role, lambda _: check_cuda(spec), lambda size: open_cuda(spec, size, root))
+        case _:
+            raise LocalProtocolError(f"memory kind {spec.kind} has words and no code")
+
+
+def _prepare_allocated(
+    spec: MemorySpec, role: Role, check: Callable[[int], object], opener: Callable[[int], MemorySource]
+) -> PreparedMemory:
+    """Prepare memory that is allocated at its opening: `size=`, or the transfer decides."""
+    size = size_option(spec)
+    if size is None and role == "both":
+        raise _needs_size(spec)
+
+    def open_sized(length_bytes: int | None) -> MemorySource:
+        wanted = length_bytes if size is None else size
+        if wanted is None:
+            raise _needs_size(spec)
+        return opener(wanted)
+
+    check(size or 0)
+    return PreparedMemory(spec, role, size, False, open_sized)
+
+
+def _needs_size(spec: MemorySpec) -> RequestError:
+    head = format_memory_spec(MemorySpec(spec.kind, spec.arg, {}))
+    return RequestError(
+        f"{spec.kind} memory needs a size",
+        why="nothing else decides it here",
+        fix=f"{head},size=64KiB" if spec.kind == "dm" else f"{head},size=16MiB",
+        code="missing_size",
+    )
 
 
 def _prepare_host(spec: MemorySpec, role: Role, sysfs: SysfsRoot, proc: Path) -> PreparedMemory:

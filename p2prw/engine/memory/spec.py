@@ -138,6 +138,7 @@ class _Kind:
 
 _RANGE = {"offset": _size, "size": _size}
 _SIZE_ONLY = {"size": _size}
+_SIZE_AND_PATTERN = {"size": _size, "pattern": _word}
 _HOST_KEYS = {"size": _size, "hugepages": _hugepages, "numa": _number, "pattern": _word}
 _KINDS: dict[str, _Kind] = {
     "host": _Kind("host,size=64MiB", _HOST_KEYS),
@@ -145,10 +146,10 @@ _KINDS: dict[str, _Kind] = {
     "p2pmem": _Kind("p2pmem:0000:01:00.0", _SIZE_ONLY, _bdf, ("pci",)),
     "bar": _Kind("bar:0000:01:00.0/2", _RANGE, _bdf_and_bar, ("pci", "bar")),
     "vfio": _Kind("vfio:0000:01:00.0/2", _RANGE, _bdf_and_bar, ("pci", "bar")),
-    "udmabuf": _Kind("udmabuf,size=16MiB", _SIZE_ONLY),
-    "dmaheap": _Kind("dmaheap:system,size=16MiB", _SIZE_ONLY, _name, ("heap",)),
+    "udmabuf": _Kind("udmabuf,size=16MiB", _SIZE_AND_PATTERN),
+    "dmaheap": _Kind("dmaheap:system,size=16MiB", _SIZE_AND_PATTERN, _name, ("heap",)),
     "dm": _Kind("dm,size=4KiB", _SIZE_ONLY),
-    "cuda": _Kind("cuda:0,size=64MiB", _SIZE_ONLY, _gpu, ("gpu",)),
+    "cuda": _Kind("cuda:0,size=64MiB", _SIZE_AND_PATTERN, _gpu, ("gpu",)),
 }
 
 MEMORY_KINDS = tuple(_KINDS)

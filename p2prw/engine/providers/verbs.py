@@ -21,11 +21,13 @@ from p2prw.engine.providers.verbs_binding import (
     REMOTE_WRITE,
     BindingError,
     BoundContext,
+    BoundDm,
     BoundRegion,
     HcaFacts,
     PortFacts,
     VerbsBinding,
 )
+from p2prw.engine.providers.verbs_dm import VerbsDm
 from p2prw.engine.providers.verbs_explain import explain
 from p2prw.engine.providers.verbs_memory import VerbsRegistration, cut_buffers
 from p2prw.engine.providers.verbs_proof import Proof, odp_keeps_offsets, prove_by_loopback
@@ -80,6 +82,7 @@ def describe(
             max_rd_atomic=min(255, device.max_qp_init_rd_atom),
             max_dest_rd_atomic=min(255, device.max_qp_rd_atom),
             iwarp=hca.iwarp,
+            max_dm_bytes=device.max_dm_bytes,
         )
     ethernet = port.link_layer == "Ethernet"
     return DeviceInfo(
@@ -136,6 +139,7 @@ class VerbsDevice:
         self._remote_access = 0 if role == "client" else REMOTE_READ | REMOTE_WRITE
         self._queue_pairs: list[VerbsQueuePair] = []
         self._registrations: list[VerbsRegistration] = []
+        self._dms: list[VerbsDm] = []
         self._next_look_s = clock() + LOOK_INTERVAL_S
         self._counters = read_counters(sysfs, hca.name, port.number)
         self._last_completion_s = 0.0
@@ -195,17 +199,47 @@ class VerbsDevice:
                 region.close()
             if not isinstance(error, BindingError):
                 raise
-            why, fix = explain(route, kind, self.info.driver, error.errno_name)
-            raise HostError(
-                f"{self.info.name} cannot register {kind} memory by {route.value}: {error.reason}",
-                why=why,
-                fix=fix,
-                code="cannot_register",
-                errno=error.errno_name,
-            ) from error
+            raise self._refusal("register", route, kind, error) from error
+        return self._keep(regions)
+
+    def allocate_dm(self, length_bytes: int) -> VerbsDm:
+        """Allocate memory of the device itself. HostError `cannot_register` with errno."""
+        try:
+            memory = self._context.allocate_dm(length_bytes)
+        except BindingError as error:
+            raise self._refusal("allocate", Route.DM, "dm", error) from error
+        allocation = VerbsDm(self, self._context, memory, length_bytes, self._clock)
+        self._dms.append(allocation)
+        return allocation
+
+    def register_dm(self, memory: BoundDm, access: Access, offset: int, length_bytes: int) -> VerbsRegistration:
+        """Register a range of it; for `VerbsDm`."""
+        try:
+            region = memory.register(offset, length_bytes, int(access))
+        except BindingError as error:
+            raise self._refusal("register", Route.DM, "dm", error) from error
+        return self._keep([region])
+
+    def forget_dm(self, allocation: VerbsDm) -> None:
+        """Drop device memory that was freed."""
+        self._dms.remove(allocation)
+
+    def _keep(self, regions: Sequence[BoundRegion]) -> VerbsRegistration:
         registration = VerbsRegistration(regions, self._registrations.remove)
         self._registrations.append(registration)
         return registration
+
+    def _refusal(self, verb: str, route: Route, kind: str, error: BindingError) -> HostError:
+        why, fix = explain(route, kind, self.info.driver, error.errno_name)
+        if error.errno_name is None:
+            why = f"{why}: {error.reason}"
+        return HostError(
+            f"{self.info.name} cannot {verb} {kind} memory by {route.value}: {error.reason}",
+            why=why,
+            fix=fix,
+            code="cannot_register",
+            errno=error.errno_name,
+        )
 
     def prove(self, registration: VerbsRegistration) -> Proof:
         """WRITE a few bytes out of `registration` into scratch over a throw-away loopback queue pair."""
@@ -306,7 +340,7 @@ class VerbsDevice:
         return 0.0 if self._clock() - self._last_completion_s < SPIN_S else NAP_S
 
     def close(self) -> None:
-        """Close queue pairs, registrations, the protection domain and the device, in this order. Safe to call twice."""
+        """Close queue pairs, registrations, device memory, protection domain and device. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
@@ -314,6 +348,8 @@ class VerbsDevice:
             pair.close()
         for registration in list(self._registrations):
             registration.close()
+        for allocation in list(self._dms):
+            allocation.close()
         try:
             self._context.close()
         except BindingError as error:

@@ -72,6 +72,8 @@ class HcaFacts:
     max_qp_rd_atom: int
     max_qp_init_rd_atom: int
     max_cqe: int
+    max_dm_bytes: int = 0
+    """`max_dm_size` of `struct ibv_device_attr_ex`; 0 too where the binding cannot ask or allocate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,16 @@ class BoundRegion(Protocol):
         """Deregister. Safe to call twice."""
 
 
+class BoundDm(Protocol):
+    """Device memory."""
+
+    def register(self, offset: int, length_bytes: int, access: int) -> BoundRegion:
+        """ibv_reg_dm_mr with ZERO_BASED (EINVAL without): SGEs and peers count from 0, not from an address."""
+
+    def close(self) -> None:
+        """ibv_free_dm, after its regions. Safe to call twice."""
+
+
 class BoundQueuePair(Protocol):
     """A reliable connected queue pair with a completion queue of its own."""
 
@@ -175,6 +187,9 @@ class BoundContext(Protocol):
 
     def register_dmabuf(self, fd: int, offset: int, length_bytes: int, access: int) -> BoundRegion:
         """ibv_reg_dmabuf_mr with iova = offset. The MR keeps its own reference to the dma-buf."""
+
+    def allocate_dm(self, length_bytes: int) -> BoundDm:
+        """ibv_alloc_dm. BindingError where device or binding has none."""
 
     def create_queue_pair(self, depth: int, max_send_sge: int) -> BoundQueuePair:
         """ibv_create_cq and ibv_create_qp, RC, not every WR signalled; still in RESET."""

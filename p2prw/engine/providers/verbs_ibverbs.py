@@ -1,7 +1,8 @@
 """The binding of the PyPI wheel `ibverbs` (rdma4py): any Python, loads libibverbs.so.1 at import, releases the GIL.
 
 Its SGE objects cannot be rewritten and are ordinary Python objects; its SendWR can, so one is kept for each slot. What
-it does not tell: max_sge_rd (taken as max_sge), the port's GRH-required flag, and it has no ODP query.
+it does not tell: max_sge_rd (taken as max_sge), the port's GRH-required flag, and it has no ODP query. It has no
+ibv_alloc_dm either: `dm` needs pyverbs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from p2prw.engine.providers.verbs_binding import (
     SIGNALED,
     BindingError,
     BoundContext,
+    BoundDm,
     BoundQueuePair,
     HcaFacts,
     PathFacts,
@@ -113,6 +115,10 @@ class IbverbsContext:
         """ibv_reg_dmabuf_mr with iova = offset, as pyverbs does it."""
         region = _call(self._pd.reg_dmabuf_mr, offset, length_bytes, offset, fd, access)
         return IbverbsRegion(region, offset, length_bytes)
+
+    def allocate_dm(self, length_bytes: int) -> BoundDm:
+        """The wheel has no ibv_alloc_dm."""
+        raise BindingError("the ibverbs wheel has no device memory: --verbs-binding pyverbs")
 
     def create_queue_pair(self, depth: int, max_send_sge: int) -> BoundQueuePair:
         """ibv_create_cq and ibv_create_qp."""

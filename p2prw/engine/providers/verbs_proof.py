@@ -60,7 +60,7 @@ def prove_by_loopback(
     pair: VerbsQueuePair | None = None
     try:
         region = context.register(address, mmap.PAGESIZE, LOCAL_WRITE | REMOTE_WRITE)
-        pair = _loopback_pair(device, context)
+        pair = loopback_pair(device, context)
         if vec is None:
             pieces = [Sge(address + 2048, PROOF_BYTES, region.lkey)]
         else:
@@ -72,7 +72,7 @@ def prove_by_loopback(
             ]
         for wr_id, sge in enumerate(pieces):
             pair.post_rdma(wr_id, Opcode.RDMA_WRITE, (sge,), address, region.rkey, signaled=True)
-        return _await(pair, len(pieces), clock, sleep)
+        return await_completions(pair, len(pieces), clock, sleep)
     except BindingError as error:
         return Proof(False, why=error.reason)
     except P2prwError as error:
@@ -109,10 +109,10 @@ def odp_keeps_offsets(
     try:
         regions.append(context.register(from_address, 2 * page, LOCAL_WRITE | ON_DEMAND))
         regions.append(context.register(to_address, page, LOCAL_WRITE | REMOTE_WRITE))
-        pair = _loopback_pair(device, context)
+        pair = loopback_pair(device, context)
         sge = Sge(from_address + start, PROOF_BYTES, regions[0].lkey)
         pair.post_rdma(0, Opcode.RDMA_WRITE, (sge,), to_address, regions[1].rkey, signaled=True)
-        return _await(pair, 1, clock, sleep).ok and sink[:PROOF_BYTES] == source[start : start + PROOF_BYTES]
+        return await_completions(pair, 1, clock, sleep).ok and sink[:PROOF_BYTES] == source[start : start + PROOF_BYTES]
     except (BindingError, P2prwError):
         return False
     finally:
@@ -125,7 +125,8 @@ def odp_keeps_offsets(
         sink.close()
 
 
-def _loopback_pair(device: VerbsDevice, context: BoundContext) -> VerbsQueuePair:
+def loopback_pair(device: VerbsDevice, context: BoundContext) -> VerbsQueuePair:
+    """Return a queue pair that is connected to itself, quick to notice a port without loopback."""
     gid_index = next((one.index for one in device.info.gids if one.up), None)
     options = replace(_OPTIONS, gid_index=gid_index)
     pair = VerbsQueuePair(device, context, options, LOCAL_WRITE | REMOTE_WRITE, psn=1)
@@ -137,7 +138,10 @@ def _loopback_pair(device: VerbsDevice, context: BoundContext) -> VerbsQueuePair
     return pair
 
 
-def _await(pair: VerbsQueuePair, count: int, clock: Callable[[], float], sleep: Callable[[float], None]) -> Proof:
+def await_completions(
+    pair: VerbsQueuePair, count: int, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> Proof:
+    """Wait for `count` completions; not ok at the first bad one, or when `PROOF_DEADLINE_S` is over."""
     end_s = clock() + PROOF_DEADLINE_S
     while count:
         for completion in pair.poll():

@@ -13,7 +13,7 @@ What is worked around here, seen in pyverbs' sources and in the lab:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from p2prw.engine.model import Opcode
@@ -33,6 +33,7 @@ from p2prw.engine.providers.verbs_binding import (
     SendFacts,
     VerbsBinding,
 )
+from p2prw.engine.providers.verbs_pyverbs_regions import PyverbsDm, PyverbsRegion, call
 
 # enum ibv_qp_init_attr_mask, ibv_qp_create_send_ops_flags
 _INIT_ATTR_PD, _INIT_ATTR_SEND_OPS = 1 << 0, 1 << 6
@@ -63,15 +64,6 @@ def open_binding() -> VerbsBinding:
     return PyverbsBinding(_Modules())
 
 
-def _call(modules: _Modules, verb: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        return verb(*args, **kwargs)
-    except modules.error as error:
-        raise BindingError(str(error), getattr(error, "error_code", 0) or 0) from error
-    except MemoryError as error:
-        raise BindingError("pyverbs could not allocate", 12) from error
-
-
 class PyverbsBinding:
     """See `verbs_binding.VerbsBinding`."""
 
@@ -88,7 +80,7 @@ class PyverbsBinding:
 
     def device_names(self) -> tuple[str, ...]:
         """ibv_get_device_list."""
-        found = _call(self._modules, self._modules.device.get_device_list)
+        found = call(self._modules, self._modules.device.get_device_list)
         return tuple(one.name.decode() if isinstance(one.name, bytes) else str(one.name) for one in found)
 
     def open(self, name: str) -> BoundContext:
@@ -101,9 +93,9 @@ class PyverbsContext:
 
     def __init__(self, modules: Any, name: str) -> None:
         self._modules = modules
-        self._context = _call(modules, modules.device.Context, name=name)
+        self._context = call(modules, modules.device.Context, name=name)
         try:
-            self._pd = _call(modules, modules.pd.PD, self._context)
+            self._pd = call(modules, modules.pd.PD, self._context)
         except BaseException:
             self._context.close()
             raise
@@ -111,7 +103,7 @@ class PyverbsContext:
 
     def query_device(self) -> HcaFacts:
         """ibv_query_device."""
-        attr = _call(self._modules, self._context.query_device)
+        attr = call(self._modules, self._context.query_device)
         return HcaFacts(
             max_sge=attr.max_sge,
             max_sge_rd=attr.max_sge_rd or attr.max_sge,
@@ -119,11 +111,20 @@ class PyverbsContext:
             max_qp_rd_atom=attr.max_qp_rd_atom,
             max_qp_init_rd_atom=attr.max_qp_init_rd_atom,
             max_cqe=attr.max_cqe,
+            max_dm_bytes=self._max_dm_bytes(),
         )
+
+    def _max_dm_bytes(self) -> int:
+        if not hasattr(self._modules.device, "DM") or not hasattr(self._modules.mr, "DMMR"):
+            return 0
+        try:
+            return int(call(self._modules, self._context.query_device_ex).max_dm_size)
+        except BindingError:
+            return 0
 
     def query_port(self, port: int) -> PortFacts:
         """ibv_query_port."""
-        attr = _call(self._modules, self._context.query_port, port)
+        attr = call(self._modules, self._context.query_port, port)
         return PortFacts(
             active_mtu_bytes=MTU_BYTES.get(int(attr.active_mtu), 1024),
             max_msg_bytes=attr.max_msg_sz,
@@ -135,7 +136,7 @@ class PyverbsContext:
         """ibv_reg_mr."""
         return PyverbsRegion(
             self._modules,
-            _call(self._modules, self._modules.mr.MR, self._pd, length_bytes, access, address=address),
+            call(self._modules, self._modules.mr.MR, self._pd, length_bytes, access, address=address),
             address,
             length_bytes,
         )
@@ -145,8 +146,16 @@ class PyverbsContext:
         kind = getattr(self._modules.mr, "DmaBufMR", None)
         if kind is None:
             raise BindingError("this pyverbs has no DmaBufMR (it came with v34)", 95)
-        region = _call(self._modules, kind, self._pd, length_bytes, access, dmabuf=fd, offset=offset)
+        region = call(self._modules, kind, self._pd, length_bytes, access, dmabuf=fd, offset=offset)
         return PyverbsRegion(self._modules, region, offset, length_bytes)
+
+    def allocate_dm(self, length_bytes: int) -> PyverbsDm:
+        """ibv_alloc_dm."""
+        kind = getattr(self._modules.device, "DM", None)
+        if kind is None or not hasattr(self._modules.mr, "DMMR"):
+            raise BindingError("this pyverbs has no device memory", 95)
+        attributes = self._modules.device.AllocDmAttr(length_bytes)
+        return PyverbsDm(self._modules, self._pd, call(self._modules, kind, self._context, attributes))
 
     def create_queue_pair(self, depth: int, max_send_sge: int) -> BoundQueuePair:
         """ibv_create_qp_ex with CQEX where the provider has both, else the plain verbs."""
@@ -161,27 +170,9 @@ class PyverbsContext:
             return
         self._closed = True
         try:
-            _call(self._modules, self._pd.close)
+            call(self._modules, self._pd.close)
         finally:
-            _call(self._modules, self._context.close)
-
-
-class PyverbsRegion:
-    """See `verbs_binding.BoundRegion`. It does not own its memory: whoever mapped it closes this first."""
-
-    def __init__(self, modules: Any, region: Any, address: int, length_bytes: int) -> None:
-        self._modules = modules
-        self._region: Any = region
-        self.lkey: int = region.lkey
-        self.rkey: int = region.rkey
-        self.address = address
-        self.length_bytes = length_bytes
-
-    def close(self) -> None:
-        """ibv_dereg_mr."""
-        region, self._region = self._region, None
-        if region is not None:
-            _call(self._modules, region.close)
+            call(self._modules, self._context.close)
 
 
 class _QueuePair:
@@ -199,7 +190,7 @@ class _QueuePair:
         attr = self._modules.qp.QPAttr(port_num=port)
         attr.pkey_index = pkey_index
         attr.qp_access_flags = access
-        _call(self._modules, self._qp.to_init, attr)
+        call(self._modules, self._qp.to_init, attr)
 
     def to_rtr(self, path: PathFacts) -> None:
         """INIT to RTR."""
@@ -215,7 +206,7 @@ class _QueuePair:
                 traffic_class=path.traffic_class,
             )
         attr = self._modules.qp.QPAttr(port_num=path.port)
-        attr.ah_attr = _call(
+        attr.ah_attr = call(
             self._modules,
             addr.AHAttr,
             dlid=path.dlid,
@@ -229,7 +220,7 @@ class _QueuePair:
         attr.rq_psn = path.rq_psn
         attr.max_dest_rd_atomic = path.max_dest_rd_atomic
         attr.min_rnr_timer = path.min_rnr_timer
-        _call(self._modules, self._qp.to_rtr, attr)
+        call(self._modules, self._qp.to_rtr, attr)
 
     def to_rts(self, send: SendFacts) -> None:
         """RTR to RTS."""
@@ -239,7 +230,7 @@ class _QueuePair:
         attr.retry_cnt = send.retry_cnt
         attr.rnr_retry = send.rnr_retry
         attr.max_rd_atomic = send.max_rd_atomic
-        _call(self._modules, self._qp.to_rts, attr)
+        call(self._modules, self._qp.to_rts, attr)
 
     def close(self) -> None:
         """Destroy the queue pair, then its completion queue."""
@@ -247,10 +238,10 @@ class _QueuePair:
         queue, self._cq = self._cq, None
         try:
             if pair is not None:
-                _call(self._modules, pair.close)
+                call(self._modules, pair.close)
         finally:
             if queue is not None:
-                _call(self._modules, queue.close)
+                call(self._modules, queue.close)
 
 
 class ExtendedQueuePair(_QueuePair):
@@ -261,7 +252,7 @@ class ExtendedQueuePair(_QueuePair):
         qp, cq = modules.qp, modules.cq
         if not hasattr(qp, "QPEx") or not hasattr(cq, "CQEX"):
             raise BindingError("this pyverbs has no extended queue pairs", 95)
-        self._cq = _call(modules, cq.CQEX, context, cq.CqInitAttrEx(cqe=depth + 1, wc_flags=0))
+        self._cq = call(modules, cq.CQEX, context, cq.CqInitAttrEx(cqe=depth + 1, wc_flags=0))
         try:
             attr = qp.QPInitAttrEx(
                 qp_type=QPT_RC,
@@ -273,7 +264,7 @@ class ExtendedQueuePair(_QueuePair):
                 pd=pd,
                 send_ops_flags=_EX_WITH_WRITE | _EX_WITH_READ,
             )
-            self._qp = _call(modules, qp.QPEx, context, attr)
+            self._qp = call(modules, qp.QPEx, context, attr)
         except BaseException:
             self._cq.close()
             raise
@@ -300,7 +291,7 @@ class ExtendedQueuePair(_QueuePair):
                 pair.wr_set_sge(slots[0])
             else:
                 pair.wr_set_sge_list(len(sges), slots[: len(sges)])
-        _call(self._modules, pair.wr_complete)
+        call(self._modules, pair.wr_complete)
 
     def poll(self, most: int) -> list[PolledCompletion]:
         """ibv_start_poll and ibv_end_poll for each entry, never ibv_next_poll.
@@ -324,7 +315,7 @@ class PlainQueuePair(_QueuePair):
     def __init__(self, modules: Any, context: Any, pd: Any, depth: int, max_send_sge: int) -> None:
         super().__init__(modules)
         qp = modules.qp
-        self._cq = _call(modules, modules.cq.CQ, context, depth + 1)
+        self._cq = call(modules, modules.cq.CQ, context, depth + 1)
         try:
             attr = qp.QPInitAttr(
                 qp_type=QPT_RC,
@@ -333,7 +324,7 @@ class PlainQueuePair(_QueuePair):
                 cap=qp.QPCap(max_send_wr=depth, max_recv_wr=1, max_send_sge=max_send_sge, max_recv_sge=1),
                 sq_sig_all=0,
             )
-            self._qp = _call(modules, qp.QP, pd, attr)
+            self._qp = call(modules, qp.QP, pd, attr)
         except BaseException:
             self._cq.close()
             raise
@@ -360,7 +351,7 @@ class PlainQueuePair(_QueuePair):
             work.wr_id = request.wr_id
             work.send_flags = SIGNALED if request.signaled else 0
             work.set_wr_rdma(request.rkey, request.remote_addr)
-            _call(self._modules, self._qp.post_send, work)
+            call(self._modules, self._qp.post_send, work)
 
     def _build(self, request: Posted) -> Any:
         count = len(request.sges)
@@ -370,7 +361,7 @@ class PlainQueuePair(_QueuePair):
 
     def poll(self, most: int) -> list[PolledCompletion]:
         """ibv_poll_cq."""
-        _, found = _call(self._modules, self._cq.poll, most)
+        _, found = call(self._modules, self._cq.poll, most)
         return [PolledCompletion(one.wr_id, int(one.status), one.vendor_err if one.status else 0) for one in found]
 
     def close(self) -> None:

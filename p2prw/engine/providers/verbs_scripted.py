@@ -38,6 +38,8 @@ class VerbsScript:
     """Plain registrations of addresses in `special` fail with this errno."""
     odp_errno: int = 0
     dmabuf_errno: int = errno.EOPNOTSUPP
+    dm_errno: int = 0
+    """Allocations of device memory, of which `hca.max_dm_bytes` says how much there is, fail with this errno."""
     special: list[range] = field(default_factory=list)
     """Address ranges that stand for device memory."""
     odp_fails_in_use: bool = False
@@ -52,6 +54,7 @@ class VerbsScript:
     regions_open: int = 0
     queue_pairs_open: int = 0
     contexts_open: int = 0
+    dms_open: int = 0
     chains: list[int] = field(default_factory=list)
     """Length of each posted chain."""
 
@@ -73,6 +76,8 @@ class ScriptedBinding:
         self.port = PortFacts(active_mtu_bytes=4096, max_msg_bytes=1 << 23, lid=0)
         self.pairs: dict[int, ScriptedPair] = {}
         self.regions: dict[int, ScriptedRegion] = {}
+        self.dmabufs: dict[int, int] = {}
+        """Descriptor -> address of the bytes behind it; importing another one gives a region without memory."""
         self.numbers = count(17)
 
     def device_names(self) -> tuple[str, ...]:
@@ -118,7 +123,17 @@ class ScriptedContext:
         """Fail, or give a region that has an address range and no memory behind it."""
         if self._binding.script.dmabuf_errno:
             raise BindingError("dmabuf", self._binding.script.dmabuf_errno)
-        return ScriptedRegion(self._binding, offset, None, length_bytes, access, False)
+        memory = self._binding.dmabufs.get(fd)
+        return ScriptedRegion(
+            self._binding, offset, None if memory is None else memory + offset, length_bytes, access, False
+        )
+
+    def allocate_dm(self, length_bytes: int) -> ScriptedDm:
+        """Give host bytes that only queue pairs reach."""
+        number = self._binding.script.dm_errno
+        if number or length_bytes > self._binding.hca.max_dm_bytes:
+            raise BindingError("alloc_dm", number or errno.ENOMEM)
+        return ScriptedDm(self._binding, length_bytes)
 
     def create_queue_pair(self, depth: int, max_send_sge: int) -> ScriptedPair:
         """Make a queue pair in RESET."""
@@ -157,6 +172,29 @@ class ScriptedRegion:
         """Forget the key."""
         if self._binding.regions.pop(self.lkey, None) is not None:
             self._binding.script.regions_open -= 1
+
+
+class ScriptedDm:
+    """See `verbs_binding.BoundDm`."""
+
+    def __init__(self, binding: ScriptedBinding, length_bytes: int) -> None:
+        self._binding = binding
+        self._bytes = ctypes.create_string_buffer(length_bytes)
+        self._open = True
+        binding.script.dms_open += 1
+
+    def register(self, offset: int, length_bytes: int, access: int) -> ScriptedRegion:
+        """Give a region whose addresses begin at 0."""
+        if offset + length_bytes > len(self._bytes):
+            raise BindingError("reg_dm_mr", errno.EINVAL)
+        memory = ctypes.addressof(self._bytes) + offset
+        return ScriptedRegion(self._binding, 0, memory, length_bytes, access, False)
+
+    def close(self) -> None:
+        """Count it."""
+        if self._open:
+            self._open = False
+            self._binding.script.dms_open -= 1
 
 
 class ScriptedPair:
@@ -229,8 +267,10 @@ class ScriptedPair:
         return WcStatus.SUCCESS
 
     def _reached(self, region: ScriptedRegion, address: int) -> int:
+        assert region.memory is not None
         astray = self._binding.script.odp_ignores_offsets and region.access & ON_DEMAND
-        return address - address % 4096 if astray else address
+        place = region.memory + address - region.address
+        return place - place % 4096 if astray else place
 
     def poll(self, most: int) -> list[PolledCompletion]:
         """Return what has completed."""

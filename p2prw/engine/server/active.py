@@ -32,7 +32,7 @@ from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.server.leases import Lease
 from p2prw.engine.server.regions import OfferedRegion, OpenedRegion
 from p2prw.engine.staging import StagingRing
-from p2prw.errors import RemoteProtocolError
+from p2prw.errors import HostError, RemoteProtocolError
 
 _DIGEST_BLOCKS_PER_STEP = 4
 _QUEUED_BYTES_BEFORE_DIGESTS_WAIT = 256 * 1024
@@ -222,13 +222,23 @@ class ActiveLease:
 
     def _digest_step(self, job: _DigestJob, channel: Channel) -> None:
         for _ in range(_DIGEST_BLOCKS_PER_STEP):
-            digest = next(job.blocks, None)
+            try:
+                digest = next(job.blocks, None)
+            except HostError as error:
+                if error.code != "no_loopback":
+                    raise
+                # Nobody here can read this memory; the client, whose keys reach it, can.
+                channel.send(Digests(job.request.lease, job.offset, (), False, "client-read-back"))
+                self._digest = None
+                return
             if digest is not None:
                 job.page.append(digest)
             end = job.offset + len(job.page) * job.request.block_bytes
             finished = digest is None or end >= job.request.offset + job.request.length
             if finished or len(job.page) == DIGESTS_PER_PAGE:
-                channel.send(Digests(job.request.lease, job.offset, tuple(job.page), more=not finished))
+                channel.send(
+                    Digests(job.request.lease, job.offset, tuple(job.page), not finished, self.memory.digest_method)
+                )
                 job.offset = end
                 job.page.clear()
             if finished:

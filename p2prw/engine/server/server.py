@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from p2prw import __version__
+from p2prw.engine import routes
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.devices import open_device
 from p2prw.engine.events import ServeEvent
@@ -95,7 +96,10 @@ class Server:
             host = listener.getsockname()[0]
             if not ipaddress.ip_address(host.split("%")[0]).is_unspecified:
                 # Opened now, so that a UDP port that cannot be had is said before "ready".
-                self.device_for(host)
+                device = self.device_for(host)
+                for region in self.regions.values():
+                    # So is memory that this device can never reach.
+                    routes.choose_route(device.info, region.kind, staged=region.staged)
 
     def close(self) -> None:
         """Drop clients, close devices and memory. Safe to call twice."""

@@ -180,3 +180,17 @@ def test_what_the_kernel_says_to_mmap(
     assert (error.code, error.errno) == (code, errno.errorcode[number])
     assert why in (error.why or "")
     assert fix in (error.fix or "")
+
+
+def test_a_device_behind_vfio_pci_is_another_kind(golden_sysfs: Load) -> None:
+    sysfs = golden_sysfs("fpga")
+    driver = sysfs.absolute("bus/pci/devices/0000:05:00.0/driver")
+    driver.unlink()
+    driver.symlink_to("../../../bus/pci/drivers/vfio-pci")
+    error = refusal("bar:0000:05:00.0/2,size=4K", sysfs)
+    assert error.code == "bound_device" and "VFIO" in str(error.why)
+    assert str(error.fix).startswith("vfio:0000:05:00.0/2,size=4K, or ") and "--force" not in str(error.fix)
+    config = sysfs.absolute("bus/pci/devices/0000:05:00.0/config")
+    config.write_bytes(bytes(64))
+    error = refusal("bar:0000:05:00.0/2,size=4K", sysfs, writable=False)
+    assert (error.code, error.fix) == ("decoding_off", "vfio:0000:05:00.0/2,size=4K")

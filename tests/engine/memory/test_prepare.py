@@ -100,18 +100,48 @@ def test_device_memory(golden_sysfs: Load) -> None:
     forced.write_at(0, memoryview(b"x"))
 
 
-@pytest.mark.parametrize(
-    ("text", "fix"),
-    [
-        ("vfio:0000:01:00.0/2", "bar:0000:01:00.0/2"),
-        ("udmabuf,size=1M", "host,size="),
-        ("dmaheap:system,size=1M", "host,size="),
-        ("dm,size=4K", "p2pmem:BDF"),
-        ("cuda:0", "file:PATH"),
-    ],
-)
-def test_kinds_of_a_later_release(text: str, fix: str) -> None:
+@pytest.mark.parametrize("text", ["udmabuf", "dmaheap:system", "dm", "cuda:0"])
+def test_allocated_kinds_take_the_size_of_the_transfer(text: str, monkeypatch) -> None:
+    opened: list[tuple[str, int]] = []
+
+    def play(kind: str) -> Callable[..., object]:
+        return lambda spec, length, *_: opened.append((kind, length))
+
+    for kind in ("udmabuf", "dmaheap", "cuda"):
+        monkeypatch.setattr(f"p2prw.engine.memory.prepare.check_{kind}", lambda *_: None)
+        monkeypatch.setattr(f"p2prw.engine.memory.prepare.open_{kind}", play(kind))
+    kind = text.partition(":")[0]
+    elastic = prepare_memory(parse_memory_spec(text), "sink")
+    assert (elastic.length_bytes, elastic.elastic, elastic.staged) == (None, True, False)
+    memory = elastic.open(70)
+    assert memory.length_bytes == 70 if kind == "dm" else opened == [(kind, 70)]
+    with pytest.raises(RequestError) as caught:
+        elastic.open()
+    assert caught.value.code == "missing_size" and f"{text},size=" in str(caught.value.fix)
+    with pytest.raises(RequestError):
+        prepare_memory(parse_memory_spec(text), "both")
+    fixed = prepare_memory(parse_memory_spec(f"{text},size=4K"), "both")
+    assert fixed.length_bytes == 4096
+    fixed.open()
+    assert kind == "dm" or opened[-1] == (kind, 4096)
+    with pytest.raises(RequestError) as caught:
+        fixed.open(4097)
+    assert caught.value.code == "size_does_not_fit"
+
+
+def test_a_bar_behind_vfio_pci(golden_sysfs: Load, monkeypatch) -> None:
+    sysfs = golden_sysfs("fpga")
+    spec = parse_memory_spec("vfio:0000:03:00.0/2,size=64K")
     with pytest.raises(HostError) as caught:
-        prepare_memory(parse_memory_spec(text), "source")
-    assert (caught.value.code, caught.value.exit_code) == ("not_in_this_release", 3)
-    assert fix in (caught.value.fix or "")
+        prepare_memory(spec, "source", sysfs=sysfs)
+    assert caught.value.code == "not_bound_to_vfio"
+    monkeypatch.setattr("p2prw.engine.memory.vfio.VFIO.check", lambda *_: None)
+    writable: list[bool] = []
+    monkeypatch.setattr(
+        "p2prw.engine.memory.prepare.open_vfio", lambda *_, **options: writable.append(options["writable"])
+    )
+    for role in ("source", "sink", "both"):
+        prepared = prepare_memory(spec, role, sysfs=sysfs)
+        assert prepared.length_bytes == 65536
+        prepared.open()
+    assert writable == [False, True, True]

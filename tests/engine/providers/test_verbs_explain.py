@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from p2prw.engine.model import Route
-from p2prw.engine.providers.verbs_explain import explain, explain_modify, explain_proof, needs_pages
+from p2prw.engine.providers.verbs_explain import (
+    explain,
+    explain_modify,
+    explain_proof,
+    needs_pages,
+    no_device_memory,
+    no_import,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,10 +25,18 @@ from p2prw.engine.providers.verbs_explain import explain, explain_modify, explai
         (Route.PIN, "p2pmem", "mlx5_core", "EREMOTEIO", "no mainline kernel", "--route odp"),
         (Route.PIN, "bar", "mlx5_core", "EFAULT", "VM_PFNMAP", "vfio"),
         (Route.ODP, "bar", "rxe", "EFAULT", "no struct pages", "bounce"),
+        (Route.PIN, "dmaheap", "rxe", "EFAULT", "VM_PFNMAP", "bounce"),
+        (Route.PIN, "vfio", "mlx5_core", "EFAULT", "no struct pages", "dmabuf"),
         (Route.PIN, "cuda", "mlx5_core", "EFAULT", "nvidia-peermem", "modprobe"),
         (Route.PIN, "host", "rxe", "EFAULT", "cannot pin", "host"),
         (Route.ODP, "host", "irdma", "EOPNOTSUPP", "on-demand", "--route"),
-        (Route.DMABUF, "vfio", "rxe", "EOPNOTSUPP", "rxe cannot import", "bounce"),
+        (Route.DMABUF, "udmabuf", "hns_roce", "EOPNOTSUPP", "cannot import a dma-buf", "bounce"),
+        (Route.DMABUF, "vfio", "rxe", "EOPNOTSUPP", "rxe cannot import a dma-buf", "bounce"),
+        (Route.DMABUF, "vfio", "efa", "EOPNOTSUPP", "importer must be dynamic", "bounce"),
+        (Route.DMABUF, "udmabuf", "mlx5_core", "EBADF", "closed", "new transfer"),
+        (Route.DM, "dm", "mlx5_core", "ENOMEM", "memory of its own", "dm,size="),
+        (Route.DM, "dm", "rxe", "EOPNOTSUPP", "no device memory", "host,size"),
+        (Route.DM, "dm", "mlx5_core", "EINVAL", "alignment", "dm,size="),
         (Route.DMABUF, "cuda", "mlx5_core", "EINVAL", "exporter", "topology"),
         (Route.DMABUF, "vfio", "mlx5_core", "ENODEV", "revoked", "dmesg"),
         (Route.PIN, "host", "rxe", None, "rxe refused host", "dmesg"),
@@ -36,6 +51,9 @@ def test_a_proof_that_failed_says_what_it_saw():
     assert "proved nothing" in explain_proof("odp", "bar", "rxe", "LOC_PROT_ERR")
     assert "LOC_PROT_ERR" in explain_proof("odp", "bar", "rxe", "LOC_PROT_ERR")
     assert "struct page" in explain_proof("odp", "vfio", "rxe", None)
+    assert "imports no dma-buf" in no_import("rxe") and "--force-route" in no_import("rxe")
+    assert "max_dm_size" in no_device_memory("rxe0", "rxe", "pyverbs")
+    assert "--verbs-binding pyverbs" in no_device_memory("mlx5_0", "mlx5_core", "ibverbs")
     assert "rxe" in needs_pages("bar", "rxe") and "--force-route" in needs_pages("bar", "rxe")
 
 

@@ -106,6 +106,12 @@ def test_registrations(wheel, context):
     region.close()
 
 
+def test_the_wheel_has_no_device_memory(context):
+    assert context.query_device().max_dm_bytes == 0
+    with pytest.raises(BindingError, match="--verbs-binding pyverbs"):
+        context.allocate_dm(4096)
+
+
 def test_bring_up_posts_and_polls(wheel, context):
     pair = context.create_queue_pair(4, 2)
     assert pair.qpn == 55 and wheel.qp_attributes["sq_sig_all"] is False and wheel.work_requests_made == 4

@@ -116,7 +116,24 @@ def fake_pyverbs(log):
 
     device = Struct(max_sge=32, max_sge_rd=30, max_qp_wr=100, max_qp_rd_atom=16, max_qp_init_rd_atom=8, max_cqe=1000)
     port = Struct(active_mtu=5, max_msg_sz=1 << 23, lid=4, flags=1)
-    context = Struct(query_device=lambda: device, query_port=lambda number: port)
+
+    def query_device_ex():
+        if log.max_dm_size is None:
+            raise PyverbsRDMAError("Failed to query device", 95)
+        return Struct(max_dm_size=log.max_dm_size)
+
+    def allocate(ctx, attributes):
+        if not log.max_dm_size:
+            raise PyverbsRDMAError("Failed to allocate device memory", 95)
+        return Struct(attributes=attributes)
+
+    def device_memory_region(pd, length, access, dm, offset):
+        if not access & 32:
+            raise PyverbsRDMAError("Failed to register a DM MR", 22)  # libibverbs, cmd_dm.c
+        log.calls.append(("reg_dm_mr", length, access, offset))
+        return Struct(lkey=5, rkey=6)
+
+    context = Struct(query_device=lambda: device, query_port=lambda number: port, query_device_ex=query_device_ex)
 
     def open_context(name):
         if name != "rxe0":
@@ -133,9 +150,14 @@ def fake_pyverbs(log):
 
     return SimpleNamespace(
         error=PyverbsRDMAError,
-        device=SimpleNamespace(get_device_list=lambda: [Struct(name=b"rxe0")], Context=open_context),
+        device=SimpleNamespace(
+            get_device_list=lambda: [Struct(name=b"rxe0")],
+            Context=open_context,
+            DM=allocate,
+            AllocDmAttr=lambda length: length,
+        ),
         pd=SimpleNamespace(PD=lambda ctx: Struct()),
-        mr=SimpleNamespace(MR=memory_region, DmaBufMR=memory_region),
+        mr=SimpleNamespace(MR=memory_region, DmaBufMR=memory_region, DMMR=device_memory_region),
         cq=SimpleNamespace(
             CQ=plain_queue, CQEX=lambda ctx, attr: ExtendedQueue(log), CqInitAttrEx=Struct, PollCqAttr=Struct
         ),
@@ -155,7 +177,14 @@ def fake_pyverbs(log):
 @pytest.fixture
 def log():
     return SimpleNamespace(
-        steps=[], posted=[], calls=[], completions=[], reg_errno=0, complete_errno=0, no_extended=False
+        steps=[],
+        posted=[],
+        calls=[],
+        completions=[],
+        reg_errno=0,
+        complete_errno=0,
+        no_extended=False,
+        max_dm_size=None,
     )
 
 
@@ -188,6 +217,35 @@ def test_registrations_close_once(context):
     assert context.register_dmabuf(9, 8192, 100, 1).address == 8192
     context.close()
     context.close()
+
+
+def test_device_memory_is_zero_based(log, context):
+    for size, told in ((None, 0), (0, 0), (1 << 17, 1 << 17)):
+        log.max_dm_size = size
+        assert context.query_device().max_dm_bytes == told
+    memory = context.allocate_dm(8192)
+    assert memory._memory.attributes == 8192
+    region = memory.register(4096, 100, 7)
+    # Peers count from 0, wherever in the device memory the region begins.
+    assert (region.address, region.length_bytes, region.lkey, region.rkey) == (0, 100, 5, 6)
+    assert log.calls == [("reg_dm_mr", 100, 7 | 32, 4096)]
+    region.close()
+    inner = memory._memory
+    memory.close()
+    memory.close()
+    assert inner.closed == 1
+
+
+def test_no_device_memory(log, context):
+    log.max_dm_size = 0
+    with pytest.raises(BindingError) as caught:
+        context.allocate_dm(4096)
+    assert caught.value.errno_name == "EOPNOTSUPP"
+    del context._modules.mr.DMMR
+    log.max_dm_size = 1 << 17
+    assert context.query_device().max_dm_bytes == 0
+    with pytest.raises(BindingError, match="no device memory"):
+        context.allocate_dm(4096)
 
 
 @pytest.mark.parametrize("extended", [True, False])
