@@ -26,6 +26,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "read": "Read a region of a server into local memory.",
     },
     "Test": {
+        "smoke": "Test every device and memory kind in a minute.",
         "run": "Run a scenario file: transfers, servers and what is expected of them.",
     },
     "Look around": {
@@ -37,7 +38,7 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 """Heading -> command -> its line in `p2prw --help`; the module is `p2prw.commands.<command>`."""
 
-LATER = ("topology", "smoke", "bench", "compare")
+LATER = ("topology", "bench", "compare")
 """Commands of the contract that are not built yet: a usage error says so."""
 
 EPILOG = """\

@@ -10,7 +10,7 @@ Its rooms:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from p2prw.config_settings import BY_NAME, Setting, file_section, settings_of
@@ -91,21 +91,27 @@ def resolve(
     values: dict[str, Value] = {}
     config = BY_NAME["config"]
     if file is None and command in config.commands:
-        values["config"] = _outer(config, line, variables) or Value(None, "default")
+        values["config"] = _outer(command, config, line, variables) or Value(None, "default")
         file = _load(values["config"].value)
     for setting in settings:
         if setting.name in values:
             continue
         values[setting.name] = (
-            _outer(setting, line, variables) or _from_file(command, setting, file) or Value(setting.default, "default")
+            _outer(command, setting, line, variables)
+            or _from_file(command, setting, file)
+            or Value(setting.default, "default")
         )
+        if setting.is_multiple(command) and not isinstance(values[setting.name].value, tuple):
+            # One value, from a layer that holds one: a file, a default.
+            one = values[setting.name]
+            values[setting.name] = replace(one, value=() if one.value is None else (one.value,))
     return Settings(command, values, file, unknown)
 
 
-def _outer(setting: Setting, line: Mapping[str, Any], variables: Mapping[str, str]) -> Value | None:
+def _outer(command: str, setting: Setting, line: Mapping[str, Any], variables: Mapping[str, str]) -> Value | None:
     """Return the value of the line, else of the environment, else None."""
     given = line.get(setting.name)
-    if setting.multiple:
+    if setting.is_multiple(command):
         if given:
             return Value(tuple(given), "command line", "\n".join(given))
         text = variables.get(setting.variable)

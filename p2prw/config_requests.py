@@ -81,6 +81,13 @@ def serve_request(settings: Settings) -> ServeRequest:
     host = parse_host(settings["listen"], _where(settings, "listen"), any_port=True)
     listen = _address(host, settings, settings.origin("listen"), "--listen")
     token = _token(settings)
+    if settings["smoke"] and settings["once"]:
+        raise RequestError(
+            "--smoke and --once exclude each other",
+            why="a smoke test comes many times, once for each cell, and once to ask what there is",
+            fix="leave --once away; SIGTERM or --time-limit end the server",
+            code="usage",
+        )
     if token is None and not settings["insecure"] and not is_loopback(listen.host):
         raise RequestError(
             f"--listen {listen} can be reached from other hosts, and there is no token",
@@ -241,7 +248,7 @@ def _regions(settings: Settings) -> tuple[ServedRegion, ...]:
             settings.extra[f"region {entry.name}"] = Value(
                 regions[-1].memory.text, f"file {entry.memory.place}", entry.memory.text
             )
-    if not regions:
+    if not regions and not settings["smoke"]:
         raise RequestError(
             "nothing to offer: --region NAME=MEMORY is missing",
             why="a server offers the regions that it is given, and no others",

@@ -30,10 +30,11 @@ GROUPS = ("What", "Device", "Route", "Safety", "Waits", "Tuning", "Faults and ca
 
 DATA = frozenset({"write", "read"})
 SERVE = frozenset({"serve"})
-ALL = frozenset({"serve", "regions", "write", "read", "devices", "doctor", "run", "version"})
+SMOKE = frozenset({"smoke"})
+ALL = frozenset({"serve", "regions", "write", "read", "smoke", "devices", "doctor", "run", "version"})
 MOVES = DATA | SERVE
-TALKS = MOVES | {"regions"}
-CLIENTS = DATA | {"regions"}
+TALKS = MOVES | SMOKE | {"regions"}
+CLIENTS = DATA | SMOKE | {"regions"}
 RUN = frozenset({"run"})
 
 SECTIONS = ("device", "buffers", "serve", "transfer")
@@ -65,6 +66,9 @@ class Setting:
     metavar: str = ""
     is_flag: bool = False
     multiple: bool = False
+    """It may be given many times, and its value is a tuple."""
+    multiple_for: frozenset[str] = frozenset()
+    """The same for these commands only: `smoke` takes several devices."""
     words: int = 1
     """How many values the option takes; in the environment they are separated by spaces."""
 
@@ -77,6 +81,10 @@ class Setting:
     def variable(self) -> str:
         """Return the environment variable."""
         return "P2PRW_" + self.name.upper()
+
+    def is_multiple(self, command: str) -> bool:
+        """Return True where `command` takes it many times."""
+        return self.multiple or command in self.multiple_for
 
     @property
     def word(self) -> str:
@@ -114,6 +122,16 @@ def _what() -> Iterator[Setting]:
         metavar="NAME=MEMORY", multiple=True,
     )  # fmt: skip
     yield Setting(
+        "smoke", flag, "Offer what `p2prw smoke PEER` tests: scratch regions of host memory and of each kind of device "
+        "memory that is allocated for us.", group, SERVE, default=False, sections=serve, is_flag=True,
+    )  # fmt: skip
+    yield Setting(
+        "quick", flag, "Less: host memory at the other end only, 1 MiB.", group, SMOKE, default=False, is_flag=True
+    )
+    yield Setting(
+        "full", flag, "More: every pair of memory, every address, 64 MiB.", group, SMOKE, default=False, is_flag=True
+    )
+    yield Setting(
         "listen", text, "Where to listen; port 0 picks a free one.", group, SERVE, default=_SERVE["listen"].host,
         shown=str(_SERVE["listen"]), sections=serve, metavar="HOST:PORT",
     )  # fmt: skip
@@ -130,8 +148,8 @@ def _what() -> Iterator[Setting]:
         shown=str(_SERVE["max_clients"]), sections=serve, metavar="N",
     )  # fmt: skip
     yield Setting(
-        "memory", text, "Memory that must be usable: KIND[:ARG][,key=value...].", group, frozenset({"doctor"}),
-        metavar="MEMORY",
+        "memory", text, "Memory that must be usable: KIND[:ARG]; for smoke also a kind alone, and many times.", group,
+        SMOKE | {"doctor"}, metavar="MEMORY", multiple_for=SMOKE,
     )  # fmt: skip
     yield Setting(
         "pair", pair, "Will P2PDMA work between these two? A NIC, and memory of a PCI device.", group,
@@ -161,8 +179,8 @@ def _scenario() -> Iterator[Setting]:
         metavar="NAME=VALUE", multiple=True,
     )  # fmt: skip
     yield Setting(
-        "seed", auto_or(integer(0, (1 << 63) - 1), "file"), "Number from which all data is made.", group, RUN,
-        shown="the file's, else 1", metavar="N",
+        "seed", auto_or(integer(0, (1 << 63) - 1), "file"), "Number from which all data is made.", group, RUN | SMOKE,
+        shown="run: the file's, else 1; smoke: a new one, shown", metavar="N",
     )  # fmt: skip
     yield Setting(
         "on_failure", choice("continue", "stop"), "At the first row that fails: continue or stop.", group, RUN,
@@ -177,8 +195,9 @@ def _scenario() -> Iterator[Setting]:
 def _device() -> Iterator[Setting]:
     group, section = "Device", ("device",)
     yield Setting(
-        "device", text, "soft0, soft:IFACE, soft:ADDRESS, a verbs device, or auto.", group, MOVES | {"doctor"},
-        default="auto", shown="auto", sections=section, key="name", spellings=("--ib-dev", "-d"), metavar="DEVICE",
+        "device", text, "soft0, soft:IFACE, soft:ADDRESS, a verbs device, or auto.", group,
+        MOVES | SMOKE | {"doctor"}, default="auto", shown="auto", sections=section, key="name",
+        spellings=("--ib-dev", "-d"), metavar="DEVICE", multiple_for=SMOKE,
     )  # fmt: skip
     yield Setting(
         "ib_port", integer(1, 255), "Port of a verbs device.", group, MOVES | {"doctor"}, default=_REQUEST["ib_port"],
@@ -186,7 +205,8 @@ def _device() -> Iterator[Setting]:
     )  # fmt: skip
     yield Setting(
         "verbs_binding", choice("auto", *VERBS_BINDINGS),
-        f"Drive verbs devices through: auto, {', '.join(VERBS_BINDINGS)}.", group, MOVES | {"devices", "doctor"},
+        f"Drive verbs devices through: auto, {', '.join(VERBS_BINDINGS)}.", group,
+        MOVES | SMOKE | {"devices", "doctor"},
         default=_REQUEST["verbs_binding"], shown=_REQUEST["verbs_binding"], sections=section, metavar="NAME",
     )  # fmt: skip
     yield Setting(
@@ -223,7 +243,7 @@ def _route() -> Iterator[Setting]:
         group, MOVES, sections=both, metavar="p2pmem:BDF",
     )  # fmt: skip
     yield Setting(
-        "force_bound_device", flag, "Write into a BAR although a driver is bound to its device.", group, MOVES,
+        "force_bound_device", flag, "Write into a BAR although a driver is bound to its device.", group, MOVES | SMOKE,
         default=False, sections=both, is_flag=True,
     )  # fmt: skip
     yield Setting(
@@ -325,8 +345,8 @@ def _faults() -> Iterator[Setting]:
     group, section = "Faults and captures", ("device",)
     yield Setting(
         "inject", text, "Faults on purpose on the software device: drop=1%,dup=1%,reorder=1%,corrupt=1%,seed=N; "
-        "corrupt=4096 (an offset, at write and read) flips a bit that only verification can notice.", group, MOVES,
-        sections=section, metavar="FAULTS",
+        "corrupt=4096 (an offset, at write and read) flips a bit that only verification can notice.", group,
+        MOVES | SMOKE, sections=section, metavar="FAULTS",
     )  # fmt: skip
     yield Setting(
         "pcap", text, "Write the software device's packets to this file.", group, MOVES, sections=section,
@@ -349,7 +369,7 @@ def _output() -> Iterator[Setting]:
         TALKS | {"doctor"}, default=False, is_flag=True,
     )  # fmt: skip
     yield Setting(
-        "junit", text, "Write JUnit XML here, for CI systems.", group, RUN, metavar="FILE",
+        "junit", text, "Write JUnit XML here, for CI systems.", group, RUN | SMOKE, metavar="FILE",
     )  # fmt: skip
     yield Setting(
         "markdown", text, "Write a summary in Markdown here, for a pull request.", group, RUN, metavar="FILE",

@@ -37,7 +37,7 @@ Exit codes: 0 all as expected; else the worst of the rows wins: 130/143 signal,
 class SettingOption(click.Option):
     """An option of the table. The `--no-...` twin of a flag, which takes back what a file says, is not shown."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, command: str) -> None:
         declared = [setting.option, *setting.spellings, setting.name]
         if setting.is_flag:
             twin = f"--{setting.option[5:]}" if setting.option.startswith("--no-") else f"--no-{setting.option[2:]}"
@@ -47,7 +47,7 @@ class SettingOption(click.Option):
             declared,
             help=help_text,
             default=None,
-            multiple=setting.multiple,
+            multiple=setting.is_multiple(command),
             nargs=setting.words,
             type=None if setting.is_flag else str,
             metavar=None if setting.is_flag else setting.metavar,
@@ -94,7 +94,7 @@ def settings_options(command: str) -> Callable[[Decorated], Decorated]:
 
     def decorate(function: Decorated) -> Decorated:
         # click keeps them last first, as stacked decorators do.
-        _parameters(function).extend(SettingOption(setting) for setting in reversed(settings_of(command)))
+        _parameters(function).extend(SettingOption(setting, command) for setting in reversed(settings_of(command)))
         return function
 
     return decorate

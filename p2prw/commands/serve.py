@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,12 +15,16 @@ from p2prw.commands.show import show_config
 from p2prw.engine.events import ServeEvent
 from p2prw.reporters.base import Format
 
+if TYPE_CHECKING:
+    from p2prw.engine.model import ServeRequest
+
 EPILOG = f"""\
 Examples:
   p2prw serve --region scratch=host,size=64MiB
   p2prw serve --region in=file:image.bin,access=w --overwrite --once
   p2prw serve --region cmb=p2pmem:0000:01:00.0 --listen 10.0.0.1 --token-file token
   p2prw serve -c configs/loopback.yaml
+  p2prw serve --smoke --listen 10.0.0.1 --token-file token   (for `p2prw smoke`)
 
 perftest: ib_write_bw -d mlx5_0 -x 3
    here:  p2prw serve --region buffer=host,size=64M -d mlx5_0 -x 3
@@ -46,6 +51,8 @@ def serve(app: App, /, **line: Any) -> int:
     if settings["show_config"]:
         return show_config(app, settings, lambda: serve_request(settings))
     request = serve_request(settings)
+    if settings["smoke"]:
+        request = _with_smoke_regions(app, request)
     from p2prw.engine.server.server import Server
     from p2prw.reporters.document import build
     from p2prw.reporters.json import StreamPrinter
@@ -87,6 +94,15 @@ def serve(app: App, /, **line: Any) -> int:
     document = build("serve", code, **parts)
     counts = ", ".join(f"{seen[kind]} {kind}" for kind in ("joined", "granted", "released", "refused", "failed"))
     return app.listing(document, [f"served {address}: {counts}"])
+
+
+def _with_smoke_regions(app: App, request: ServeRequest) -> ServeRequest:
+    from p2prw.engine.smoke.session import regions_to_serve
+
+    regions, skips = regions_to_serve()
+    for skip in skips:
+        app.note(f"not offered: {skip.memory}: {skip.reason}")
+    return replace(request, regions=(*request.regions, *regions))
 
 
 def _last_failure(kept: deque[dict[str, Any]], code: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -34,8 +34,8 @@ class Terminal(Console):
         raise BrokenPipeError
 
 
-class LiveView(QuietView):
-    """Three lines that follow the transfer and vanish when it ends."""
+class MovingView:
+    """Lines on stderr that are redrawn in place and vanish; drawn by the one thread that does the work."""
 
     def __init__(
         self,
@@ -45,20 +45,18 @@ class LiveView(QuietView):
         clock: Callable[[], float] = time.monotonic,
         console: Console | None = None,
     ) -> None:
-        super().__init__(stderr)
+        self.stderr = stderr
         self.clock = clock
         # rich obeys NO_COLOR itself, from the environment it is given.
         self.console = console or Terminal(file=stderr.stream, _environ=environ, markup=False, highlight=False)
         self.live: Live | None = None
-        self.title = ""
         self.next_s = 0.0
 
-    def started(self, request: TransferRequest) -> None:
+    def begin(self, first: RenderableType) -> None:
         """Start drawing."""
-        self.title = clean(describe_request(request))
         # auto_refresh would redraw from a thread of its own: one thread owns the screen here.
         self.live = Live(
-            Text(self.title, no_wrap=True, overflow="ellipsis"),
+            first,
             console=self.console,
             transient=True,
             auto_refresh=False,
@@ -67,13 +65,13 @@ class LiveView(QuietView):
         )
         self._guard(self.live.start, True)
 
-    def progress(self, progress: Progress) -> None:
-        """Redraw, at most every `REDRAW_S`."""
+    def redraw(self, make: Callable[[], RenderableType]) -> None:
+        """Redraw, at most every `REDRAW_S`; `make` is called only then."""
         now = self.clock()
         if self.live is None or now < self.next_s:
             return
         self.next_s = now + REDRAW_S
-        self._guard(self.live.update, render(self.title, progress), refresh=True)
+        self._guard(self.live.update, make(), refresh=True)
 
     def warning(self, text: str) -> None:
         """Print above the moving lines."""
@@ -86,12 +84,27 @@ class LiveView(QuietView):
             self._guard(live.stop)
 
     def _guard(self, call: Callable[..., object], *arguments: object, **named: object) -> None:
-        """Draw; a terminal that has gone is no reason to end a transfer."""
+        """Draw; a terminal that has gone is no reason to end the work."""
         try:
             call(*arguments, **named)
         except (BrokenPipeError, OSError):
             self.live = None
             self.stderr.broken = True
+
+
+class LiveView(MovingView, QuietView):
+    """Three lines that follow the transfer."""
+
+    title = ""
+
+    def started(self, request: TransferRequest) -> None:
+        """Start drawing."""
+        self.title = clean(describe_request(request))
+        self.begin(Text(self.title, no_wrap=True, overflow="ellipsis"))
+
+    def progress(self, progress: Progress) -> None:
+        """Redraw."""
+        self.redraw(lambda: render(self.title, progress))
 
 
 def render(title: str, progress: Progress) -> Group:

@@ -11,9 +11,10 @@ import mmap
 import os
 
 from p2prw.engine.memory.device_access import DeviceBuffer
-from p2prw.engine.memory.mapped import MappedMemory, close_mapping
+from p2prw.engine.memory.mapped import MappedMemory, close_mapping, fill_with_pattern
 from p2prw.engine.memory.spec import size_option
 from p2prw.engine.model import MemorySpec, Offer
+from p2prw.engine.pattern import parse_pattern
 from p2prw.engine.topology.pci import device_path, list_pci_devices, read_numa_node, read_p2pmem
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
@@ -74,6 +75,8 @@ def check_p2pmem(spec: MemorySpec, sysfs: SysfsRoot) -> int:
             code="not_enough_memory",
             errno=errno.ENOMEM,
         )
+    if "pattern" in spec.options:
+        parse_pattern(spec.options["pattern"])
     os.close(_open(sysfs, address))
     return length
 
@@ -92,16 +95,19 @@ def open_p2pmem(spec: MemorySpec, sysfs: SysfsRoot, *, uninitialised_matters: bo
     finally:
         os.close(descriptor)
     try:
-        return P2pmemMemory(
+        memory = P2pmemMemory(
             spec,
             DeviceBuffer.over(mapping, 0, length, bulk=True),
             mapping=mapping,
             numa_node=read_numa_node(sysfs, address),
             pci_address=address,
             warnings=(f"p2pmem:{address} is freshly allocated: it holds whatever its last user left",)
-            if uninitialised_matters
+            if uninitialised_matters and "pattern" not in spec.options
             else (),
         )
+        if "pattern" in spec.options:
+            fill_with_pattern(memory, spec.options["pattern"])
+        return memory
     except BaseException:
         close_mapping(mapping)
         raise

@@ -143,7 +143,7 @@ _HOST_KEYS = {"size": _size, "hugepages": _hugepages, "numa": _number, "pattern"
 _KINDS: dict[str, _Kind] = {
     "host": _Kind("host,size=64MiB", _HOST_KEYS),
     "file": _Kind("file:PATH", _RANGE, _path, ("path",)),
-    "p2pmem": _Kind("p2pmem:0000:01:00.0", _SIZE_ONLY, _bdf, ("pci",)),
+    "p2pmem": _Kind("p2pmem:0000:01:00.0", _SIZE_AND_PATTERN, _bdf, ("pci",)),
     "bar": _Kind("bar:0000:01:00.0/2", _RANGE, _bdf_and_bar, ("pci", "bar")),
     "vfio": _Kind("vfio:0000:01:00.0/2", _RANGE, _bdf_and_bar, ("pci", "bar")),
     "udmabuf": _Kind("udmabuf,size=16MiB", _SIZE_AND_PATTERN),

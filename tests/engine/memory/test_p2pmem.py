@@ -13,8 +13,9 @@ import pytest
 from p2prw.engine.memory.p2pmem import check_p2pmem, open_p2pmem
 from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import Offer
+from p2prw.engine.pattern import parse_pattern
 from p2prw.engine.topology.sysfs import SysfsRoot
-from p2prw.errors import HostError
+from p2prw.errors import HostError, RequestError
 
 Load = Callable[[str], SysfsRoot]
 CMB = "p2pmem:0000:01:00.0"
@@ -46,6 +47,18 @@ def test_allocates_what_is_available(golden_sysfs: Load) -> None:
 def test_a_source_of_fresh_memory_is_warned_about(golden_sysfs: Load) -> None:
     memory = open_p2pmem(parse_memory_spec(f"{CMB},size=4K"), golden_sysfs("nvme-cmb"), uninitialised_matters=True)
     assert "freshly allocated" in memory.warnings[0]
+
+
+def test_a_pattern_fills_it(golden_sysfs: Load) -> None:
+    spec = parse_memory_spec(f"{CMB},size=10001,pattern=random:5")
+    memory = open_p2pmem(spec, golden_sysfs("nvme-cmb"), uninitialised_matters=True)
+    into = bytearray(10001)
+    assert memory.read_at(0, memoryview(into)) == 10001
+    assert into == parse_pattern("random:5").bytes_at(0, 10001)
+    assert memory.warnings == ()
+    memory.close()
+    with pytest.raises(RequestError, match="no pattern"):
+        check_p2pmem(parse_memory_spec(f"{CMB},pattern=stripes"), golden_sysfs("nvme-cmb"))
 
 
 def refusal(spec: str, sysfs: SysfsRoot) -> HostError:

@@ -1,0 +1,159 @@
+"""Which cells there are: devices x pairs of memory x operations x size classes. Pure; all chance comes from the seed.
+
+A pair is this end's memory and the other end's region. Every kind takes each end once, with host memory at the other;
+`--full` crosses all, `--quick` leaves the other end to host memory. For each size READ comes first: what it finds in
+the region then is never what this end's memory held a moment ago.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from p2prw.engine.model import Operation
+from p2prw.engine.pattern import mix64
+from p2prw.engine.smoke.commands import client_command, serve_command, target_of
+from p2prw.engine.smoke.model import (
+    LARGE_BYTES,
+    MOST_ODD_OFFSET,
+    SMALL_BYTES,
+    Cell,
+    LoopbackServer,
+    Preset,
+    SizeClass,
+    Skip,
+    SmokeDevice,
+    SmokeMemory,
+    SmokePlan,
+    SmokeRegion,
+    SmokeRequest,
+)
+from p2prw.engine.smoke.regions import file_spec, region_bytes, served_region, spec_of
+
+_LEAST_ODD, _MOST_ODD = 4097, 32 * 1024 - 1
+_LEAST_LARGE = 64 * 1024
+"""With less room than this there is no cell of that size: it would show nothing that `odd` does not."""
+Pair = tuple[SmokeMemory, SmokeRegion]
+
+
+def make_plan(
+    request: SmokeRequest,
+    devices: Sequence[SmokeDevice],
+    memories: Sequence[SmokeMemory],
+    peer_regions: Sequence[SmokeRegion] | None,
+    folder: str,
+) -> SmokePlan:
+    """Return all cells and what is left out. `folder` is for our own files; `peer_regions` None is a loopback."""
+    cells: list[Cell] = []
+    skips: list[Skip] = []
+    servers: dict[str, LoopbackServer] = {}
+    for device in devices:
+        regions = peer_regions
+        if regions is None:
+            server = servers[device.name] = _loopback(request, device, memories, folder)
+            regions = [
+                SmokeRegion(region.name, memory.name, int(region.memory.options["size"]))
+                for memory, region in zip(_remote_memories(request, device, memories), server.regions, strict=True)
+            ]
+        unreachable = (memory for memory in memories if memory.kind in device.no_route)
+        skips += [Skip(device.name, memory.name, device.no_route[memory.kind]) for memory in unreachable]
+        for pair in _pairs(request.preset, [m for m in memories if m.kind not in device.no_route], regions):
+            fitting = list(_cells_of_pair(request, device, pair, servers.get(device.name), folder, len(cells)))
+            if not fitting:
+                skips.append(Skip(device.name, pair[0].name, "too small for any cell", pair[1].memory))
+            cells += fitting
+    return SmokePlan(tuple(cells), tuple(skips), servers)
+
+
+def _pairs(preset: Preset, memories: Sequence[SmokeMemory], regions: Sequence[SmokeRegion]) -> Iterator[Pair]:
+    for memory in memories:
+        for region in regions:
+            plain_region = region.memory == "host"
+            if preset is Preset.FULL or plain_region or (preset is Preset.USUAL and memory.kind == "host"):
+                yield memory, region
+
+
+def _remote_memories(request: SmokeRequest, device: SmokeDevice, memories: Sequence[SmokeMemory]) -> list[SmokeMemory]:
+    """Return what a loopback's server offers: host memory always, every other kind where it takes that end too."""
+    host = SmokeMemory("host", "host")
+    if request.preset is Preset.QUICK:
+        return [host]
+    # dm belongs to one opened device, and the server has its own.
+    others = [m for m in memories if m.kind not in ("host", "dm") and m.kind not in device.no_route]
+    return [host, *others]
+
+
+def _loopback(
+    request: SmokeRequest, device: SmokeDevice, memories: Sequence[SmokeMemory], folder: str
+) -> LoopbackServer:
+    wanted = LARGE_BYTES[request.preset] + MOST_ODD_OFFSET
+    regions = []
+    files = []
+    for number, memory in enumerate(_remote_memories(request, device, memories)):
+        length = region_bytes(memory, wanted)
+        path = None
+        if memory.kind == "file":
+            path = f"{folder}/region-{device.name.replace('/', '_')}.bin"
+            files.append((path, length))
+        # Seeds of regions are counted down: none is a cell's.
+        regions.append(served_region(memory, length, mix64(request.seed, -1 - number), path))
+    return LoopbackServer(device.name, device.ib_port, device.address, tuple(regions), tuple(files))
+
+
+def _cells_of_pair(
+    request: SmokeRequest, device: SmokeDevice, pair: Pair, server: LoopbackServer | None, folder: str, first: int
+) -> Iterator[Cell]:
+    memory, region = pair
+    number = first
+    for size_class in SizeClass:
+        for operation in (Operation.READ, Operation.WRITE):
+            seed = mix64(request.seed, number)
+            place = _place(size_class, request.preset, seed, memory, region)
+            if place is None:
+                continue
+            size, offset = place
+            if memory.kind == "file":
+                spec = file_spec(f"{folder}/{'source' if operation is Operation.WRITE else 'sink'}-{number}.bin")
+            else:
+                spec = spec_of(memory.kind, memory.name, size, seed)
+            target = target_of(request.peer, device.address, region.name, offset)
+            served = next((one for one in server.regions if one.name == region.name), None) if server else None
+            where = {"device": device.name, "ib_port": device.ib_port, "request": request}
+            yield Cell(
+                number=number,
+                device=device.name,
+                ib_port=device.ib_port,
+                local=memory.name,
+                kind=memory.kind,
+                memory=spec,
+                remote=region.memory,
+                region=region.name,
+                operation=operation,
+                size_class=size_class,
+                size_bytes=size,
+                offset_bytes=offset,
+                seed=seed,
+                peer=request.peer,
+                command=client_command(operation, target, spec, size, **where),  # type: ignore[arg-type]
+                serve_command=serve_command(served, device.address, **where) if served else None,  # type: ignore[arg-type]
+            )
+            number += 1
+
+
+def _place(
+    size_class: SizeClass, preset: Preset, seed: int, memory: SmokeMemory, region: SmokeRegion
+) -> tuple[int, int] | None:
+    """Return (size, offset in the region) in bytes; None where there is no room for the class."""
+    room = region.length_bytes if memory.most_bytes is None else min(region.length_bytes, memory.most_bytes)
+    if size_class is SizeClass.SMALL:
+        return (SMALL_BYTES, 0) if room >= SMALL_BYTES else None
+    if size_class is SizeClass.LARGE:
+        size = min(LARGE_BYTES[preset], room)
+        return (size, 0) if size >= _LEAST_LARGE else None
+    offset = _odd(mix64(seed, 0), 1, MOST_ODD_OFFSET - 1)
+    size = _odd(mix64(seed, 1), _LEAST_ODD, _MOST_ODD)
+    return (size, offset) if size + offset <= room else None
+
+
+def _odd(chance: int, low: int, high: int) -> int:
+    """Return an odd number in [low, high], both odd."""
+    return low + 2 * (chance % ((high - low) // 2 + 1))
