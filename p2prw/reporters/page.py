@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +16,7 @@ from p2prw.reporters.live import Terminal
 from p2prw.reporters.output import Output
 from p2prw.reporters.sanitise import clean as safe
 
-__all__ = ["hanging", "heading", "print_page", "safe"]
+__all__ = ["hanging", "heading", "print_page", "safe", "to_paste"]
 
 
 def print_page(parts: Iterable[RenderableType], stdout: Output, environ: Mapping[str, str]) -> None:
@@ -26,7 +26,8 @@ def print_page(parts: Iterable[RenderableType], stdout: Output, environ: Mapping
     console = Terminal(file=stdout.stream, _environ=environ, markup=False, highlight=False)
     try:
         for part in parts:
-            console.print(part)
+            # Text that asks for it is wrapped by the terminal: what is to be pasted must stay one line.
+            console.print(part, crop=False)
         stdout.stream.flush()
     except BrokenPipeError:
         stdout.give_up()
@@ -35,6 +36,12 @@ def print_page(parts: Iterable[RenderableType], stdout: Output, environ: Mapping
 def heading(text: str) -> Text:
     """Return a heading with an empty line above it."""
     return Text(f"\n{text}", style="bold")
+
+
+def to_paste(label: str, command: str) -> RenderableType:
+    """Return a command in one line, however long: the terminal wraps it, and copying it gives it back whole."""
+    # In a group: printed by itself a Text is joined into another one, which forgets that it must not wrap.
+    return Group(Text.assemble((label, "dim"), safe(command), no_wrap=True, overflow="ignore"))
 
 
 def hanging(indent: str, text: str, style: str = "") -> RenderableType:

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from p2prw.engine.smoke.model import CellDone, CellRunning, SmokeEvent, SmokePlan, SmokeResult
 from p2prw.reporters.live import MovingView
-from p2prw.reporters.page import hanging
+from p2prw.reporters.page import hanging, to_paste
 from p2prw.reporters.sanitise import clean
-from p2prw.reporters.smoke_grid import HEAD, RUNNING, WORDS, Grid, GridRow
-from p2prw.reporters.smoke_rows import describe_cell, smoke_notes, summary_line
+from p2prw.reporters.smoke_grid import CLASSES, HEAD, RUNNING, WORDS, Grid, GridRow
+from p2prw.reporters.smoke_rows import COMMAND_LABELS, describe_cell, smoke_notes, summary_line
 from p2prw.units import format_size
 
 _STYLES = {WORDS["pass"]: "green", WORDS["fail"]: "bold red", WORDS["not_run"]: "yellow", RUNNING: "cyan"}
@@ -51,7 +51,7 @@ class LiveSmokeView(MovingView):
         shown = max(1, self.console.height - _OTHER_LINES)
         first = min(max(0, self.grid.current - shown // 2), max(0, len(rows) - shown))
         done = sum(self.counts.values())
-        counts = f"{done} of {self.cells} cells, {self.counts['fail']} failed"
+        counts = f"{done} of {self.cells} cells, {self.counts['fail']} failed (each: {CLASSES})"
         hidden = len(rows) - min(shown, len(rows))
         more = f", {hidden} rows not shown" if hidden else ""
         return Group(
@@ -75,8 +75,11 @@ def grid_table(rows: Sequence[GridRow]) -> Table:
 def smoke_page(result: SmokeResult) -> Iterator[RenderableType]:
     """Return the result as it stands on a terminal."""
     yield grid_table(Grid.of_results(result.cells).rows)
-    for indent, text in smoke_notes(result):
-        yield hanging(indent, text, "red" if indent.startswith("FAIL") else "")
+    for label, text in smoke_notes(result):
+        if label.strip() in COMMAND_LABELS:
+            yield to_paste(label, text)
+        else:
+            yield hanging(label, text, "red" if label.startswith("FAIL") else "")
     yield Text(summary_line(result), style="bold red" if result.exit_code else "bold green")
 
 

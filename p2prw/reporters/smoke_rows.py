@@ -13,6 +13,8 @@ from p2prw.reporters.listing import table
 from p2prw.reporters.smoke_grid import CLASSES, HEAD, Grid, route_words
 from p2prw.units import format_duration, format_rate, format_size
 
+COMMAND_LABELS = frozenset({"serve:", "again:"})
+"""Of notes that are to be pasted."""
 SHOWN_FAILURES = 5
 """With what to type; ten times as many with a line each, then their number."""
 
@@ -141,14 +143,14 @@ def smoke_lines(result: SmokeResult) -> Iterator[str]:
 
 def smoke_notes(result: SmokeResult) -> Iterator[tuple[str, str]]:
     """Return (label, text) for each line between the grid and the sum; labels are equally wide."""
-    for label, text in dict.fromkeys(_notes(result)):
+    for label, text in _notes(result):
         yield f"{label:<9}", text
 
 
 def _notes(result: SmokeResult) -> Iterator[tuple[str, str]]:
     yield "", f"READ and WRITE: {CLASSES}; ROUTE: this end/the other"
     yield from _rates(result)
-    yield from _not_available(result.cells)
+    yield from dict.fromkeys(_not_available(result.cells))
     yield from _failures([one for one in result.cells if one.status == "fail"])
     for skip in result.skips:
         what = " ".join(filter(None, (skip.device, skip.memory, skip.region and f"with {skip.region}")))

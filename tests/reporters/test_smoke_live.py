@@ -64,7 +64,7 @@ def test_eighty_columns_show_every_outcome(outcome, cells):
         "....",
         "odp/pin",
     ]
-    assert lines[-1] == "9 of 12 cells, 1 failed"
+    assert lines[-1] == "9 of 12 cells, 1 failed (each: small odd large)"
     assert "1 MiB moved" in lines[-2]
 
 
@@ -96,12 +96,16 @@ def test_it_redraws_ten_times_a_second_at_most_and_cleans_up(outcome, cells):
 def test_the_result_is_the_same_table_painted(outcome):
     stream, console, _ = terminal(80, 24)
     for part in smoke_page(outcome({2: ("fail", 4)}, exit_code=4)):
-        console.print(part)
+        console.print(part, crop=False)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
     assert "pass FAIL pass" in text
     assert "bytes\\x1b[2J differ" in text
     assert "11 passed, 1 failed, 0 not run, 2 skipped" in text
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    lines = [line.rstrip() for line in text.splitlines()]
+    commands = [line for line in lines if "p2prw " in line]
+    assert commands[0].endswith("--device rxe0 --insecure"), "one line, to be pasted"
+    assert [line.split()[:3] for line in commands] == [["serve:", "p2prw", "serve"], ["again:", "p2prw", "read"]]
+    assert max(len(line) for line in lines if line not in commands) <= 80
 
 
 def test_which_view(outcome, cells):

@@ -173,5 +173,5 @@ def _summary(worst: Sequence[CellResult], failed: int, cells: int) -> ErrorRepor
         first.error,
         what=f"{failed} of {cells} cells failed",
         why=f"{cell.device} {cell.operation} {cell.local} {cell.size_class}: {first.error.what}",
-        fix=cell.command,
+        fix=cell.command if cell.serve_command is None else f"{cell.serve_command} & {cell.command}",
     )

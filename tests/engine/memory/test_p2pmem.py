@@ -50,15 +50,16 @@ def test_a_source_of_fresh_memory_is_warned_about(golden_sysfs: Load) -> None:
 
 
 def test_a_pattern_fills_it(golden_sysfs: Load) -> None:
+    sysfs = golden_sysfs("nvme-cmb")
     spec = parse_memory_spec(f"{CMB},size=10001,pattern=random:5")
-    memory = open_p2pmem(spec, golden_sysfs("nvme-cmb"), uninitialised_matters=True)
+    memory = open_p2pmem(spec, sysfs, uninitialised_matters=True)
     into = bytearray(10001)
     assert memory.read_at(0, memoryview(into)) == 10001
     assert into == parse_pattern("random:5").bytes_at(0, 10001)
     assert memory.warnings == ()
     memory.close()
     with pytest.raises(RequestError, match="no pattern"):
-        check_p2pmem(parse_memory_spec(f"{CMB},pattern=stripes"), golden_sysfs("nvme-cmb"))
+        check_p2pmem(parse_memory_spec(f"{CMB},pattern=stripes"), sysfs)
 
 
 def refusal(spec: str, sysfs: SysfsRoot) -> HostError:

@@ -60,7 +60,7 @@ def test_it_can_fail(few):
     }
     assert result.error.code == "verify_mismatch"
     assert result.error.what == "8 of 12 cells failed"
-    assert result.error.fix in {one.cell.command for one in result.cells}
+    assert result.error.fix in {f"{one.cell.serve_command} & {one.cell.command}" for one in result.cells}
 
 
 def test_a_dropped_generator_leaves_nothing_behind(few):
