@@ -46,10 +46,10 @@ CHECKS: tuple[Check, ...] = (
     Check("lockdown", "Kernel", kernel.check_lockdown),
     Check("strict_devmem", "Kernel", kernel.check_strict_devmem),
     Check("clock_source", "Kernel", kernel.check_clock),
-    Check("container", "Container", containers.check_container),
-    Check("device_file", "Container", containers.check_device_files),
-    Check("rdma_namespaces", "Container", containers.check_rdma_namespaces),
-    Check("network_namespace", "Container", containers.check_network_namespace),
+    Check("container", "Access", containers.check_container),
+    Check("device_file", "Access", containers.check_device_files),
+    Check("rdma_namespaces", "Access", containers.check_rdma_namespaces),
+    Check("network_namespace", "Access", containers.check_network_namespace),
 )
 
 

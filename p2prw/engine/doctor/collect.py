@@ -99,6 +99,8 @@ def _rdma(host: HostView, tree: Tree) -> None:
             for text in _PORT_TEXTS:
                 _copy(host.sysfs, tree, f"sys/{base}", f"{base}/{text}")
             _gids(host, tree, base)
+        _copy(host.sysfs, tree, f"sys/{real}", f"{real}/parent")
+        _netdevs(host, tree, real)
     for node in host.sysfs.list("class/infiniband_verbs"):
         if node.startswith("uverbs"):
             folder = f"class/infiniband_verbs/{node}"
@@ -115,13 +117,20 @@ def _gids(host: HostView, tree: Tree, base: str) -> None:
         tree.setdefault(f"sys/{base}/gids", {})[index] = ":".join(plain[at : at + 4] for at in range(0, 32, 4))
         for attribute in ("types", "ndevs"):
             _copy(host.sysfs, tree, f"sys/{base}/gid_attrs/{attribute}", f"{base}/gid_attrs/{attribute}/{index}")
-        netdev = host.sysfs.read_text(f"{base}/gid_attrs/ndevs/{index}")
-        if netdev:
-            real = host.sysfs.real_path(f"class/net/{netdev}")
-            # A netdev of a PCI function is a link already, made where the function is.
-            folder = f"sys/{real}" if real and f"sys/{real}" in tree else f"sys/class/net/{netdev}"
-            for text in ("mtu", "operstate"):
-                _copy(host.sysfs, tree, folder, f"class/net/{netdev}/{text}")
+
+
+def _netdevs(host: HostView, tree: Tree, real: str) -> None:
+    """Keep what RoCE needs of the netdevs of a device: those of its GIDs, rxe's parent, its PCI function's."""
+    names = {*host.sysfs.list(f"{real}/device/net"), host.sysfs.read_text(f"{real}/parent")}
+    for port in host.sysfs.list(f"{real}/ports"):
+        base = f"{real}/ports/{port}/gid_attrs/ndevs"
+        names |= {host.sysfs.read_text(f"{base}/{index}") for index in host.sysfs.list(base)}
+    for netdev in filter(None, names):
+        place = host.sysfs.real_path(f"class/net/{netdev}")
+        # A netdev of a PCI function is a link already, made where the function is.
+        folder = f"sys/{place}" if place and f"sys/{place}" in tree else f"sys/class/net/{netdev}"
+        for text in ("mtu", "operstate"):
+            _copy(host.sysfs, tree, folder, f"class/net/{netdev}/{text}")
 
 
 def anonymous_gid(gid: str, index: int) -> str:

@@ -23,7 +23,7 @@ class KernelConfig:
     """What was built."""
 
     source: str
-    """The file that says so."""
+    """The file that says so, as it is called on that machine."""
     options: Mapping[str, str]
     """Name without CONFIG_ -> `y`, `m` or `n`."""
 
@@ -34,11 +34,12 @@ class KernelConfig:
 
 def read_kernel_config(proc: SysfsRoot, root: SysfsRoot, release: str) -> KernelConfig | None:
     """Return the first configuration that is there and can be read; None where there is none."""
-    places = [(proc, "config.gz")]
+    places = [(proc, "config.gz", "/proc/")]
     if release:
-        places += [(root, f"boot/config-{release}"), (root, f"lib/modules/{release}/config")]
-        places += [(root, f"usr/lib/modules/{release}/config"), (root, f"lib/modules/{release}/build/.config")]
-    for tree, path in places:
+        modules = (f"lib/modules/{release}/config", f"usr/lib/modules/{release}/config")
+        beside = (f"boot/config-{release}", *modules, f"lib/modules/{release}/build/.config")
+        places += [(root, path, "/") for path in beside]
+    for tree, path, above in places:
         try:
             raw = tree.read_bytes(path, _MOST_BYTES)
         except HostError:
@@ -46,7 +47,7 @@ def read_kernel_config(proc: SysfsRoot, root: SysfsRoot, release: str) -> Kernel
             continue
         text = None if raw is None else _unpack(raw)
         if text is not None:
-            return KernelConfig(str(tree.absolute(path)), parse_kernel_config(text))
+            return KernelConfig(f"{above}{path}", parse_kernel_config(text))
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from p2prw.engine.doctor.findings import Ask, Finding, Status
+from p2prw.engine.doctor.findings import Ask, Finding, Status, counted
 from p2prw.engine.doctor.view import CAP_IPC_LOCK, HostView
 from p2prw.engine.providers.verbs_sysfs import hca_names
 from p2prw.engine.topology.memory_devices import MemoryDevice, list_memory_devices
@@ -86,7 +86,7 @@ def check_bars(host: HostView, ask: Ask) -> Iterator[Finding]:
     if not bars:
         yield Finding("bars", Status.OK, "no PCI BAR is to be seen")
     else:
-        title = f"{len(bars)} BARs: {len(free)} free, {len(usable) - len(free)} held by drivers"
+        title = f"{counted(len(bars), 'BAR')}: {len(free)} free, {len(usable) - len(free)} held by drivers"
         if len(bars) > len(usable):
             title += f", {len(bars) - len(usable)} cannot be mapped"
         yield Finding("bars", Status.OK, title, details={"held": held, "free": [row.spec for row in free]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from p2prw.engine.doctor.findings import Ask, Finding, Status
+from p2prw.engine.doctor.findings import Ask, Finding, Status, counted
 from p2prw.engine.doctor.view import HostView
 from p2prw.engine.topology.config_space import Unreadable
 from p2prw.engine.topology.endpoints import list_clients, list_providers
@@ -65,7 +65,7 @@ def check_acs(host: HostView, ask: Ask) -> Iterator[Finding]:
         yield Finding(
             "acs",
             Status.UNKNOWN,
-            f"ACS of {len(unknown)} of {len(bridges)} PCI bridges is not known",
+            f"ACS of {len(unknown)} of {counted(len(bridges), 'PCI bridge')} is not known",
             "; ".join(dict.fromkeys(why.value for _, why in unknown)),
             "sudo p2prw doctor"
             if any(why in (Unreadable.NEEDS_ROOT, Unreadable.MISSING) for _, why in unknown)
@@ -77,14 +77,16 @@ def check_acs(host: HostView, ask: Ask) -> Iterator[Finding]:
         yield Finding(
             "acs_redirect",
             Status.WARN if providers else Status.OK,
-            f"ACS redirect is set on {len(redirecting)} of {len(bridges)} PCI bridges",
+            f"ACS redirect is set on {len(redirecting)} of {counted(len(bridges), 'PCI bridge')}",
             f"peer-to-peer traffic below {', '.join(redirecting[:3])}{', ...' if len(redirecting) > 3 else ''} goes up "
             "to the root complex; the kernel sets it with an IOMMU, to keep groups apart",
             "p2prw topology   (says which pairs it is about, and how to clear it for them)" if providers else None,
             details=details,
         )
     elif not unknown:
-        shown = f"no ACS redirect on {len(bridges)} PCI bridges" if bridges else "no PCI bridge is to be seen"
+        shown = (
+            f"no ACS redirect on {counted(len(bridges), 'PCI bridge')}" if bridges else "no PCI bridge is to be seen"
+        )
         yield Finding("acs", Status.OK, shown, details=details)
 
 
@@ -114,7 +116,7 @@ def check_pair(host: HostView, ask: Ask) -> Iterator[Finding]:
         "pair",
         status,
         f"{pair.client.name} -> {pair.provider.name}: {_VERDICTS[verdict.kind]}",
-        verdict.why or None,
+        _reasons(pair) or None,
         None if status is Status.OK else fixes or f"p2prw topology {subject}",
         subject=subject,
         details={
@@ -125,6 +127,11 @@ def check_pair(host: HostView, ask: Ask) -> Iterator[Finding]:
             "holds_for": verdict.holds_for,
         },
     )
+
+
+def _reasons(pair: Pair) -> str:
+    """All reasons but the kernel's own closing line, which says the first one again."""
+    return "; ".join(reason.text for reason in pair.verdict.reasons if reason.code != "refused")
 
 
 _VERDICTS = {
@@ -151,7 +158,7 @@ def check_all_pairs(host: HostView, ask: Ask) -> Iterator[Finding]:
     works = [pair for pair in pairs if pair.verdict.works]
     refused = [pair for pair in pairs if pair.verdict.works is False]
     details = {kind.value: sum(pair.verdict.kind is kind for pair in pairs) for kind in MapType}
-    title = f"P2PDMA works for {len(works)} of {number} pairs of NIC and device memory"
+    title = f"P2PDMA works for {len(works)} of {counted(number, 'pair')} of NIC and device memory"
     if not refused and len(works) == number:
         yield Finding("pairs", Status.OK, title, details=details)
         return
@@ -160,7 +167,7 @@ def check_all_pairs(host: HostView, ask: Ask) -> Iterator[Finding]:
         "pairs",
         Status.WARN if refused else Status.UNKNOWN,
         title,
-        f"{first.client.name} {first.provider.name}: {first.verdict.why}",
+        f"{first.client.name} {first.provider.name}: {_reasons(first)}",
         f"p2prw topology {first.client.name} {first.provider.name}" if refused else "sudo p2prw doctor",
         details=details,
     )

@@ -112,7 +112,7 @@ def check_ports(host: HostView, ask: Ask) -> Iterator[Finding]:
                 "port_state", Status.OK, f"{subject} is ACTIVE ({port.link_layer})", subject=subject, details=details
             )
             continue
-        why, fix = _why_down(port)
+        why, fix = _why_down(port, _netdev(host, name, port) or "NETDEV")
         yield Finding(
             "port_state",
             ask.lacking(device=name),
@@ -124,13 +124,12 @@ def check_ports(host: HostView, ask: Ask) -> Iterator[Finding]:
         )
 
 
-def _why_down(port: PortSysfs) -> tuple[str, str]:
+def _why_down(port: PortSysfs, netdev: str) -> tuple[str, str]:
     physical = f" (physical state {port.physical_state})" if port.physical_state else ""
     if port.link_layer == "InfiniBand" and port.state in ("INIT", "ARMED"):
         return f"no subnet manager has brought the port up{physical}", "sudo systemctl start opensm; ibstat"
     if port.physical_state == "Polling":
-        return f"no link{physical}: no cable, or the other end is off", "ip -brief link; ethtool NETDEV; ibstat"
-    netdev = port.netdev or "NETDEV"
+        return f"no link{physical}: no cable, or the other end is off", f"ethtool {netdev}; ip -brief link"
     return f"its netdev is down, or it has no link{physical}", f"sudo ip link set dev {netdev} up; rdma link show"
 
 
@@ -143,7 +142,7 @@ def check_gids(host: HostView, ask: Ask) -> Iterator[Finding]:
         addresses = [gid_to_address(entry.gid) for entry in port.gids if entry.type == "rocev2"]
         routable = [str(address) for address in addresses if not address.is_link_local]
         details = {"rocev2": [str(address) for address in addresses], "gids": len(port.gids)}
-        netdev = port.netdev or "NETDEV"
+        netdev = _netdev(host, name, port) or "NETDEV"
         give = f"sudo ip address add 192.0.2.1/24 dev {netdev}"
         if routable:
             shown = ", ".join(routable[:3]) + (", ..." if len(routable) > 3 else "")
@@ -177,7 +176,8 @@ def check_mtu(host: HostView, ask: Ask) -> Iterator[Finding]:
     if host.probe is not None and hca_names(host.sysfs):
         opened = {(info.name, info.port): info for info in host.probe.verbs_devices(ask.binding) if info.opened}
     for name, port in _ports(host, ask):
-        netdev_mtu = host.sysfs.read_int(f"class/net/{port.netdev}/mtu") if port.netdev else None
+        netdev = _netdev(host, name, port)
+        netdev_mtu = host.sysfs.read_int(f"class/net/{netdev}/mtu") if netdev else None
         if port.link_layer != "Ethernet" or netdev_mtu is None:
             continue
         subject = f"{name}/{port.number}"
@@ -188,7 +188,7 @@ def check_mtu(host: HostView, ask: Ask) -> Iterator[Finding]:
         except HostError as error:
             yield Finding(
                 "mtu", ask.lacking(device=name), f"{subject}: {error.what}", error.why,
-                f"sudo ip link set dev {port.netdev} mtu 1500", subject=subject, details=details,
+                f"sudo ip link set dev {netdev} mtu 1500", subject=subject, details=details,
             )  # fmt: skip
             continue
         if info is not None and info.active_mtu_bytes < fits:
@@ -197,13 +197,13 @@ def check_mtu(host: HostView, ask: Ask) -> Iterator[Finding]:
                 Status.WARN,
                 f"{subject} uses path MTU {info.active_mtu_bytes}, its netdev's {netdev_mtu} has room for {fits}",
                 "the port keeps what it was brought up with",
-                f"sudo ip link set dev {port.netdev} down; sudo ip link set dev {port.netdev} up",
+                f"sudo ip link set dev {netdev} down; sudo ip link set dev {netdev} up",
                 subject=subject,
                 details=details,
             )
             continue
         shown = info.active_mtu_bytes if info else fits
-        more = "" if fits == 4096 else f"; netdev MTU 4200 would give 4096: ip link set dev {port.netdev} mtu 4200"
+        more = "" if fits == 4096 else f"; netdev MTU 4200 would give 4096: ip link set dev {netdev} mtu 4200"
         yield Finding(
             "mtu",
             Status.OK,
@@ -250,6 +250,14 @@ def check_dmabuf_import(host: HostView, ask: Ask) -> Iterator[Finding]:
                 subject=name,
                 details=details,
             )
+
+
+def _netdev(host: HostView, name: str, port: PortSysfs) -> str | None:
+    """The netdev of a port: as its GIDs say, else rxe's `parent`, else the only one of its PCI function."""
+    base = f"class/infiniband/{name}"
+    found = port.netdev or host.sysfs.read_text(f"{base}/parent")
+    beside = host.sysfs.list(f"{base}/device/net")
+    return found or (beside[0] if len(beside) == 1 else None)
 
 
 def _ports(host: HostView, ask: Ask) -> Iterator[tuple[str, PortSysfs]]:

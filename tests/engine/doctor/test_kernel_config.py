@@ -31,7 +31,7 @@ def test_switches_are_read_and_numbers_left_out():
 def test_places(files, place, content):
     root = files({place: content})
     config = read_kernel_config(SysfsRoot(root / "proc"), SysfsRoot(root), "7.3")
-    assert config is not None and config.source == str(root / place)
+    assert config is not None and config.source == f"/{place}"
     assert config.has("PCI_P2PDMA") and config.has("RDMA_RXE")
     assert not config.has("UDMABUF") and not config.has("NEVER_HEARD_OF")
 
@@ -39,7 +39,7 @@ def test_places(files, place, content):
 def test_broken_gzip_and_forbidden_files_are_passed_over(files, monkeypatch):
     root = files({"proc/config.gz": gzip.compress(TEXT.encode())[:20], "lib/modules/7.3/config": TEXT})
     config = read_kernel_config(SysfsRoot(root / "proc"), SysfsRoot(root), "7.3")
-    assert config is not None and config.source.endswith("lib/modules/7.3/config")
+    assert config is not None and config.source == "/lib/modules/7.3/config"
     plain = SysfsRoot.read_bytes
 
     def refuse(self, relative, limit_bytes=65536):
