@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from p2prw.engine.doctor import containers, kernel, memory, pci, software, verbs
 from p2prw.engine.doctor.findings import Ask, Finding, Status
 from p2prw.engine.doctor.view import HostView
+from p2prw.engine.providers.verbs_sysfs import hca_names
 from p2prw.errors import HostError
 
 CheckFunction = Callable[[HostView, Ask], Iterable[Finding]]
@@ -56,6 +57,9 @@ CHECKS: tuple[Check, ...] = (
 def examine(host: HostView, ask: Ask | None = None, checks: Iterable[Check] = CHECKS) -> tuple[Finding, ...]:
     """Run the checks in order. One that may not look says *unknown*; what it said before that counts."""
     ask = ask or Ask()
+    if ask.pair and ask.device == "auto" and ask.pair[0] in hca_names(host.sysfs):
+        # A pair may also be named by netdev, NVMe controller or PCI address; then no verbs device is meant.
+        ask = replace(ask, device=ask.pair[0])
     found: list[Finding] = []
     for check in checks:
         try:

@@ -64,8 +64,7 @@ class Ask:
     @property
     def verbs_device(self) -> str | None:
         """The verbs device that was named."""
-        named = self.pair[0] if self.device == "auto" and self.pair else self.device
-        return None if named == "auto" or is_soft(named) else named
+        return None if self.device == "auto" or is_soft(self.device) else self.device
 
     @property
     def needs_soft(self) -> bool:

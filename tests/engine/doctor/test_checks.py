@@ -27,6 +27,16 @@ def test_what_is_named_is_required(host):
     assert {finding.id for finding in failures(examine(host(), ask))} >= {"verbs_device", "p2pmem"}
 
 
+def test_the_nic_of_a_pair_is_required_where_it_is_a_verbs_device(host):
+    pair = Ask(pair=("rxe0", "p2pmem:0000:01:00.0"))
+    port = "sys/class/infiniband/rxe0/ports/1"
+    view = host({"sys/class/infiniband/rxe0/node_type": "1: CA", f"{port}/state": "1: DOWN"})
+    assert "port_state" in {finding.id for finding in failures(examine(view, pair))}
+    assert "port_state" not in {finding.id for finding in failures(examine(view))}
+    by_other_name = Ask(pair=("nvme0", "p2pmem:0000:01:00.0"))
+    assert {finding.id for finding in failures(examine(view, by_other_name))} == {"pair", "p2pmem"}
+
+
 def test_ids_of_checks_are_unique():
     assert len({check.id for check in CHECKS}) == len(CHECKS)
 

@@ -17,8 +17,8 @@ BAR = "bar:0000:01:00.0/2"
         (Ask(device="soft:eth0"), None, None, True),
         (Ask(device="mlx5_0"), "mlx5_0", None, False),
         (Ask(memory=parse_memory_spec(BAR)), None, "bar", True),
-        (Ask(pair=("mlx5_0", "p2pmem:0000:01:00.0")), "mlx5_0", "p2pmem", False),
-        (Ask(pair=("mlx5_0", "cuda:0,size=1MiB")), "mlx5_0", "cuda", False),
+        (Ask(pair=("mlx5_0", "p2pmem:0000:01:00.0")), None, "p2pmem", True),
+        (Ask(pair=("mlx5_0", "cuda:0,size=1MiB")), None, "cuda", True),
         (Ask(device="rxe0", pair=("mlx5_0", "dm,size=4K")), "rxe0", "dm", False),
     ],
 )
