@@ -6,14 +6,16 @@ like "there is none".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from p2prw.engine.devices import list_devices
+from p2prw.engine.memory.cuda_driver import CudaDriver, CudaError
 from p2prw.engine.model import DeviceInfo
 from p2prw.engine.providers.verbs_sysfs import CLASS, hca_names, read_hca
 from p2prw.engine.routes import KindRoutes, routes_by_kind
 from p2prw.engine.topology.memory_devices import MemoryDevice, list_memory_devices
-from p2prw.engine.topology.pci import PCI_DEVICES
+from p2prw.engine.topology.pci import PCI_DEVICES, normalise_bdf
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
 
@@ -60,11 +62,44 @@ def take_inventory(
         memory = list_memory_devices(sysfs, dev)
     except HostError as error:
         unseen.append(Unseen("memory of PCI devices", error.what, error.fix or "run as root"))
+    memory = _with_sizes(infos, memory)
+    if any(row.kind == "cuda" for row in memory):
+        try:
+            memory = _with_numbers(memory)
+        except (OSError, CudaError) as error:
+            unseen.append(Unseen("numbers of GPUs", f"libcuda does not tell: {error}", "nvidia-smi -L"))
     return Inventory(
         tuple(DeviceRow(info, routes_by_kind(info, _unfit(sysfs, info))) for info in infos),
         memory,
         (*unseen, *_unseen(sysfs, dev, memory)),
     )
+
+
+def _with_sizes(infos: tuple[DeviceInfo, ...], memory: tuple[MemoryDevice, ...]) -> tuple[MemoryDevice, ...]:
+    """Fill in how much memory of their own the NICs have that could be opened."""
+    sizes = {info.pci_address: info.limits.max_dm_bytes for info in infos if info.opened and info.pci_address}
+
+    def sized(row: MemoryDevice) -> MemoryDevice:
+        if row.kind != "dm" or row.pci_address not in sizes:
+            return row
+        size = sizes[row.pci_address]
+        return replace(row, size_bytes=size, usable=size > 0, note=None if size else "the device offers none")
+
+    return tuple(map(sized, memory))
+
+
+def _with_numbers(
+    memory: tuple[MemoryDevice, ...], open_driver: Callable[[], CudaDriver] = CudaDriver
+) -> tuple[MemoryDevice, ...]:
+    """Name GPUs as `cuda:` counts them: CUDA's own order, which sysfs does not know. OSError, CudaError."""
+    driver = open_driver()
+    numbers = {normalise_bdf(driver.pci_address(gpu)): gpu for gpu in range(driver.count())}
+
+    def numbered(row: MemoryDevice) -> MemoryDevice:
+        number = numbers.get(row.pci_address) if row.kind == "cuda" else None
+        return row if number is None else replace(row, spec=f"cuda:{number}", note=None)
+
+    return tuple(map(numbered, memory))
 
 
 def _unfit(sysfs: SysfsRoot, info: DeviceInfo) -> str | None:

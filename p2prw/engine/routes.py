@@ -14,6 +14,7 @@ from p2prw.engine.control.messages import Attempt, RouteInfo, Via
 from p2prw.engine.model import DeviceInfo, Offer, Route, RouteAttempt, RouteReport, ViaReport
 from p2prw.engine.providers.verbs_explain import NEEDS_PAGES, explain, needs_pages, no_device_memory, no_import
 from p2prw.engine.providers.verbs_sysfs import DMABUF_DRIVERS
+from p2prw.engine.topology.memory_devices import DM_DRIVERS
 from p2prw.errors import HostError
 
 DEVICE_MEMORY_KINDS = frozenset({"p2pmem", "bar", "vfio", "dm", "cuda"})
@@ -180,6 +181,9 @@ def routes_by_kind(info: DeviceInfo, unfit: str | None = None) -> tuple[KindRout
 def _refuse_for_list(info: DeviceInfo, kind: str, offers: frozenset[Offer], route: Route) -> str | None:
     if route is Route.DMABUF and info.driver not in DMABUF_DRIVERS:
         return explain(route, kind, info.driver, "EOPNOTSUPP")[0]
+    if route is Route.DM and not info.opened and info.driver in DM_DRIVERS:
+        # Nobody could ask how much there is.
+        return None
     return refuse_by_class(info, kind, offers, route)
 
 

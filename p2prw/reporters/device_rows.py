@@ -109,6 +109,7 @@ def detail_lines(device: Row) -> Iterator[str]:
             f"  limits  {limits['max_sge']} SGEs ({limits['max_sge_rd']} of a READ), "
             f"{limits['max_qp_wr']} WRs, {limits['max_rd_atomic']} READs, "
             f"messages of {format_size(limits['max_msg_bytes'])}"
+            + (f", {format_size(limits['max_dm_bytes'])} of own memory" if limits["max_dm_bytes"] else "")
         )
     for gid in device["gids"]:
         up = "" if gid["up"] else ", down"
