@@ -83,6 +83,11 @@ class Topology:
         """Return the files its devices need, in the order of the tree."""
         return tuple(_backing_file(node) for node in _walk(self.devices) if node.kind in ("nvme", "ivshmem"))
 
+    def serials(self, *, with_cmb: bool = False) -> list[str]:
+        """Return the NVMe controllers' serial numbers, in the order of the tree."""
+        nodes = (node for node in _walk(self.devices) if node.kind == "nvme")
+        return [node.options["serial"] for node in nodes if not with_cmb or "cmb" in node.options]
+
 
 def topology_names() -> list[str]:
     """Return the names of the topologies that come with the lab."""

@@ -32,13 +32,14 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Look around": {
         "regions": "List the regions that a server offers.",
         "devices": "List devices and device memory of this host.",
+        "topology": "Say whether P2PDMA works between two devices, and why.",
         "doctor": "Check this host and say what to type.",
         "version": "Print versions.",
     },
 }
 """Heading -> command -> its line in `p2prw --help`; the module is `p2prw.commands.<command>`."""
 
-LATER = ("topology", "bench", "compare")
+LATER = ("bench", "compare")
 """Commands of the contract that are not built yet: a usage error says so."""
 
 EPILOG = """\

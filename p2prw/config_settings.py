@@ -31,7 +31,7 @@ GROUPS = ("What", "Device", "Route", "Safety", "Waits", "Tuning", "Faults and ca
 DATA = frozenset({"write", "read"})
 SERVE = frozenset({"serve"})
 SMOKE = frozenset({"smoke"})
-ALL = frozenset({"serve", "regions", "write", "read", "smoke", "devices", "doctor", "run", "version"})
+ALL = frozenset({"serve", "regions", "write", "read", "smoke", "devices", "topology", "doctor", "run", "version"})
 MOVES = DATA | SERVE
 TALKS = MOVES | SMOKE | {"regions"}
 CLIENTS = DATA | SMOKE | {"regions"}
@@ -189,6 +189,10 @@ def _scenario() -> Iterator[Setting]:
     yield Setting(
         "schema", flag, "Print the JSON Schema of scenario files, for editors.", group, RUN, default=False,
         is_flag=True,
+    )  # fmt: skip
+    yield Setting(
+        "sysfs", text, "Read this machine's tree instead of /sys: what doctor --collect wrote, or a copy.", group,
+        frozenset({"topology"}), metavar="PATH",
     )  # fmt: skip
 
 
@@ -366,7 +370,7 @@ def _output() -> Iterator[Setting]:
     )  # fmt: skip
     yield Setting(
         "show_config", flag, "Print each effective value and where it came from; do nothing else.", group,
-        TALKS | {"doctor"}, default=False, is_flag=True,
+        TALKS | {"doctor", "topology"}, default=False, is_flag=True,
     )  # fmt: skip
     yield Setting(
         "junit", text, "Write JUnit XML here, for CI systems.", group, RUN | SMOKE, metavar="FILE",
@@ -384,6 +388,10 @@ def _output() -> Iterator[Setting]:
         default=False,
         is_flag=True,
     )
+    for name, what in (("dot", "Graphviz text"), ("svg", "an SVG picture")):
+        yield Setting(
+            name, text, f"Write the tree as {what} to this file.", group, frozenset({"topology"}), metavar="FILE"
+        )
     yield Setting("verbose", flag, "Say more.", group, frozenset({"devices", "doctor"}), default=False, is_flag=True)
     yield Setting("quiet", flag, "Nothing on stderr but errors.", group, ALL, default=False, is_flag=True)
     yield Setting("debug", flag, "Show tracebacks.", group, ALL, default=False, is_flag=True)

@@ -64,6 +64,8 @@ TESTED_IN: dict[str, str] = {
     ),
     "p2prw/engine/topology/forwarding.py": "tests/engine/topology/test_verdict.py",
     "p2prw/engine/topology/mend.py": "tests/engine/topology/test_verdict.py",
+    "p2prw/reporters/topology_picture.py": "tests/reporters/test_topology_page.py",
+    "p2prw/reporters/topology_rows.py": "tests/reporters/test_topology_page.py",
 }
 
 TESTED_IN |= {

@@ -126,3 +126,21 @@ def test_qemu_accepts(name, tmp_path, force_lab) -> None:
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.lstrip().startswith("Bus")]
     assert len(rows) > len(topology.devices), done.stdout
+
+
+def test_functions_share_a_slot() -> None:
+    twins = {"functions": [{"nvme": {"serial": "x", "cmb": "2MiB"}}, {"nvme": {"serial": "y"}}]}
+    below = [word for word in options({"root_port": [twins]}) if word.startswith("nvme")]
+    assert below == [
+        "nvme,drive=drive-x,serial=x,cmb_size_mb=2,bus=rp0,addr=0x0.0x0,multifunction=on",
+        "nvme,drive=drive-y,serial=y,bus=rp0,addr=0x0.0x1,multifunction=on",
+    ]
+    on_the_root_bus = [word for word in options(twins) if word.startswith("nvme")]
+    assert on_the_root_bus[1].endswith("bus=pcie.0,addr=0x10.0x1,multifunction=on")
+    topology = parse_topology("t", {"devices": [{"root_port": [twins]}]})
+    assert topology.serials() == ["x", "y"] and topology.serials(with_cmb=True) == ["x"]
+
+
+def test_functions_are_devices() -> None:
+    with pytest.raises(TopologyError, match="each an nvme or ivshmem"):
+        parse_topology("t", {"devices": [{"functions": [{"root_port": []}]}]})

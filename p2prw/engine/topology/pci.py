@@ -129,11 +129,16 @@ class PciDevice:
     @property
     def class_name(self) -> str:
         """The class in words, or its number."""
-        return _CLASSES.get(self.class_code >> 8, f"class {self.class_code >> 8:04x}")
+        return class_name(self.class_code)
 
     def bar(self, index: int) -> PciBar | None:
         """Return BAR `index`; None where it is absent."""
         return next((bar for bar in self.bars if bar.index == index), None)
+
+
+def class_name(class_code: int) -> str:
+    """Return a class in words, or its number."""
+    return _CLASSES.get(class_code >> 8, f"class {class_code >> 8:04x}")
 
 
 def device_path(address: str) -> str:

@@ -96,7 +96,7 @@ def judge(provider: Chain, client: Chain, host: HostFacts) -> Verdict:
     if unseen:
         root = forwarding(provider.host_bridge, client.host_bridge, host)
         otherwise = "through the host bridge" if root.allowed else "not at all, or only through the host bridge"
-        doubt = Reason("acs_decides", f"bus addresses if no ACS redirect is set there, {otherwise} if one is")
+        doubt = Reason("acs_decides", f"bus addresses where ACS redirect is off there, {otherwise} where it is on")
         fixes = tuple(dict.fromkeys(mend.see(f.config.acs_unknown, f.address) for f in unseen if f.config.acs_unknown))
         return Verdict(
             MapType.UNKNOWN, distance, common, path, (), (*_unseen(unseen), doubt), fixes, _since(None), link

@@ -20,7 +20,7 @@ from p2prw.engine.topology.pci import (
 from p2prw.engine.topology.sysfs import SysfsRoot
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
-MACHINES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+MACHINES = sorted(path.parent.name for path in GOLDEN.glob("*/sys"))
 Load = Callable[[str], SysfsRoot]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from lab.oracle import Oracle, disagreements, loses_bus_addresses
 from lab.outside import OutsideGuest
 from p2prw.engine.model import Opcode, QueuePairAttributes
+from p2prw.engine.topology.pairs import Topology
 
 PCI = Path("/sys/bus/pci/devices")
 NETNS = Path("/run/netns/peer")
@@ -141,6 +145,56 @@ def verbs_end() -> Iterator[Callable[..., VerbsEnd]]:
     yield make
     for end in made:
         end.close()
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Oracle:
+    """The kernel as the judge of P2PDMA verdicts."""
+    return Oracle()
+
+
+@pytest.fixture(scope="session")
+def topology() -> Callable[[], Topology]:
+    """Read the tree anew."""
+    return Topology
+
+
+@pytest.fixture(scope="session")
+def judge(oracle: Oracle) -> Callable[[str], tuple[list[str], dict[str, int]]]:
+    """Ask about every client of one provider: (where we and the kernel differ, how many there are of each verdict)."""
+
+    def ask(serial: str) -> tuple[list[str], dict[str, int]]:
+        provider, loses, found = oracle.controllers[serial], loses_bus_addresses(), Topology()
+        wrong: list[str] = []
+        kinds: dict[str, int] = {}
+        # Its own memory first: that gives the numbers of map types their names.
+        for client in sorted(oracle.controllers.values(), key=lambda one: one != provider):
+            verdict = found.pair(client.address, f"p2pmem:{provider.address}").verdict
+            answer = oracle.ask(provider, client)
+            differs = disagreements(verdict, answer, oracle.bus_type, loses_bus=loses)
+            wrong += [f"{client.serial} -> {serial}: {text}; {answer}" for text in differs]
+            kinds[verdict.kind.value] = kinds.get(verdict.kind.value, 0) + 1
+        return wrong, kinds
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def unprivileged(oracle: Oracle) -> Callable[[str, str, str], dict[str, Any]]:
+    """`p2prw topology CLIENT PROVIDER` (serial numbers) as nobody, with no capability: the row of the pair."""
+
+    def run(command: str, client: str, provider: str) -> dict[str, Any]:
+        names = [oracle.controllers[client].address, f"p2pmem:{oracle.controllers[provider].address}"]
+        drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all"]
+        done = subprocess.run(
+            [*drop, "--bounding-set=-all", sys.executable, "-m", "p2prw", command, *names, "--json"],
+            capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        rows: list[dict[str, Any]] = json.loads(done.stdout)["results"]
+        return next(row for row in rows if row["row"] == "pair")
+
+    return run
 
 
 @pytest.fixture(scope="session")
