@@ -146,7 +146,9 @@ def _device(row: DeviceRow, name: str) -> SmokeDevice:
         for one in row.routes
         if not one.routes
     }
-    return SmokeDevice(name, _listen_address(info) or "127.0.0.1", info.provider, info.port, no_route)
+    return SmokeDevice(
+        name, _listen_address(info) or "127.0.0.1", info.provider, info.port, no_route, info.limits.max_dm_bytes
+    )
 
 
 def _unfit(info: DeviceInfo) -> str | None:

@@ -70,6 +70,8 @@ class SmokeDevice:
     ib_port: int = 1
     no_route: dict[str, str] = field(default_factory=dict)
     """Memory kind -> why this device has no way to it, as far as that is known by class."""
+    dm_bytes: int = 0
+    """Memory of its own (kind `dm`)."""
 
 
 @dataclass(frozen=True, slots=True)

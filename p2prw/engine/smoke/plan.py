@@ -8,6 +8,7 @@ the region then is never what this end's memory held a moment ago.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from p2prw.engine.model import Operation
 from p2prw.engine.pattern import mix64
@@ -32,6 +33,10 @@ from p2prw.engine.smoke.regions import file_spec, region_bytes, served_region, s
 _LEAST_ODD, _MOST_ODD = 4097, 32 * 1024 - 1
 _LEAST_LARGE = 64 * 1024
 """With less room than this there is no cell of that size: it would show nothing that `odd` does not."""
+FIXED_KINDS = frozenset({"bar", "vfio"})
+"""What is one place of the machine; other memory is allocated anew at each opening."""
+NOT_SERVED = frozenset({"host", "dm", "vfio"})
+"""Not offered by a loopback beside host memory: dm belongs to one opened device, a VFIO group can be opened once."""
 Pair = tuple[SmokeMemory, SmokeRegion]
 
 
@@ -56,7 +61,12 @@ def make_plan(
             ]
         unreachable = (memory for memory in memories if memory.kind in device.no_route)
         skips += [Skip(device.name, memory.name, device.no_route[memory.kind]) for memory in unreachable]
-        for pair in _pairs(request.preset, [m for m in memories if m.kind not in device.no_route], regions):
+        reachable = [
+            replace(memory, most_bytes=device.dm_bytes) if memory.kind == "dm" else memory
+            for memory in memories
+            if memory.kind not in device.no_route
+        ]
+        for pair in _pairs(request.preset, reachable, regions):
             fitting = list(_cells_of_pair(request, device, pair, servers.get(device.name), folder, len(cells)))
             if not fitting:
                 skips.append(Skip(device.name, pair[0].name, "too small for any cell", pair[1].memory))
@@ -67,6 +77,8 @@ def make_plan(
 def _pairs(preset: Preset, memories: Sequence[SmokeMemory], regions: Sequence[SmokeRegion]) -> Iterator[Pair]:
     for memory in memories:
         for region in regions:
+            if memory.kind in FIXED_KINDS and region.memory == memory.name:
+                continue  # both ends would be the same bytes
             plain_region = region.memory == "host"
             if preset is Preset.FULL or plain_region or (preset is Preset.USUAL and memory.kind == "host"):
                 yield memory, region
@@ -77,8 +89,7 @@ def _remote_memories(request: SmokeRequest, device: SmokeDevice, memories: Seque
     host = SmokeMemory("host", "host")
     if request.preset is Preset.QUICK:
         return [host]
-    # dm belongs to one opened device, and the server has its own.
-    others = [m for m in memories if m.kind not in ("host", "dm") and m.kind not in device.no_route]
+    others = [m for m in memories if m.kind not in NOT_SERVED and m.kind not in device.no_route]
     return [host, *others]
 
 

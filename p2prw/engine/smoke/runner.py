@@ -112,7 +112,7 @@ class Runner:
                 transfer = yield from self._transfer(cell, server, reached, left_s)
                 busy = transfer.error is not None and transfer.error.code == "busy"
                 if not busy or self.clock() + BUSY_PAUSE_S >= end_s or self._ended():
-                    return self._judge(cell, transfer, self.clock() - began_s)
+                    return self._judge(cell, transfer, self.clock() - began_s, server.failure if server else None)
                 # Another smoke test is at the same region; it has it for moments only.
                 time.sleep(BUSY_PAUSE_S)
         except P2prwError as error:
@@ -155,7 +155,9 @@ class Runner:
                 return result
             yield CellRunning(cell, progress.bytes_done)
 
-    def _judge(self, cell: Cell, transfer: TransferResult, elapsed_s: float) -> CellResult:
+    def _judge(
+        self, cell: Cell, transfer: TransferResult, elapsed_s: float, server_failure: Exception | None
+    ) -> CellResult:
         error, code = transfer.error, transfer.exit_code
         if error is None and transfer.verify.status == "verified":
             return CellResult(cell, "pass", 0, elapsed_s, transfer=transfer)
@@ -175,6 +177,8 @@ class Runner:
                 "unverified", f"the bytes were not verified: {transfer.verify.status}", fix=cell.command
             )
             code = 4
+        if server_failure is not None:
+            error = replace(error, why=f"the serving end of the loopback has ended: {server_failure}")
         return CellResult(cell, "fail", code, elapsed_s, error.what, error, transfer)
 
     def _failed(self, cell: Cell, error: P2prwError, elapsed_s: float) -> CellResult:

@@ -24,11 +24,19 @@ _JOIN_S = 10.0
 
 
 class Serving:
-    """A running server and the token that opens it."""
+    """A running server, the token that opens it, and why it has ended where it did so by itself."""
 
     def __init__(self, address: PeerAddress, token: bytes) -> None:
         self.address = address
         self.token = token
+        self.failure: Exception | None = None
+
+    def run(self, server: Server, stop: StopRequest) -> None:
+        """Be the thread: what ends the server is kept for the cells, which are about to miss it."""
+        try:
+            server.run(stop)
+        except Exception as error:
+            self.failure = error
 
 
 @contextmanager
@@ -50,10 +58,11 @@ def serving(loopback: LoopbackServer, request: SmokeRequest) -> Iterator[Serving
     )
     stop = StopRequest()
     with Server(serve) as server:
-        thread = threading.Thread(target=server.run, args=(stop,), name="p2prw-smoke-serve", daemon=True)
+        running = Serving(server.address, token)
+        thread = threading.Thread(target=running.run, args=(server, stop), name="p2prw-smoke-serve", daemon=True)
         thread.start()
         try:
-            yield Serving(server.address, token)
+            yield running
         finally:
             stop.set()
             thread.join(_JOIN_S)

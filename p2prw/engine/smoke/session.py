@@ -94,7 +94,10 @@ def _plan(request: SmokeRequest, folder: str, stop: StopRequest) -> SmokePlan:
 
 def _peer_regions(request: SmokeRequest, stop: StopRequest) -> tuple[SmokeRegion, ...]:
     assert request.peer is not None
-    regions = regions_of_peer(list_regions(request.peer, request.token, request.timeouts, stop=stop))
+    timeouts = request.timeouts
+    if timeouts.time_limit_s is not None:
+        timeouts = replace(timeouts, connect_retry_s=min(timeouts.connect_retry_s, timeouts.time_limit_s))
+    regions = regions_of_peer(list_regions(request.peer, request.token, timeouts, stop=stop))
     if not regions:
         raise HostError(
             f"{request.peer} offers nothing for smoke tests",

@@ -111,6 +111,23 @@ def test_little_memory_gives_small_cells(ask):
     assert none.skips[0].reason == "too small for any cell"
 
 
+def test_a_bar_is_never_both_ends(ask):
+    bar = SmokeMemory("bar", "bar:0000:00:04.0/2", 1 << 20, named=True)
+    other = replace(bar, name="bar:0000:00:05.0/2")
+    plan = make_plan(ask(preset=Preset.FULL), [SOFT], [bar, other], None, "/t")
+    assert (bar.name, bar.name) not in pairs(plan)
+    assert {(bar.name, other.name), (other.name, bar.name), (bar.name, "host")} <= set(pairs(plan))
+
+
+def test_memory_of_a_nic_is_what_that_nic_has_and_vfio_is_opened_once(ask):
+    nic = SmokeDevice("mlx5_0", "10.0.0.1", "verbs", dm_bytes=128 * 1024)
+    memories = [HOST, SmokeMemory("dm", "dm", 16 << 20), SmokeMemory("vfio", "vfio:0000:00:05.0/0", 1 << 20)]
+    plan = make_plan(ask(), [nic], memories, None, "/t")
+    assert max(cell.size_bytes for cell in plan.cells if cell.kind == "dm") == 128 * 1024
+    assert [region.name for region in plan.servers["mlx5_0"].regions] == ["smoke-host"]
+    assert ("vfio:0000:00:05.0/0", "host") in pairs(plan)
+
+
 def test_against_a_peer_there_is_no_server(ask):
     peer = PeerAddress("10.0.0.1")
     regions = [SmokeRegion("smoke-host", "host", 1 << 20), SmokeRegion("smoke-udmabuf", "udmabuf", 1 << 20)]

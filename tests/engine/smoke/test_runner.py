@@ -21,6 +21,7 @@ from p2prw.engine.model import (
     VerifyReport,
 )
 from p2prw.engine.peer import list_regions
+from p2prw.engine.server.server import Server
 from p2prw.engine.smoke import runner as module
 from p2prw.engine.smoke.model import CellDone, CellRunning, CellStarted, SmokeDevice, SmokeMemory, SmokeRegion
 from p2prw.engine.smoke.plan import make_plan
@@ -238,6 +239,17 @@ def test_a_loopback_server_wants_its_token_and_leaves_nothing_behind(ask, tmp_pa
             list_regions(server.address, None)
     assert {name: row.access for name, row in rows.items()} == {"smoke-host": "rw", "smoke-file": "rw"}
     assert set(threading.enumerate()) == before
+
+
+def test_a_server_that_ends_by_itself_is_named_in_what_fails_then(ask, tmp_path, monkeypatch):
+    monkeypatch.setattr(Server, "run", lambda *_: (_ for _ in ()).throw(HostError("the port went away")))
+    plan = loopback_plan(ask, tmp_path)
+    runner = Runner(plan, ask(timeouts=Timeouts(handshake_s=0.5)), StopRequest())
+    list(runner.run())
+    first = runner.results[0]
+    assert (first.status, first.exit_code) == ("fail", 1)
+    assert first.error is not None
+    assert first.error.why == "the serving end of the loopback has ended: the port went away"
 
 
 def test_files_hold_what_their_seed_says(tmp_path):
