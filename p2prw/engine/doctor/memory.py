@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from p2prw.engine.doctor.findings import Ask, Finding, Status, counted
 from p2prw.engine.doctor.view import CAP_IPC_LOCK, HostView
 from p2prw.engine.providers.verbs_sysfs import hca_names
-from p2prw.engine.topology.memory_devices import MemoryDevice, list_memory_devices
-from p2prw.errors import HostError, P2prwError
+from p2prw.errors import P2prwError
 from p2prw.units import MIB, format_size
 
 STAGING_BYTES = 32 * MIB
@@ -48,7 +47,7 @@ def check_locked_memory(host: HostView, ask: Ask) -> Iterator[Finding]:
 
 def check_p2pmem(host: HostView, ask: Ask) -> Iterator[Finding]:
     """Providers of P2P memory, and whether they have any left."""
-    rows = [row for row in _memory(host) if row.kind == "p2pmem"]
+    rows = [row for row in host.memory if row.kind == "p2pmem"]
     if not rows:
         yield Finding(
             "p2pmem",
@@ -79,7 +78,7 @@ def check_p2pmem(host: HostView, ask: Ask) -> Iterator[Finding]:
 
 def check_bars(host: HostView, ask: Ask) -> Iterator[Finding]:
     """Who holds the BARs that `bar:` can name."""
-    bars = [row for row in _memory(host) if row.kind == "bar"]
+    bars = [row for row in host.memory if row.kind == "bar"]
     usable = [row for row in bars if row.usable]
     held = sorted({f"{row.pci_address} ({row.driver})" for row in usable if row.driver})
     free = [row for row in usable if not row.driver]
@@ -106,7 +105,7 @@ def check_bars(host: HostView, ask: Ask) -> Iterator[Finding]:
 
 def check_exporters(host: HostView, ask: Ask) -> Iterator[Finding]:
     """dma-buf exporters of host memory; they are of use with a NIC that imports dma-bufs."""
-    rows = [row for row in _memory(host) if row.kind in ("udmabuf", "dmaheap")]
+    rows = [row for row in host.memory if row.kind in ("udmabuf", "dmaheap")]
     if rows:
         shown = ", ".join(f"{row.spec}{'' if row.usable else ' (no right)'}" for row in rows)
         yield Finding("dmabuf_exporters", Status.OK, f"dma-buf exporters: {shown}")
@@ -144,11 +143,3 @@ def check_asked_memory(host: HostView, ask: Ask) -> Iterator[Finding]:
         )
     else:
         yield Finding("memory", Status.OK, f"{spec} can be used", subject=spec)
-
-
-def _memory(host: HostView) -> tuple[MemoryDevice, ...]:
-    try:
-        return list_memory_devices(host.sysfs, host.dev)
-    except HostError:
-        # The check of PCI devices says what may not be read.
-        return ()

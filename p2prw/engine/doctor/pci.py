@@ -8,7 +8,7 @@ from p2prw.engine.doctor.findings import Ask, Finding, Status, counted
 from p2prw.engine.doctor.view import HostView
 from p2prw.engine.topology.config_space import Unreadable
 from p2prw.engine.topology.endpoints import list_clients, list_providers
-from p2prw.engine.topology.pairs import Pair, Topology
+from p2prw.engine.topology.pairs import Pair
 from p2prw.engine.topology.pci import PCI_DEVICES, device_path
 from p2prw.engine.topology.verdict import MapType
 from p2prw.errors import HostError
@@ -48,11 +48,10 @@ def check_iommu(host: HostView, ask: Ask) -> Iterator[Finding]:
 
 def check_acs(host: HostView, ask: Ask) -> Iterator[Finding]:
     """ACS redirect on bridges sends peer-to-peer traffic up to the root complex; unread is unknown, never "off"."""
-    topology = Topology(host.sysfs)
     bridges = [address for address in host.sysfs.list(PCI_DEVICES) if _is_bridge(host, address)]
     redirecting, unknown = [], []
     for address in bridges:
-        chain = topology.chain(address)
+        chain = host.topology.chain(address)
         if chain is None:
             continue
         config = chain.device.config
@@ -100,7 +99,7 @@ def check_pair(host: HostView, ask: Ask) -> Iterator[Finding]:
         return
     subject = " ".join(ask.pair)
     try:
-        pair = Topology(host.sysfs).pair(*ask.pair)
+        pair = host.topology.pair(*ask.pair)
     except HostError as error:
         if error.code == "not_permitted":
             raise
@@ -145,7 +144,6 @@ _VERDICTS = {
 
 def check_all_pairs(host: HostView, ask: Ask) -> Iterator[Finding]:
     """Every NIC with every provider, counted; silent where there is no such pair."""
-    topology = Topology(host.sysfs)
     clients = [one for one in list_clients(host.sysfs) if one.kind == "rdma" and not one.moved_by_cpu]
     providers = list_providers(host.sysfs)
     number = len(clients) * len(providers)
@@ -154,7 +152,7 @@ def check_all_pairs(host: HostView, ask: Ask) -> Iterator[Finding]:
     if number > _MOST_PAIRS:
         yield Finding("pairs", Status.OK, f"{number} pairs of NIC and device memory: p2prw topology judges them")
         return
-    pairs = topology.pairs(clients, providers)
+    pairs = host.topology.pairs(clients, providers)
     works = [pair for pair in pairs if pair.verdict.works]
     refused = [pair for pair in pairs if pair.verdict.works is False]
     details = {kind.value: sum(pair.verdict.kind is kind for pair in pairs) for kind in MapType}

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from p2prw.engine.doctor.kernel_config import KernelConfig, read_kernel_config
 from p2prw.engine.model import DeviceInfo, MemorySpec
+from p2prw.engine.topology.memory_devices import MemoryDevice, list_memory_devices
+from p2prw.engine.topology.pairs import Topology
 from p2prw.engine.topology.sysfs import SysfsRoot
 
 # include/uapi/linux/capability.h
@@ -88,6 +90,16 @@ class HostView:
     def root(self) -> SysfsRoot:
         """The machine's root folder: /boot, /lib/modules, /.dockerenv."""
         return self.sysfs.beside(".")
+
+    @cached_property
+    def memory(self) -> tuple[MemoryDevice, ...]:
+        """Every memory device, read once for all checks. HostError where it may not be read."""
+        return list_memory_devices(self.sysfs, self.dev)
+
+    @cached_property
+    def topology(self) -> Topology:
+        """Chains and verdicts; what was read is kept."""
+        return Topology(self.sysfs)
 
     @cached_property
     def release(self) -> str:

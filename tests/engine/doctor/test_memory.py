@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from p2prw.engine.doctor.checks import examine
 from p2prw.engine.doctor.findings import Ask
 from p2prw.engine.doctor.memory import (
     STAGING_BYTES,
@@ -17,7 +18,6 @@ from p2prw.engine.doctor.memory import (
 )
 from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import TransferRequest
-from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
 
 RXE = {"sys/class/infiniband/rxe0/node_type": "1: CA"}
@@ -93,7 +93,7 @@ def test_exporters(host, one, monkeypatch):
     view = host({"dev/udmabuf": "", "dev/dma_heap/system": ""})
     assert "dmaheap:system" in one(check_exporters, view, asked("dmaheap:system,size=1MiB")).title
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    refused = list(check_exporters(view, asked("udmabuf,size=1MiB")))[1]
+    refused = list(check_exporters(host(), asked("udmabuf,size=1MiB")))[1]
     assert refused.status == "fail" and "setfacl" in str(refused.fix)
 
 
@@ -106,9 +106,10 @@ def test_named_memory_is_checked_as_a_transfer_checks_it(host, one, probe):
     assert (finding.status, finding.details["code"]) == ("fail", "no_device")
 
 
-def test_a_forbidden_attribute_is_left_to_the_other_checks(host, one, monkeypatch):
+def test_what_may_not_be_read_is_unknown_and_not_absent(host, monkeypatch):
     def refuse(*_):
-        raise HostError("no right", code="not_permitted")
+        raise HostError("no right", fix="sudo p2prw doctor", code="not_permitted")
 
-    monkeypatch.setattr(SysfsRoot, "list", refuse)
-    assert one(check_bars, host()).status == "ok"
+    monkeypatch.setattr("p2prw.engine.doctor.view.list_memory_devices", refuse)
+    found = {one.id: one.status for one in examine(host()) if one.theme == "Memory"}
+    assert found["p2pmem"] == found["bars"] == found["dmabuf_exporters"] == "unknown"
