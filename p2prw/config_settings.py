@@ -192,7 +192,7 @@ def _scenario() -> Iterator[Setting]:
     )  # fmt: skip
     yield Setting(
         "sysfs", text, "Read this machine's tree instead of /sys: what doctor --collect wrote, or a copy.", group,
-        frozenset({"topology"}), metavar="PATH",
+        frozenset({"topology", "doctor"}), metavar="PATH",
     )  # fmt: skip
 
 

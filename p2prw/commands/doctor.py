@@ -22,6 +22,7 @@ Examples:
   p2prw doctor --device mlx5_0 --memory p2pmem:0000:01:00.0 --strict
   p2prw doctor --pair mlx5_0 p2pmem:0000:01:00.0
   p2prw doctor --collect host     (for a bug report; addresses, serials left out)
+  p2prw doctor --sysfs host       (of a collected host: what is tried is left out)
 
 ok: fine. warn: works and could be better, or nobody asked for what is missing.
 fail: something needed is broken. unknown: cannot be seen from here.
@@ -45,11 +46,11 @@ def doctor(app: App, /, **line: Any) -> int:
         return show_config(app, settings, lambda: _ask(settings))
     ask = _ask(settings)
     from p2prw.engine.doctor.checks import examine, failures
-    from p2prw.engine.doctor.probe import this_host
+    from p2prw.engine.doctor.probe import copied_host, this_host
     from p2prw.reporters.doctor_rows import doctor_lines, finding_row, summary, verdict_error
     from p2prw.reporters.document import build, error_object
 
-    host = this_host(app.environ)
+    host = copied_host(settings["sysfs"]) if settings["sysfs"] else this_host(app.environ)
     if settings["collect"]:
         from p2prw.engine.doctor.collect import write_collection
 
@@ -59,7 +60,7 @@ def doctor(app: App, /, **line: Any) -> int:
     rows = [finding_row(finding) for finding in findings]
     verbose = settings["verbose"]
     parts: dict[str, Any] = {"error": error_object(verdict_error(bad))} if bad else {}
-    params = {name: settings[name] for name in ("device", "ib_port", "memory", "pair", "strict", "collect")}
+    params = {name: settings[name] for name in ("device", "ib_port", "memory", "pair", "strict", "collect", "sysfs")}
     document = build("doctor", 3 if bad else 0, results=rows, params=params, **parts)
 
     def page() -> Iterable[RenderableType]:

@@ -77,6 +77,21 @@ def test_usage(run, says):
     assert "pair" in run("doctor", "--pair", "a", "b", "--show-config").stdout
 
 
+def test_a_collected_host(run, tmp_path):
+    """Round the circle: collected here, looked at there; no probe runs and no name of this host is asked."""
+    target = tmp_path / "host"
+    collected = run("doctor", "--collect", str(target))
+    assert collected.exit_code in (0, 3) and f"wrote {target}/machine.json" in collected.stderr
+    again, result = run.json("doctor", "--sysfs", str(target), "--json")
+    assert result.exit_code == 0
+    ids = {row["id"] for row in again["results"]}
+    assert "clock_source" in ids and not ids & {"software_device", "udp_4791", "verbs_binding"}
+    document, result = run.json("doctor", "--sysfs", str(tmp_path / "nowhere"), "--json")
+    assert (result.exit_code, document["error"]["code"]) == (3, "no_sysfs_tree")
+    refused, result = run.json("doctor", "--collect", str(target), "--json")
+    assert (result.exit_code, refused["error"]["code"]) == (3, "exists")
+
+
 def test_this_host_for_real(run):
     document, result = run.json("doctor", "--json")
     assert result.exit_code in (0, 3)

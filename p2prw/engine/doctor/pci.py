@@ -78,7 +78,7 @@ def check_acs(host: HostView, ask: Ask) -> Iterator[Finding]:
             Status.WARN if providers else Status.OK,
             f"ACS redirect is set on {len(redirecting)} of {counted(len(bridges), 'PCI bridge')}",
             f"peer-to-peer traffic below {', '.join(redirecting[:3])}{', ...' if len(redirecting) > 3 else ''} goes up "
-            "to the root complex; the kernel sets it with an IOMMU, to keep groups apart",
+            "to the root complex; the kernel sets it where an IOMMU is on, to keep groups apart",
             "p2prw topology   (says which pairs it is about, and how to clear it for them)" if providers else None,
             details=details,
         )
@@ -160,6 +160,9 @@ def check_all_pairs(host: HostView, ask: Ask) -> Iterator[Finding]:
     if not refused and len(works) == number:
         yield Finding("pairs", Status.OK, title, details=details)
         return
+    if not refused:
+        unseen = number - len(works)
+        title = f"whether P2PDMA works is not known for {unseen} of {counted(number, 'pair')} of NIC and device memory"
     first: Pair = (refused or [pair for pair in pairs if not pair.verdict.works])[0]
     yield Finding(
         "pairs",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from p2prw.engine.devices import ROCE_UDP_PORT
 from p2prw.engine.doctor.view import BindingState, HostView, SoftwareState
 from p2prw.engine.model import DeviceInfo, MemorySpec
+from p2prw.engine.topology.snapshot import open_tree
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
 
@@ -84,6 +85,11 @@ class HostProbe:
         from p2prw.engine.memory.prepare import prepare_memory
 
         prepare_memory(spec, "source", sysfs=self._sysfs)
+
+
+def copied_host(where: str) -> HostView:
+    """Return a collected host (`doctor --collect`, or a copy of its /sys): it is read, and nothing is tried."""
+    return HostView(open_tree(where))
 
 
 def this_host(environ: Mapping[str, str]) -> HostView:
