@@ -7,14 +7,16 @@ print(result.status, result.results[0].bw_bytes_per_s, result.verify.status)
 
 for progress in api.transfer(request): ...      # the same with live progress; see `transfer`
 with api.serving({"cmb": "host,size=64MiB"}) as address: ...
+assert api.smoke().exit_code == 0               # every device and memory kind of this host
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from p2prw.engine.events import Progress
 from p2prw.engine.model import (
@@ -29,7 +31,11 @@ from p2prw.engine.stop import StopRequest
 from p2prw.errors import RequestError
 from p2prw.targets import parse_host, parse_target
 
+if TYPE_CHECKING:
+    from p2prw.engine.smoke.model import SmokeResult
+
 DEFAULT_PORT = 18515
+Result = TypeVar("Result")
 
 
 def parse_peer(text: str, default_port: int = DEFAULT_PORT) -> tuple[PeerAddress, str | None, int]:
@@ -79,13 +85,13 @@ def transfer(
     return (yield from run_transfer(request, dry_run=dry_run, stop=stop))
 
 
-def finish(steps: Generator[Progress, None, TransferResult]) -> TransferResult:
-    """Run a transfer to its end without looking at its progress."""
+def finish(steps: Generator[Any, None, Result]) -> Result:
+    """Run a transfer or a smoke test to its end without looking at its progress."""
     while True:
         try:
             next(steps)
         except StopIteration as finished:
-            result: TransferResult = finished.value
+            result: Result = finished.value
             return result
 
 
@@ -97,6 +103,20 @@ def write(target: str, source: str, **options: Any) -> TransferResult:
 def read(target: str, sink: str, **options: Any) -> TransferResult:
     """Read `target` into local memory `sink` and verify it. Failures are in the result (`error`, `exit_code`)."""
     return finish(transfer(make_request(Operation.READ, target, sink, **options)))
+
+
+def smoke(peer: str | None = None, *, seed: int | None = None, **options: Any) -> SmokeResult:
+    """Test every device and memory kind of this host, alone or against `peer` ("HOST:PORT"); `.exit_code` says it all.
+
+    `options` are fields of `SmokeRequest`. P2prwError for what precedes the first cell, such as a device that is not
+    there; `engine.smoke.session.smoke` is the same with what happens to each cell.
+    """
+    from p2prw.engine.smoke.model import SmokeRequest
+    from p2prw.engine.smoke.session import smoke as run_smoke
+
+    address = parse_peer(peer)[0] if peer is not None else None
+    request = SmokeRequest(seed=secrets.randbits(32) if seed is None else seed, peer=address, **options)
+    return finish(run_smoke(request))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 
 from p2prw import api
 from p2prw.engine.model import Operation, PeerAddress
+from p2prw.engine.smoke.model import Preset
 from p2prw.errors import RequestError
 
 
@@ -72,3 +73,8 @@ def test_importing_the_library_loads_nothing_heavy():
     code = f"import sys, p2prw.api; print([m for m in {heavy.split()!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_smoke():
+    result = api.smoke(seed=7, devices=("soft0",), memories=("host",), preset=Preset.QUICK)
+    assert (result.exit_code, result.count("pass"), result.request.seed) == (0, 6, 7)
