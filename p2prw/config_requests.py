@@ -6,7 +6,7 @@ Everything that can be wrong with the words themselves is found here, before any
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from p2prw.config import Settings, Value
 from p2prw.config_memory import resolve_memory, split_access
@@ -38,38 +38,47 @@ class Found:
 def transfer_request(settings: Settings, target_text: str | None) -> TransferRequest:
     """Return the request of `write` or `read`. RequestError: a word is missing or wrong; HostError: the token file."""
     operation = Operation(settings.command)
+    side = "from" if operation is Operation.WRITE else "to"
+    return replace(
+        client_request(settings, target_text, operation, side),
+        size_bytes=settings["size"],
+        chunk_bytes=settings["chunk"],
+        staging_bytes=settings["staging"],
+        staging_chunk_bytes=_staging_chunk(settings),
+        verify=not settings["no_verify"],
+        shared=settings["shared"],
+        overwrite=settings["overwrite"],
+        via=_via(settings),
+        max_sgl_rd=settings["max_sgl_rd"],
+        force_mr=settings["force_mr"],
+    )
+
+
+def client_request(
+    settings: Settings, target_text: str | None, operation: Operation, memory_setting: str
+) -> TransferRequest:
+    """Return what every client of a region needs; `memory_setting` names the setting that holds its memory."""
     target, origin = _target(settings, target_text)
     settings.extra["peer"] = Value(
         target_text or (settings.file and settings.file.peer and settings.file.peer.text), origin
     )
-    side = "from" if operation is Operation.WRITE else "to"
     return TransferRequest(
         operation=operation,
         peer=_peer(target.peer, settings, origin),
         region=target.region,
-        memory=_memory(settings, side),
+        memory=_memory(settings, memory_setting),
         region_offset=target.offset_bytes,
-        size_bytes=settings["size"],
         device=settings["device"],
         ib_port=settings["ib_port"],
         verbs_binding=settings["verbs_binding"],
         queue_pair=_queue_pair(settings),
-        chunk_bytes=settings["chunk"],
         signal_every=settings["signal_every"],
-        staging_bytes=settings["staging"],
-        staging_chunk_bytes=_staging_chunk(settings),
         timeouts=timeouts(settings),
         token=_token(settings),
-        verify=not settings["no_verify"],
-        shared=settings["shared"],
         route=Route(settings["route"]) if settings["route"] else None,
         require_direct=settings["require_direct"],
         force_route=settings["force_route"],
-        overwrite=settings["overwrite"],
         force_bound_device=settings["force_bound_device"],
-        via=_via(settings),
-        max_sgl_rd=settings["max_sgl_rd"],
-        force_mr=settings["force_mr"],
         inject=settings["inject"],
         pcap=settings["pcap"],
         gso=not settings["no_gso"],
@@ -162,12 +171,12 @@ def _target(settings: Settings, text: str | None, what: str = "PEER/REGION") -> 
         return parse_target(text, what), "command line"
     placed = settings.file.peer if settings.file else None
     if placed is None:
-        example = "--from host,size=1MiB" if settings.command == "write" else "--to host"
+        example = {"write": " --from host,size=1MiB", "read": " --to host"}.get(settings.command, "")
         command = f"p2prw {settings.command} 127.0.0.1"
         raise RequestError(
             f"{what} is missing",
             why="neither the command line nor a file says where the server is",
-            fix=command if what == "PEER" else f"{command}/scratch {example}   (or -c FILE with transfer: peer:)",
+            fix=command if what == "PEER" else f"{command}/scratch{example}   (or -c FILE with transfer: peer:)",
             code="missing_peer",
         )
     try:

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from typing import Any
 
+from p2prw.config_bench_settings import bench_settings
+from p2prw.config_setting import Setting as Setting
 from p2prw.config_values import (
-    Parser,
     auto_or,
     choice,
     duration,
@@ -25,16 +26,19 @@ from p2prw.config_values import (
 from p2prw.engine.model import VERBS_BINDINGS, QueuePairOptions, Route, ServeRequest, Timeouts, TransferRequest
 from p2prw.units import format_size
 
-GROUPS = ("What", "Device", "Route", "Safety", "Waits", "Tuning", "Faults and captures", "Output")
+GROUPS = ("What", "Measure", "Device", "Route", "Safety", "Waits", "Tuning", "Faults and captures", "Output")
 """Headings of `COMMAND --help`, in order."""
 
 DATA = frozenset({"write", "read"})
 SERVE = frozenset({"serve"})
 SMOKE = frozenset({"smoke"})
-ALL = frozenset({"serve", "regions", "write", "read", "smoke", "devices", "topology", "doctor", "run", "version"})
-MOVES = DATA | SERVE
+ENDS = DATA | SERVE
+"""Commands that take whole transfers, through files and staging too."""
+POSTS = DATA | {"bench"}
+MOVES = POSTS | SERVE
 TALKS = MOVES | SMOKE | {"regions"}
-CLIENTS = DATA | SMOKE | {"regions"}
+CLIENTS = POSTS | SMOKE | {"regions"}
+ALL = TALKS | {"devices", "topology", "doctor", "run", "version"}
 RUN = frozenset({"run"})
 
 SECTIONS = ("device", "buffers", "serve", "transfer")
@@ -42,54 +46,6 @@ SECTIONS = ("device", "buffers", "serve", "transfer")
 
 SCENARIO_KEYS = ("name", "seed", "time_limit", "on_failure", "vars", "steps")
 """What else a scenario has there: only `run` reads such a file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting, whatever layer it comes from."""
-
-    name: str
-    """As in the environment and in YAML: `tx_depth` for `--tx-depth`."""
-    parse: Parser
-    help: str
-    group: str
-    commands: frozenset[str]
-    default: Any = None
-    shown: str | None = None
-    """The default as help shows it; None shows none."""
-    sections: tuple[str, ...] = ()
-    """YAML maps it may stand in; empty: not in files."""
-    key: str = ""
-    """Its word in those maps where that is not `name` (`device.name` is --device)."""
-    spellings: tuple[str, ...] = ()
-    """More option spellings: perftest's."""
-    metavar: str = ""
-    is_flag: bool = False
-    multiple: bool = False
-    """It may be given many times, and its value is a tuple."""
-    multiple_for: frozenset[str] = frozenset()
-    """The same for these commands only: `smoke` takes several devices."""
-    words: int = 1
-    """How many values the option takes; in the environment they are separated by spaces."""
-
-    @property
-    def option(self) -> str:
-        """Return the long option."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """Return the environment variable."""
-        return "P2PRW_" + self.name.upper()
-
-    def is_multiple(self, command: str) -> bool:
-        """Return True where `command` takes it many times."""
-        return self.multiple or command in self.multiple_for
-
-    @property
-    def word(self) -> str:
-        """Return its key in a YAML map."""
-        return self.key or self.name
 
 
 def _defaults(cls: type[Any]) -> dict[str, Any]:
@@ -231,15 +187,15 @@ def _route() -> Iterator[Setting]:
     group, transfer, both = "Route", ("transfer",), ("transfer", "serve")
     yield Setting(
         "route", auto_or(choice(*(str(route.value) for route in Route))),
-        f"Pin the local route: {', '.join(route.value for route in Route)}.", group, DATA, shown="auto: a ladder",
+        f"Pin the local route: {', '.join(route.value for route in Route)}.", group, POSTS, shown="auto: a ladder",
         sections=transfer, metavar="ROUTE",
     )  # fmt: skip
     yield Setting(
-        "require_direct", flag, "Fail unless a NIC moves device memory peer to peer, at both ends.", group, DATA,
+        "require_direct", flag, "Fail unless a NIC moves device memory peer to peer, at both ends.", group, POSTS,
         default=False, sections=transfer, is_flag=True,
     )  # fmt: skip
     yield Setting(
-        "force_route", flag, "Try a route that p2prw knows cannot work, to see the kernel's errno.", group, DATA,
+        "force_route", flag, "Try a route that p2prw knows cannot work, to see the kernel's errno.", group, POSTS,
         default=False, sections=transfer, is_flag=True,
     )  # fmt: skip
     yield Setting(
@@ -251,7 +207,7 @@ def _route() -> Iterator[Setting]:
         default=False, sections=both, is_flag=True,
     )  # fmt: skip
     yield Setting(
-        "overwrite", flag, "Replace an existing file.", group, MOVES, default=False, sections=both, is_flag=True,
+        "overwrite", flag, "Replace an existing file.", group, ENDS, default=False, sections=both, is_flag=True,
     )  # fmt: skip
 
 
@@ -306,16 +262,16 @@ def _tuning() -> Iterator[Setting]:
         default=_REQUEST["chunk_bytes"], shown=_short(_REQUEST["chunk_bytes"]), sections=transfer, metavar="SIZE",
     )  # fmt: skip
     yield Setting(
-        "signal_every", auto_or(integer(1, 32768)), "Signal one work request in N.", group, DATA, shown="auto",
-        sections=transfer, metavar="N",
+        "signal_every", auto_or(integer(1, 32768)), "Signal one work request in N.", group, POSTS, shown="auto",
+        sections=transfer, spellings=("-Q",), metavar="N",
     )  # fmt: skip
     yield Setting(
         "staging", size(4096, 1 << 40), "Registered host memory that files and bounced memory pass through.", group,
-        MOVES, default=_REQUEST["staging_bytes"], shown=_short(_REQUEST["staging_bytes"]), sections=both,
+        ENDS, default=_REQUEST["staging_bytes"], shown=_short(_REQUEST["staging_bytes"]), sections=both,
         metavar="SIZE",
     )  # fmt: skip
     yield Setting(
-        "staging_chunk", size(4096, 1 << 30), "One slot of it.", group, MOVES,
+        "staging_chunk", size(4096, 1 << 30), "One slot of it.", group, ENDS,
         default=_REQUEST["staging_chunk_bytes"], shown=_short(_REQUEST["staging_chunk_bytes"]), sections=both,
         metavar="SIZE",
     )  # fmt: skip
@@ -402,7 +358,8 @@ def _short(length_bytes: int) -> str:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    *_what(), *_scenario(), *_device(), *_route(), *_safety(), *_waits(), *_tuning(), *_faults(), *_output()
+    *_what(), *_scenario(), *bench_settings(), *_device(), *_route(), *_safety(), *_waits(), *_tuning(), *_faults(),
+    *_output(),
 )  # fmt: skip
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2prw.errors import RequestError
-from p2prw.units import parse_duration, parse_size
+from p2prw.units import parse_duration, parse_rate, parse_size
 
 Parser = Callable[[str, str], Any]
 
@@ -100,6 +100,33 @@ def duration(value: str, name: str) -> float:
     return parse_duration(value, name)
 
 
+def rate(value: str, name: str) -> float:
+    """Accept `1 GiB/s`, `10Gb/s`; the result is bytes per second."""
+    return parse_rate(value, name)
+
+
+def size_list(value: str, name: str) -> tuple[int, ...]:
+    """Accept sizes with commas between them, each at least one byte."""
+    one = size(1)
+    return tuple(one(part, name) for part in value.split(","))
+
+
+def latency_bounds(value: str, name: str) -> dict[str, float]:
+    """Accept `p99=50us,p50=20us`; the result is figure -> microseconds."""
+    bounds = {}
+    for part in value.split(","):
+        figure, equals, limit = part.partition("=")
+        if not equals:
+            raise RequestError(
+                f"{name}: cannot read {part!r} as FIGURE=TIME",
+                why="a figure (p50, p90, p99, p99.9, min, avg, max), '=', then the longest time",
+                fix=f"{name} p99=50us",
+                code="bad_value",
+            )
+        bounds[_FIGURE(figure, name)] = parse_duration(limit, name) * 1e6
+    return bounds
+
+
 def choice(*words: str) -> Parser:
     """Accept one of `words`."""
 
@@ -116,6 +143,9 @@ def choice(*words: str) -> Parser:
 
     _WORDS[parse] = words
     return parse
+
+
+_FIGURE = choice("p50", "p90", "p99", "p99.9", "min", "avg", "max")
 
 
 def number_choice(*numbers: int) -> Parser:

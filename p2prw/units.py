@@ -13,6 +13,7 @@ GIB = 1024**3
 _FACTORS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1024**4}
 _SIZE = re.compile(r"(0x[0-9a-f]+|\d+(?:\.\d+)?)\s*(?:([kmgt]?)(?:ib|b)?)?", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h)?", re.IGNORECASE)
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)(B|b|bit)(?:/s|ps)")
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 
@@ -63,6 +64,21 @@ def parse_duration(text: str | float, name: str = "time") -> float:
         )
     unit = match.group(2)
     return float(match.group(1)) * _SECONDS[unit.lower() if unit else None]
+
+
+def parse_rate(text: str, name: str = "rate") -> float:
+    """Return the bytes per second meant by `1 GiB/s` (2^30), `1GB/s` (10^9), `10Gb/s` or `10Gbps` (10^9 bit)."""
+    match = _RATE.fullmatch(text.strip())
+    if not match:
+        raise RequestError(
+            f"{name}: cannot read {text!r} as a rate",
+            why="a rate is a number with MiB/s or GiB/s (2^20, 2^30), MB/s or GB/s (10^6, 10^9), Mb/s or Gb/s (bits)",
+            fix='"1 GiB/s" or 10Gb/s',
+            code="bad_rate",
+        )
+    digits, prefix, binary, unit = match.groups()
+    factor: int = (KIB if binary else 1000) ** " kmgt".index(prefix.lower() or " ")
+    return float(digits) * factor / (1 if unit == "B" else 8)
 
 
 def format_size(length_bytes: int) -> str:

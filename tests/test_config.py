@@ -79,8 +79,12 @@ def test_defaults_are_values_their_own_parsers_accept(command):
 
 
 def test_names_variables_and_options_are_unique():
-    options = [spelling for setting in SETTINGS for spelling in (setting.option, *setting.spellings)]
-    assert len(options) == len(set(options))
+    names = [setting.name for setting in SETTINGS]
+    assert len(names) == len(set(names)), "one name, one variable"
+    for command in {command for setting in SETTINGS for command in setting.commands}:
+        settings = settings_of(command)
+        options = [spelling for setting in settings for spelling in (setting.option, *setting.spellings)]
+        assert len(options) == len(set(options)), command
     for section in ("device", "serve", "transfer"):
         words = [setting.word for setting in SETTINGS if section in setting.sections]
         assert len(words) == len(set(words))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2prw.errors import RequestError
-from p2prw.units import format_duration, format_rate, format_size, parse_duration, parse_size
+from p2prw.units import format_duration, format_rate, format_size, parse_duration, parse_rate, parse_size
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,27 @@ def test_what_is_shown():
     ]
     assert format_rate(1 << 30) == "1024.0 MiB/s (8.59 Gb/s)" and format_rate(None) == "-"
     assert [format_duration(s) for s in (125.0, 1.239, 0.0123, 0.000085)] == ["2m05s", "1.24 s", "12.3 ms", "85 us"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1 GiB/s", 2.0**30),
+        ("1.5MiB/s", 1.5 * 2**20),
+        ("1GB/s", 1e9),
+        ("10Gb/s", 1.25e9),
+        ("10 Gbit/s", 1.25e9),
+        ("8Mbps", 1e6),
+        ("7B/s", 7.0),
+        ("1 KiB/s", 1024.0),
+    ],
+)
+def test_rates_are_binary_with_an_i_and_bits_with_a_small_b(text, expected):
+    assert parse_rate(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "fast", "1 GiB", "1 G/s", "GiB/s", "-1 MB/s", "1 XB/s", "1 GiB/m"])
+def test_what_is_no_rate_is_refused_with_examples(text):
+    with pytest.raises(RequestError) as caught:
+        parse_rate(text, "--min-bw")
+    assert caught.value.code == "bad_rate" and "GiB/s" in str(caught.value.fix) and "--min-bw" in caught.value.what

@@ -122,7 +122,7 @@ def _belongs_to_bench(ctx: click.Context, option: click.Parameter, value: Any) -
         return
     raise RequestError(
         f"{' / '.join(option.opts)} measures, and {ctx.command.name} moves bytes once",
-        why="repeating, sweeping and rates over time are for `p2prw bench`, which comes later",
-        fix=f"leave {option.opts[-1]} away; every result shows MiB/s and Gb/s",
+        why="repeating, sweeping and rates over time are for `p2prw bench`",
+        fix=f"p2prw bench PEER/REGION --op {ctx.command.name} {option.opts[-1]} ...",
         code="belongs_to_bench",
     )

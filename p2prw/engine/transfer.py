@@ -6,7 +6,6 @@ or prints; the ends (`ends.py`) say when bytes are ready and where they go.
 
 from __future__ import annotations
 
-import select
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from p2prw.engine.events import Progress
 from p2prw.engine.model import Completion, Opcode, Operation, RemoteSegment, Sge, WcStatus
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.rw import RwLimits
+from p2prw.engine.waiting import Waiter
 from p2prw.errors import (
     DeadlineExceeded,
     RemoteProtocolError,
@@ -28,7 +28,6 @@ from p2prw.errors import (
 PROGRESS_INTERVAL_S = 0.125
 FLUSH_BYTES = 8
 _CHANNEL_CHECK_INTERVAL_S = 0.005
-_LONGEST_WAIT_S = 0.25
 _RATE_WINDOW_S = 1.0
 
 
@@ -93,8 +92,7 @@ class TransferLoop:
     _last_activity_s: float = 0.0
     _packets_seen: int = 0
     _samples: deque[tuple[float, int]] = field(default_factory=deque)
-    _poller: select.poll | None = None
-    _writable_wanted: bool = False
+    _waiter: Waiter | None = None
 
     def run(self) -> Generator[Progress, None, None]:
         """Yield Progress a few times a second; return when every byte is settled. Raises P2prwError otherwise."""
@@ -353,20 +351,9 @@ class TransferLoop:
                 self._wait(0.05)
 
     def _wait(self, at_most_s: float) -> None:
-        """Sleep until a descriptor turns ready, the device's timer, or `at_most_s`."""
-        if self._poller is None:
-            self._poller = select.poll()
-            for fileno in (*self.device.filenos(), self.channel.fileno(), *self.extra_filenos):
-                self._poller.register(fileno, select.POLLIN)
-        writable = self.device.wants_write()
-        if writable != self._writable_wanted:
-            self._writable_wanted = writable
-            for fileno in self.device.filenos():
-                self._poller.modify(fileno, select.POLLIN | (select.POLLOUT if writable else 0))
-        timer_s = self.device.next_timer_s()
-        wait_s = min(at_most_s, _LONGEST_WAIT_S, timer_s if timer_s is not None else _LONGEST_WAIT_S)
-        if wait_s > 0:
-            self._poller.poll(wait_s * 1000)
+        if self._waiter is None:
+            self._waiter = Waiter(self.device, (self.channel.fileno(), *self.extra_filenos))
+        self._waiter.wait(at_most_s)
 
 
 def signal_interval(depth: int, chunk_bytes: int, wanted: int | None) -> int:

@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from p2prw.engine.events import Progress
-from p2prw.engine.model import TransferRequest
 from p2prw.reporters.output import Output
 from p2prw.reporters.sanitise import clean
-from p2prw.reporters.text import QuietView, describe_request, time_left_s
+from p2prw.reporters.text import QuietView, time_left_s
 from p2prw.units import format_duration, format_rate, format_size
 
 REDRAW_S = 0.1
@@ -97,10 +96,14 @@ class LiveView(MovingView, QuietView):
 
     title = ""
 
-    def started(self, request: TransferRequest) -> None:
+    def announce(self, title: str) -> None:
         """Start drawing."""
-        self.title = clean(describe_request(request))
+        self.title = clean(title)
         self.begin(Text(self.title, no_wrap=True, overflow="ellipsis"))
+
+    def retitle(self, title: str) -> None:
+        """Show another title from the next redraw on."""
+        self.title = clean(title)
 
     def progress(self, progress: Progress) -> None:
         """Redraw."""

@@ -40,7 +40,14 @@ class QuietView:
         self.stderr = stderr
 
     def started(self, request: TransferRequest) -> None:
+        """Say what is about to be done."""
+        self.announce(describe_request(request))
+
+    def announce(self, title: str) -> None:
         """Say nothing."""
+
+    def retitle(self, title: str) -> None:
+        """Say nothing: only moving lines have a title that changes."""
 
     def progress(self, progress: Progress) -> None:
         """Say nothing."""
@@ -48,7 +55,7 @@ class QuietView:
     def warning(self, text: str) -> None:
         """Say nothing: the result lists warnings."""
 
-    def finished(self, result: TransferResult) -> None:
+    def finished(self, result: Any) -> None:
         """Print the error, if there is one."""
         if result.error is not None:
             for line in error_lines(result.error):
@@ -69,10 +76,10 @@ class TextView(QuietView):
         self.interval_s = interval_s
         self.next_s = 0.0
 
-    def started(self, request: TransferRequest) -> None:
+    def announce(self, title: str) -> None:
         """Say what is about to be done."""
         self.next_s = self.clock() + self.interval_s
-        self.stderr.line(describe_request(request))
+        self.stderr.line(title)
 
     def progress(self, progress: Progress) -> None:
         """Print at most one line in `interval_s`."""
@@ -178,6 +185,11 @@ def result_lines(result: TransferResult, request: TransferRequest | None) -> Ite
         return
     for stats in result.results:
         yield from _stats_lines(stats, result, request)
+    yield from fact_lines(result)
+
+
+def fact_lines(result: Any) -> Iterator[str]:
+    """Return what any result has beside its rows: routes, verification, phases, warnings."""
     if result.local_route or result.remote_route:
         yield f"route     local   {route_text(result.local_route)}"
         yield f"          remote  {route_text(result.remote_route)}"

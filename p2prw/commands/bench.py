@@ -1,0 +1,116 @@
+"""Measure bandwidth, message rate and latency to a region of a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from p2prw.commands.app import App
+from p2prw.commands.options import HelpfulCommand, settings_options
+from p2prw.commands.show import show_config
+from p2prw.reporters.base import is_live_terminal
+
+if TYPE_CHECKING:
+    from p2prw.engine.bench.model import BenchResult
+
+EPILOG = """\
+Examples:
+  p2prw bench 127.0.0.1/scratch
+  p2prw bench 10.0.0.1/scratch --op both -a --plot sizes.svg
+  p2prw bench 10.0.0.1/scratch --test lat --op read -s 2,4K --max-lat p99=50us
+  p2prw bench 10.0.0.1/scratch -s 64K -D 5 -q 4 --min-bw "1 GiB/s" --json
+
+--op write overwrites the region: serve one that holds nothing of value. Nobody else
+gets it meanwhile. Write latency is by completion, a whole round trip; ib_write_lat
+halves a ping-pong, which is not built.
+
+perftest: ib_write_bw -d mlx5_0 -x 3 -a -n 5000 -Q 32 -N -F HOST
+   here:  p2prw bench HOST/REGION -d mlx5_0 -x 3 -a -n 5000 -Q 32 -N -F
+          and --format perftest for its columns
+
+Environment: P2PRW_<OPTION>, as P2PRW_TX_DEPTH=64; the command line wins.
+Exit codes: 0 ok, 1 a run failed, 2 usage, 3 environment, 4 verification,
+5 threshold missed, 6 time limit, 7 refused by the peer, 130/143 signal."""
+
+
+@click.command(cls=HelpfulCommand, epilog=EPILOG, short_help="Measure bandwidth, message rate and latency.")
+@click.argument("target", metavar="PEER/REGION[+OFFSET]", required=False)
+@settings_options("bench")
+@click.pass_obj
+def bench(app: App, /, target: str | None, **line: Any) -> int:
+    """Measure bandwidth, message rate and latency of RDMA WRITE and READ to a region of a server.
+
+    PEER is HOST[:PORT] or [V6]:PORT; `p2prw serve --region NAME=host,size=64MiB` runs there.
+    """
+    settings = app.settings("bench", line)
+    from p2prw.config_bench import bench_request
+
+    if settings["show_config"]:
+        return show_config(app, settings, lambda: bench_request(settings, target))
+    request = bench_request(settings, target)
+    from p2prw.engine.bench.model import BenchRow
+    from p2prw.engine.bench.session import run_bench
+    from p2prw.reporters.bench import BenchReporter, choose_printer
+    from p2prw.reporters.choose import choose_view
+
+    if settings["plot"]:
+        _check_plot(Path(settings["plot"]))
+    printer = choose_printer(
+        app.mode,
+        app.stdout,
+        perftest=settings["format"] == "perftest",
+        gbits=settings["report_gbits"],
+        peak=not settings["no_peak"],
+    )
+    reporter = BenchReporter(choose_view(app.mode, app.stderr, app.environ), printer)
+    app.live = is_live_terminal(app.stderr.stream, app.environ) and not app.mode.quiet
+    app.stop_is_watched = True
+    try:
+        events = run_bench(request, stop=app.stop)
+        reporter.started(request)
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                result: BenchResult = end.value
+                break
+            if isinstance(event, BenchRow):
+                reporter.row(event)
+            else:
+                reporter.progress(event)
+        app.reported = True
+        reporter.finished(result)
+    finally:
+        app.stop_is_watched = False
+        reporter.close()
+        app.live = False
+    if settings["plot"] and result.results:
+        _draw(app, Path(settings["plot"]), result)
+    return result.exit_code
+
+
+def _check_plot(path: Path) -> None:
+    """Refuse a file that cannot be made now, not after minutes of measuring."""
+    from p2prw.errors import HostError
+
+    if not path.parent.is_dir() or path.is_dir():
+        raise HostError(
+            f"--plot {path}: there is no such directory" if not path.is_dir() else f"--plot {path} is a directory",
+            why="the picture is written there when all sizes are measured",
+            fix=f"--plot {path.name or 'sizes'}.svg" if path.is_dir() else f"mkdir -p {path.parent}",
+            code="cannot_write_plot",
+        )
+
+
+def _draw(app: App, path: Path, result: BenchResult) -> None:
+    """Write the picture; the figures are out already, so a full disk is a warning."""
+    from p2prw.reporters.bench_svg import svg_plot
+
+    device = (result.environment.get("device") or {}).get("name", "")
+    title = f"p2prw bench {result.params['peer']}/{result.params['region']} over {device}"
+    try:
+        path.write_text(svg_plot(result.results, title), "utf-8")
+    except OSError as error:
+        app.stderr.line(f"warning: --plot {path}: {error.strerror}")

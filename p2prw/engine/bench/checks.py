@@ -1,0 +1,78 @@
+"""What can be said before anything runs: the steps of a measurement, and requests that contradict themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from p2prw.engine.bench.model import DEFAULT_SIZE_BYTES, BenchRequest
+from p2prw.engine.bench.sizes import wanted_sizes
+from p2prw.engine.client import Attached
+from p2prw.engine.model import Operation
+from p2prw.errors import HostError, RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One test at one size."""
+
+    test: str
+    size_bytes: int
+    messages: int | None
+    """Of each queue pair; None where the time decides."""
+    of: int
+    """How many steps all operations have together; a sweep that is bounded has fewer."""
+
+
+def plan_steps(request: BenchRequest, operation: Operation) -> list[Step]:
+    """Return the steps of one operation in the order in which they run."""
+    sizes = {test: wanted_sizes(request.sizes, request.sweep, DEFAULT_SIZE_BYTES[test]) for test in request.tests}
+    of = sum(map(len, sizes.values())) * len(request.operations)
+    return [
+        Step(test, size, request.messages_for(test, operation), of) for test in request.tests for size in sizes[test]
+    ]
+
+
+def check_request(request: BenchRequest) -> None:
+    """Raise RequestError where two wishes exclude each other."""
+    if request.sweep and request.sizes:
+        raise _usage(
+            "-a and --sizes exclude each other", "one is every size, the other is those given", "give one of them"
+        )
+    if request.iterations is not None and request.duration_s is not None:
+        raise _usage("--iters and --duration exclude each other", "a run ends by count or by time", "give one of them")
+    if request.queue_pairs > 1 and "lat" in request.tests:
+        raise _usage(
+            f"latency is measured on one queue pair, not on {request.queue_pairs}",
+            "a message alone on the wire is what is timed",
+            "--test bw, or leave -q away",
+        )
+    if request.min_bw_bytes_per_s is not None and "bw" not in request.tests:
+        raise _usage("--min-bw without a bandwidth test", "only --test bw measures a rate", "--test bw or --test all")
+    if request.max_latency_us and "lat" not in request.tests:
+        raise _usage("--max-lat without a latency test", "only --test lat measures it", "--test lat or --test all")
+    if any(size < 1 for size in request.sizes or ()):
+        raise _usage("a message has at least one byte", "0 bytes move nothing", "--sizes 2")
+    if request.duration_s is not None and request.duration_s <= 0:
+        raise _usage("--duration must be more than nothing", "no message would be measured", "--duration 5s")
+
+
+def check_staged(attached: Attached, region: str) -> None:
+    """Raise HostError where bytes would pass through staging: that measures copies, not the wire."""
+    if attached.grant.staging is not None:
+        raise HostError(
+            f"region {region!r} is staged: a measurement needs memory that is registered whole",
+            why=f"its bytes ({attached.grant.route.memory}) reach the device through chunks of host memory",
+            fix="p2prw serve --region scratch=host,size=64MiB; p2prw write measures a whole transfer into files",
+            code="staged_region",
+        )
+    if attached.local is not None and attached.local.route.staged:
+        raise HostError(
+            f"local {attached.local.route.memory} memory is staged: a measurement needs it registered whole",
+            why="its bytes reach the device through chunks of host memory",
+            fix="leave --local-memory away: host memory of the size needed",
+            code="staged_memory",
+        )
+
+
+def _usage(what: str, why: str, fix: str) -> RequestError:
+    return RequestError(what, why=why, fix=fix, code="usage")

@@ -1,0 +1,67 @@
+"""Latency: one message at a time, timed from its post to the moment its completion is seen.
+
+That is a whole round trip for READ and WRITE alike: the completion of a WRITE is the peer's acknowledgement. Half a
+round trip by ping-pong needs the peer's CPU to watch memory, and is not built.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+from p2prw.engine.bench.attendant import Attendant
+from p2prw.engine.bench.lane import Lane
+from p2prw.engine.providers.base import Device
+from p2prw.engine.waiting import Waiter
+
+MAX_SAMPLES = 10_000_000
+"""80 MB; a run by time ends there."""
+_SPIN_S = 0.002
+"""Look again and again for this long before sleeping: to be woken costs more than what is measured."""
+
+
+@dataclass(slots=True)
+class LatencyLoop:
+    """Times messages on one lane. Drive `run()`; the figures are in `samples_us`, also after a failure."""
+
+    device: Device
+    lane: Lane
+    attendant: Attendant
+    waiter: Waiter
+    messages: int | None
+    duration_s: float | None = None
+    samples_us: array[float] = field(default_factory=lambda: array("d"))
+    first_post_s: float = 0.0
+    last_completion_s: float = 0.0
+
+    def run(self) -> Generator[None, None, None]:
+        """Yield a few times a second; return after `messages` or `duration_s`."""
+        attendant, samples = self.attendant, self.samples_us
+        clock: Callable[[], float] = attendant.deadline.clock
+        lane, pump, poll = self.lane, self.device.pump, self.lane.queue_pair.poll
+        per_message = len(lane.postings)
+        limit = MAX_SAMPLES if self.messages is None else self.messages
+        now = self.first_post_s = self.last_completion_s = clock()
+        end_s = now + self.duration_s if self.duration_s is not None else float("inf")
+        attendant.begin(now)
+        while len(samples) < limit and now < end_s:
+            # One message, signalled at its end: `begin` was told so, and here it is told again for the next.
+            lane.left = per_message
+            posted_s = clock()
+            while lane.left or lane.completed < lane.posted:
+                busy = lane.post() if lane.left else False
+                busy = pump() or busy
+                completions = poll()
+                now = clock()
+                if completions:
+                    lane.retire(completions)
+                elif now >= attendant.next_s and now - posted_s > _SPIN_S:
+                    if attendant.attend(now, len(samples)):
+                        yield
+                    if not busy:
+                        self.waiter.wait(attendant.next_s - now)
+            samples.append((now - posted_s) * 1e6)
+            self.last_completion_s = now
+            if now >= attendant.next_s and attendant.attend(now, len(samples)):
+                yield

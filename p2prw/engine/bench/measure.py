@@ -1,0 +1,206 @@
+"""The lanes of one operation, and one test at one size after the other on them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from p2prw.engine.attach import make_scratch
+from p2prw.engine.bench.attendant import Attendant
+from p2prw.engine.bench.checks import Step
+from p2prw.engine.bench.lane import Lane, Posting, message_postings
+from p2prw.engine.bench.latency import LatencyLoop
+from p2prw.engine.bench.loop import BandwidthLoop
+from p2prw.engine.bench.model import BenchProgress, BenchRequest, BenchRow
+from p2prw.engine.bench.row import RunFacts, bandwidth_row, latency_row
+from p2prw.engine.bench.verify import GenerationCheck
+from p2prw.engine.client import Attached, LeaseClient
+from p2prw.engine.deadline import Deadline
+from p2prw.engine.model import Operation, RemoteSegment, VerifyReport
+from p2prw.engine.mover import verify_error
+from p2prw.engine.phases import PhaseClock
+from p2prw.engine.transfer import signal_interval
+from p2prw.engine.verify import UNVERIFIED
+from p2prw.engine.waiting import Waiter
+from p2prw.errors import P2prwError
+
+_WARM_UP_MESSAGES = 100
+_WARM_UP_BYTES = 64 * 1024 * 1024
+_TIMED_BYTES_IN_FLIGHT = 64 * 1024 * 1024
+"""A run by time ends when what was posted has completed; 128 messages of 8 MiB would add seconds to it."""
+
+Event = BenchProgress | BenchRow
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What the result will say, filled on the way, so that a failure has what was measured before it."""
+
+    phases: PhaseClock
+    rows: list[BenchRow] = field(default_factory=list)
+    steps_begun: int = 0
+    generations: int = 0
+    verify: VerifyReport = UNVERIFIED
+
+
+class Measurement:
+    """Drive `measure` with one step after the other; the lanes are those of attached clients, all on one device."""
+
+    def __init__(
+        self,
+        request: BenchRequest,
+        operation: Operation,
+        clients: Sequence[LeaseClient],
+        attached: Sequence[Attached],
+        deadline: Deadline,
+        ledger: Ledger,
+        stack: ExitStack,
+    ) -> None:
+        """`stack` closes what is registered here."""
+        self.request = request
+        self.operation = operation
+        self.attached = attached
+        self.ledger = ledger
+        self.device = attached[0].link.device
+        self.lanes = [_lane_of(client, request.depth) for client in clients]
+        peers = [(one.link.channel, lane.queue_pair) for one, lane in zip(attached, self.lanes, strict=True)]
+        self.attendant = Attendant(peers, operation, deadline, request.connection.timeouts.idle_s)
+        self.waiter = Waiter(self.device, [channel.fileno() for channel, _ in peers])
+        self.checks: list[GenerationCheck] = []
+        if request.verify:
+            scratch = make_scratch(stack, self.device)
+            for client, one, lane in zip(clients, attached, self.lanes, strict=True):
+                self.checks.append(GenerationCheck(client.request, one, lane, scratch))
+
+    def measure(self, step: Step) -> Generator[Event, None, None]:
+        """Warm up, run, verify, and yield the row; the row of a run that failed is kept too."""
+        ledger, phases = self.ledger, self.ledger.phases
+        ledger.steps_begun += 1
+        for check in self.checks:
+            ledger.generations += 1
+            check.fill(ledger.generations, step.size_bytes)
+        postings = [self._postings(one, step.size_bytes) for one in self.attached]
+        warm_up = _warm_up(self.request, step)
+        phases.enter("first_byte")
+        if warm_up:
+            for _ in self._bandwidth(step, postings, messages=warm_up).run():
+                pass
+        phases.enter("steady")
+        before = self._retransmitted()
+        loop: BandwidthLoop | LatencyLoop
+        if step.test == "bw":
+            loop = self._bandwidth(step, postings, messages=step.messages, duration_s=self.request.duration_s)
+        else:
+            loop = self._latency(step, postings[0])
+        complete = False
+        try:
+            for _ in loop.run():
+                yield self._progress(step, loop)
+            complete = True
+        except P2prwError:
+            if self.attendant.deadline.stop and isinstance(loop, BandwidthLoop):
+                phases.enter("drain")
+                loop.settle(self.request.connection.timeouts.drain_s)
+            raise
+        finally:
+            # Also when the program drops the generator in the middle of the run: what was measured is kept.
+            facts = RunFacts(self.operation, step.size_bytes, complete, warm_up, self._retransmitted() - before)
+            row = bandwidth_row(loop, facts) if isinstance(loop, BandwidthLoop) else latency_row(loop, facts)
+            ledger.rows.append(row)
+        if self.checks:
+            phases.enter("verify")
+            yield from self._verify(step)
+            row = ledger.rows[-1]
+        yield row
+
+    def _verify(self, step: Step) -> Generator[Event, None, None]:
+        """Flush all lanes, compare each; the row gets the verdict. VerifyError where one is not verified."""
+        ledger = self.ledger
+        flushes = [check.flush_postings(step.size_bytes) for check in self.checks]
+        if all(flushes):
+            for lane, postings in zip(self.lanes, flushes, strict=True):
+                lane.begin(postings, 0, messages=1, signal_every=1)
+            for _ in BandwidthLoop(self.device, self.lanes, self.attendant, self.waiter).run():
+                pass
+        for check in self.checks:
+            steps = check.compare(step.size_bytes)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as finished:
+                    ledger.verify = finished.value
+                    break
+            ledger.rows[-1] = replace(ledger.rows[-1], verify=ledger.verify.status)
+            if ledger.verify.status != "verified":
+                raise verify_error(ledger.verify)
+        yield from ()
+
+    def _postings(self, one: Attached, size_bytes: int) -> tuple[Posting, ...]:
+        assert one.local is not None
+        segments = [RemoteSegment(s.address, s.length, s.rkey) for s in one.grant.segments]
+        return message_postings(one.local.vec, segments, self.operation, one.limits, size_bytes)
+
+    def _bandwidth(
+        self,
+        step: Step,
+        postings: Sequence[tuple[Posting, ...]],
+        *,
+        messages: int | None,
+        duration_s: float | None = None,
+    ) -> BandwidthLoop:
+        request = self.request
+        for lane, own in zip(self.lanes, postings, strict=True):
+            lane.depth = min(request.depth, lane.queue_pair.depth)
+            if duration_s is not None:
+                lane.depth = min(lane.depth, max(2, _TIMED_BYTES_IN_FLIGHT // step.size_bytes) * len(own))
+            lane.begin(
+                own,
+                step.size_bytes,
+                messages=messages,
+                signal_every=signal_interval(lane.depth, step.size_bytes, request.connection.signal_every),
+                post_list=min(request.post_list, lane.depth) if request.post_list else None,
+            )
+        return BandwidthLoop(self.device, self.lanes, self.attendant, self.waiter, duration_s)
+
+    def _latency(self, step: Step, postings: tuple[Posting, ...]) -> LatencyLoop:
+        lane = self.lanes[0]
+        lane.begin(postings, step.size_bytes, messages=0, signal_every=max(1, lane.depth // 2))
+        duration_s = self.request.duration_s
+        return LatencyLoop(self.device, lane, self.attendant, self.waiter, step.messages, duration_s)
+
+    def _retransmitted(self) -> int:
+        return sum(lane.queue_pair.counters.retransmitted_packets for lane in self.lanes)
+
+    def _progress(self, step: Step, loop: BandwidthLoop | LatencyLoop) -> BenchProgress:
+        if isinstance(loop, BandwidthLoop):
+            started_s, messages, lanes = loop.marks[0].at_s, loop.messages, len(self.lanes)
+        else:
+            started_s, messages, lanes = loop.first_post_s, len(loop.samples_us), 1
+        elapsed_s = self.attendant.deadline.clock() - started_s
+        return BenchProgress(
+            test=step.test,
+            operation=self.operation.value,
+            size_bytes=step.size_bytes,
+            step=self.ledger.steps_begun,
+            steps=step.of,
+            messages_done=messages,
+            messages_total=step.messages * lanes if step.messages is not None else None,
+            elapsed_s=elapsed_s,
+            duration_s=self.request.duration_s,
+            bw_bytes_per_s=messages * step.size_bytes / elapsed_s if elapsed_s > 0 else 0.0,
+            wqes_in_flight=sum(lane.outstanding for lane in self.lanes),
+        )
+
+
+def _lane_of(client: LeaseClient, depth: int) -> Lane:
+    assert client.queue_pair is not None
+    return Lane(client.queue_pair, min(depth, client.queue_pair.depth))
+
+
+def _warm_up(request: BenchRequest, step: Step) -> int:
+    """Return how many messages go before the clock starts."""
+    if request.warm_up is not None:
+        return request.warm_up
+    few = _WARM_UP_MESSAGES if step.messages is None else min(_WARM_UP_MESSAGES, -(-step.messages // 10))
+    return max(1, min(few, _WARM_UP_BYTES // step.size_bytes))

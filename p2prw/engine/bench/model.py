@@ -1,0 +1,158 @@
+"""What a measurement is asked for and what it says; data only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2prw.engine.model import ErrorReport, Operation, RouteReport, TransferRequest, VerifyReport
+
+TESTS = ("bw", "lat")
+DEFAULT_SIZE_BYTES = {"bw": 65536, "lat": 2}
+"""perftest's."""
+ITERATIONS = {("bw", Operation.WRITE): 5000, ("bw", Operation.READ): 1000}
+"""perftest's; every latency test has 1000."""
+LATENCY_ITERATIONS = 1000
+PERCENTILES = {"p50": "lat_p50_us", "p90": "lat_p90_us", "p99": "lat_p99_us", "p99.9": "lat_p999_us"}
+"""How a percentile is asked for, and its name in a row."""
+LATENCY_FIGURES = {**PERCENTILES, "min": "lat_min_us", "avg": "lat_avg_us", "max": "lat_max_us"}
+"""What `--max-lat` may bound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchRequest:
+    """Everything `bench` needs.
+
+    `connection` is a transfer request as a whole: peer, region, device, queue pair, waits. Its operation, size and
+    chunk are set for each test; its memory too, where it is `host` without a size.
+    """
+
+    connection: TransferRequest
+    operations: tuple[Operation, ...] = (Operation.WRITE,)
+    tests: tuple[str, ...] = ("bw",)
+    sizes: tuple[int, ...] | None = None
+    """None: the default size of each test, or every size where `sweep`."""
+    sweep: bool = False
+    """2 bytes to 8 MiB by powers of two, as far as the region goes."""
+    iterations: int | None = None
+    """Messages of each queue pair and size; None: perftest's number."""
+    duration_s: float | None = None
+    """Instead of a number of messages."""
+    warm_up: int | None = None
+    """Messages before the clock starts; None: a tenth of the iterations, at most 100 and at most 64 MiB."""
+    queue_pairs: int = 1
+    post_list: int | None = None
+    """Work requests that leave together; None: as many as there is room for."""
+    verify: bool = False
+    min_bw_bytes_per_s: float | None = None
+    max_latency_us: Mapping[str, float] = field(default_factory=dict)
+    """One of `LATENCY_FIGURES` -> most microseconds."""
+
+    @property
+    def depth(self) -> int:
+        """Work requests outstanding at most on each queue pair."""
+        return self.connection.queue_pair.depth
+
+    def messages_for(self, test: str, operation: Operation) -> int | None:
+        """Return how many messages each queue pair sends; None where the time decides."""
+        if self.duration_s is not None:
+            return None
+        return self.iterations or ITERATIONS.get((test, operation), LATENCY_ITERATIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class BenchProgress:
+    """One sample of a running test, taken by time."""
+
+    test: str
+    operation: str
+    size_bytes: int
+    step: int
+    """1 .. steps: which test and size of all."""
+    steps: int
+    messages_done: int
+    messages_total: int | None
+    """None where the time decides."""
+    elapsed_s: float
+    duration_s: float | None
+    bw_bytes_per_s: float
+    """Since the first post."""
+    wqes_in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Samples in [from_us, to_us)."""
+
+    from_us: float
+    to_us: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchRow:
+    """One row of `results`: one test of one operation at one size. What the test does not measure is None."""
+
+    test: str
+    """`bw` or `lat`."""
+    operation: str
+    size_bytes: int
+    complete: bool
+    """False: it was cut short, and the figures are of what was done."""
+    queue_pairs: int
+    tx_depth: int
+    """Work requests outstanding at most on each queue pair; 1 message for latency."""
+    signal_every: int
+    post_list: int | None
+    wqes_per_message: int
+    warm_up_messages: int
+    messages: int
+    """Completed, warm-up not counted, all queue pairs together."""
+    bytes: int
+    elapsed_s: float
+    """First post to last completion."""
+    msg_rate_per_s: float | None
+    bw_bytes_per_s: float | None
+    """Bytes / elapsed_s."""
+    bw_min_bytes_per_s: float | None = None
+    bw_median_bytes_per_s: float | None = None
+    bw_max_bytes_per_s: float | None = None
+    """Of the intervals that the run was cut into."""
+    intervals: int = 0
+    lat_by: str | None = None
+    """`completion`: from posting to seeing the completion, one round trip. There is no ping-pong yet."""
+    lat_min_us: float | None = None
+    lat_avg_us: float | None = None
+    lat_p50_us: float | None = None
+    lat_p90_us: float | None = None
+    lat_p99_us: float | None = None
+    lat_p999_us: float | None = None
+    lat_max_us: float | None = None
+    lat_stdev_us: float | None = None
+    histogram: tuple[Bucket, ...] = ()
+    wqes_posted: int = 0
+    wqes_signalled: int = 0
+    retransmitted_packets: int = 0
+    verify: str = "unverified"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """The whole outcome; the same members as a `TransferResult`, so that the same document is made of it."""
+
+    status: str
+    """`ok`, `failed`, `interrupted`."""
+    exit_code: int
+    params: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    local_route: RouteReport | None
+    remote_route: RouteReport | None
+    results: tuple[BenchRow, ...]
+    verify: VerifyReport
+    phases: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+    partial: bool = False
+    error: ErrorReport | None = None
+    command: str = "bench"
+    plan: None = None

@@ -1,0 +1,129 @@
+"""From what a loop counted to a row of the result, and whether the row holds what was demanded. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from p2prw.engine.bench.latency import LatencyLoop
+from p2prw.engine.bench.loop import BandwidthLoop
+from p2prw.engine.bench.model import LATENCY_FIGURES, BenchRequest, BenchRow
+from p2prw.engine.bench.statistics import interval_figures, latency_figures
+from p2prw.engine.model import Operation
+from p2prw.errors import ThresholdError
+from p2prw.units import format_rate, format_size
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a row says about its run beside the figures."""
+
+    operation: Operation
+    size_bytes: int
+    complete: bool
+    warm_up: int
+    retransmitted_packets: int
+    verify: str = "unverified"
+
+
+def bandwidth_row(loop: BandwidthLoop, facts: RunFacts) -> BenchRow:
+    """Return the row of a bandwidth run, whole or not."""
+    lanes, marks = loop.lanes, loop.marks
+    messages = marks[-1].messages if marks else 0
+    elapsed_s = marks[-1].at_s - marks[0].at_s if marks else 0.0
+    done = messages > 0 and elapsed_s > 0
+    figures = interval_figures(marks, facts.size_bytes)
+    return BenchRow(
+        test="bw",
+        operation=facts.operation.value,
+        size_bytes=facts.size_bytes,
+        complete=facts.complete,
+        queue_pairs=len(lanes),
+        tx_depth=lanes[0].depth,
+        signal_every=lanes[0].signal_every,
+        post_list=lanes[0].post_list,
+        wqes_per_message=len(lanes[0].postings),
+        warm_up_messages=facts.warm_up,
+        messages=messages,
+        bytes=messages * facts.size_bytes,
+        elapsed_s=elapsed_s,
+        msg_rate_per_s=messages / elapsed_s if done else None,
+        bw_bytes_per_s=messages * facts.size_bytes / elapsed_s if done else None,
+        bw_min_bytes_per_s=figures.lowest,
+        bw_median_bytes_per_s=figures.middle,
+        bw_max_bytes_per_s=figures.highest,
+        intervals=figures.count,
+        retransmitted_packets=facts.retransmitted_packets,
+        verify=facts.verify,
+        wqes_posted=sum(lane.posted for lane in lanes),
+        wqes_signalled=sum(lane.signalled for lane in lanes),
+    )
+
+
+def latency_row(loop: LatencyLoop, facts: RunFacts) -> BenchRow:
+    """Return the row of a latency run, whole or not."""
+    messages = len(loop.samples_us)
+    elapsed_s = loop.last_completion_s - loop.first_post_s
+    done = messages > 0 and elapsed_s > 0
+    figures = latency_figures(loop.samples_us)
+    return BenchRow(
+        test="lat",
+        operation=facts.operation.value,
+        size_bytes=facts.size_bytes,
+        complete=facts.complete,
+        queue_pairs=1,
+        tx_depth=1,
+        signal_every=1,
+        post_list=None,
+        wqes_per_message=len(loop.lane.postings),
+        warm_up_messages=facts.warm_up,
+        messages=messages,
+        bytes=messages * facts.size_bytes,
+        elapsed_s=elapsed_s,
+        msg_rate_per_s=messages / elapsed_s if done else None,
+        bw_bytes_per_s=messages * facts.size_bytes / elapsed_s if done else None,
+        lat_by="completion",
+        lat_min_us=figures.lowest if figures else None,
+        lat_avg_us=figures.mean if figures else None,
+        lat_p50_us=figures.p50 if figures else None,
+        lat_p90_us=figures.p90 if figures else None,
+        lat_p99_us=figures.p99 if figures else None,
+        lat_p999_us=figures.p999 if figures else None,
+        lat_max_us=figures.highest if figures else None,
+        lat_stdev_us=figures.stdev if figures else None,
+        histogram=figures.histogram if figures else (),
+        retransmitted_packets=facts.retransmitted_packets,
+        verify=facts.verify,
+        wqes_posted=loop.lane.posted,
+        wqes_signalled=loop.lane.signalled,
+    )
+
+
+def missed_thresholds(request: BenchRequest, rows: Iterable[BenchRow]) -> ThresholdError | None:
+    """Return the error of the first row that misses a threshold, saying how many do; every row is held to them."""
+    missed = [sentence for row in rows for sentence in _missed(request, row)]
+    if not missed:
+        return None
+    more = f"; {len(missed) - 1} more missed" if len(missed) > 1 else ""
+    return ThresholdError(
+        missed[0] + more,
+        why="every size is held to --min-bw and --max-lat; the result has all figures",
+        fix="lower the threshold, or look at route, MTU and load in the result",
+        code="threshold_missed",
+    )
+
+
+def _missed(request: BenchRequest, row: BenchRow) -> list[str]:
+    where = f"{row.operation} of {format_size(row.size_bytes)}"
+    if row.test == "bw":
+        least = request.min_bw_bytes_per_s
+        if least is None or (row.bw_bytes_per_s is not None and row.bw_bytes_per_s >= least):
+            return []
+        return [f"{where}: {format_rate(row.bw_bytes_per_s)} is below --min-bw {format_rate(least)}"]
+    missed = []
+    for name, most_us in request.max_latency_us.items():
+        found = getattr(row, LATENCY_FIGURES[name])
+        if found is None or found > most_us:
+            shown = "nothing" if found is None else f"{found:.1f} us"
+            missed.append(f"{where}: {name} of {shown} is above --max-lat {name}={most_us:g}us")
+    return missed

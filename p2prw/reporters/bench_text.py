@@ -1,0 +1,163 @@
+"""A measurement as lines: our own table, perftest's exact columns, a small chart, what the figures depend on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from p2prw.engine.bench.model import BenchRequest, BenchResult, BenchRow
+from p2prw.reporters.text import fact_lines
+from p2prw.units import MIB, format_size
+
+# Linux-rdma/perftest, src/perftest_parameters.h: RESULT_FMT, RESULT_FMT_G, RESULT_FMT_LAT and their REPORT_FMTs.
+PERFTEST_BW = " #bytes     #iterations    BW peak[{unit}/sec]    BW average[{unit}/sec]   MsgRate[Mpps]"
+PERFTEST_LAT = (
+    " #bytes #iterations    t_min[usec]    t_max[usec]  t_typical[usec]    t_avg[usec]    t_stdev[usec]"
+    "   99% percentile[usec]   99.9% percentile[usec] "
+)
+_BARS = "▏▎▍▌▋▊▉█"
+_BAR_WIDTH = 40
+
+
+def describe_bench(request: BenchRequest) -> str:
+    """Return one line: `bench write -> 10.0.0.1:18515/scratch`."""
+    connection = request.connection
+    offset = f"+{connection.region_offset}" if connection.region_offset else ""
+    operations = " and ".join(operation.value for operation in request.operations)
+    return f"bench {operations} -> {connection.peer}/{connection.region}{offset}"
+
+
+# --- our own table ----------------------------------------------------------------------------------------------
+
+_BW = "{:<6}{:>10}{:>11}{:>12}{:>9}{:>11}{:>11}{:>11}{:>12}  {}"
+_LAT = "{:<6}{:>10}{:>11}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}  {}"
+_HEADS = {
+    "bw": _BW.format("BW", "SIZE", "MESSAGES", "MiB/s", "Gb/s", "MIN", "MEDIAN", "MAX", "MESSAGES/s", "DATA"),
+    "lat": _LAT.format(
+        "LAT us", "SIZE", "MESSAGES", "MIN", "P50", "P90", "P99", "P99.9", "MAX", "AVG", "STDEV", "DATA"
+    ),
+}
+
+
+def head_line(test: str) -> str:
+    """Return the head of the table of a test; MIN, MEDIAN and MAX of a rate are MiB/s over the run's intervals."""
+    return _HEADS[test]
+
+
+def row_line(row: BenchRow) -> str:
+    """Return one row; one that was cut short says so."""
+    verdict = row.verify if row.complete else f"{row.verify}, cut short"
+    size = format_size(row.size_bytes)
+    if row.test == "bw":
+        rates = (row.bw_min_bytes_per_s, row.bw_median_bytes_per_s, row.bw_max_bytes_per_s)
+        gbits = "-" if row.bw_bytes_per_s is None else f"{row.bw_bytes_per_s * 8 / 1e9:.2f}"
+        messages_per_s = "-" if row.msg_rate_per_s is None else f"{row.msg_rate_per_s:.0f}"
+        shown = (_mib(row.bw_bytes_per_s), gbits, *map(_mib, rates), messages_per_s)
+        return _BW.format(row.operation, size, row.messages, *shown, verdict)
+    figures = (row.lat_min_us, row.lat_p50_us, row.lat_p90_us, row.lat_p99_us, row.lat_p999_us, row.lat_max_us)
+    shown = tuple("-" if one is None else f"{one:.1f}" for one in (*figures, row.lat_avg_us, row.lat_stdev_us))
+    return _LAT.format(row.operation, size, row.messages, *shown, verdict)
+
+
+def _mib(bytes_per_s: float | None) -> str:
+    return "-" if bytes_per_s is None else f"{bytes_per_s / MIB:.1f}"
+
+
+def summary_lines(result: BenchResult) -> Iterator[str]:
+    """Return the chart and what the figures depend on, for below the table."""
+    chart = list(chart_lines(result.results))
+    yield from (*chart, "") if chart else ()
+    environment, rows = result.environment, result.results
+    device = environment.get("device") or {}
+    negotiated = environment.get("negotiated") or {}
+    if device:
+        binding = f" by {device['binding']}" if device.get("binding") else ""
+        facts = (
+            f"{device['name']} [{device['driver']}{binding}]",
+            f"path MTU {negotiated.get('path_mtu_bytes', '-')}",
+            f"{environment['cpus']} CPUs",
+            f"Python {environment['python']}",
+            f"Linux {environment['kernel']}",
+            environment["clock"],
+        )
+        yield "setup     " + ", ".join(facts)
+    for test in dict.fromkeys(row.test for row in rows):
+        yield "work      " + _work(next(row for row in rows if row.test == test))
+    again = sum(row.retransmitted_packets for row in rows)
+    yield f"retries   {again} packets sent again"
+    yield from fact_lines(result)
+
+
+def _work(row: BenchRow) -> str:
+    if row.test == "lat":
+        return "latency: one message at a time, from post to completion (a whole round trip)"
+    pairs = f"{row.queue_pairs} queue pair" + ("s" if row.queue_pairs > 1 else "")
+    chain = f", chains of {row.post_list}" if row.post_list else ""
+    return f"bandwidth: {pairs}, {row.tx_depth} deep, 1 in {row.signal_every} signalled at first{chain}"
+
+
+# --- a small chart ------------------------------------------------------------------------------------------------
+
+
+def chart_lines(rows: Sequence[BenchRow]) -> Iterator[str]:
+    """Return bars for each test and operation with more than one size: average rate, or median latency."""
+    for test, operation in dict.fromkeys((row.test, row.operation) for row in rows):
+        points = [(row.size_bytes, chart_value(row)) for row in rows if (row.test, row.operation) == (test, operation)]
+        known = [(size, value) for size, value in points if value is not None]
+        if len(known) < 2:
+            continue
+        top = max(value for _, value in known) or 1.0
+        unit = "MiB/s" if test == "bw" else "us, median"
+        yield ""
+        yield f"{operation}, {unit}"
+        for size, value in known:
+            yield f"{format_size(size):>10} {_bar(value / top)} {value:.1f}"
+
+
+def chart_value(row: BenchRow) -> float | None:
+    """Return what a chart shows of a row: MiB/s, or microseconds."""
+    if row.test == "bw":
+        return None if row.bw_bytes_per_s is None else row.bw_bytes_per_s / MIB
+    return row.lat_p50_us
+
+
+def _bar(share: float) -> str:
+    eighths = round(share * _BAR_WIDTH * 8)
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + (_BARS[rest - 1] if rest else "") or "▏"
+
+
+# --- perftest's columns ---------------------------------------------------------------------------------------------
+
+
+def perftest_head(test: str, *, gbits: bool) -> str:
+    """Return perftest's heading of a bandwidth or latency table, to the blank."""
+    return PERFTEST_BW.format(unit="Gb" if gbits else "MiB") if test == "bw" else PERFTEST_LAT
+
+
+def perftest_line(row: BenchRow, *, gbits: bool, peak: bool) -> str:
+    """Return perftest's row. Its peak is ours over an interval, not over two completions; 0.00 without `peak`."""
+    if row.test == "bw":
+        scale = 8 / 1e9 if gbits else 1 / MIB
+        highest = (row.bw_max_bytes_per_s or 0.0) * scale if peak else 0.0
+        average = (row.bw_bytes_per_s or 0.0) * scale
+        rate = (row.msg_rate_per_s or 0.0) / 1e6
+        return (
+            f" {row.size_bytes:<7}    {row.messages:<10}       {highest:<7.2f}            {average:<7.2f}"
+            f"\t\t   {rate:<7.6f}"
+        )
+    low, high, typical, mean, stdev, p99, p999 = (
+        0.0 if one is None else one
+        for one in (
+            row.lat_min_us,
+            row.lat_max_us,
+            row.lat_p50_us,
+            row.lat_avg_us,
+            row.lat_stdev_us,
+            row.lat_p99_us,
+            row.lat_p999_us,
+        )
+    )
+    return (
+        f" {row.size_bytes:<7} {row.messages}          {low:<7.2f}        {high:<7.2f}      {typical:<7.2f}  \t       "
+        f"{mean:<7.2f}     \t{stdev:<7.2f}\t\t{p99:<7.2f} \t\t{p999:<7.2f}"
+    )

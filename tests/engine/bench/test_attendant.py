@@ -1,0 +1,60 @@
+"""What goes on beside a run: windows, refusals, idleness, samples."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from p2prw.engine.control.messages import Filled, Refuse, Window
+from p2prw.engine.model import Operation
+from p2prw.errors import DeadlineExceeded, PeerRefusedError, RemoteProtocolError
+
+
+def told(rig, message) -> None:
+    rig.peers[0].send(message)
+    time.sleep(0.01)  # a local socket pair: there at once, but not in no time
+
+
+@pytest.mark.parametrize(("operation", "windows"), [(Operation.WRITE, [4242]), (Operation.READ, [])])
+def test_a_window_bounds_what_we_send_only(make_bench, operation, windows):
+    rig = make_bench(operation=operation)
+    told(rig, Window(4242))
+    rig.attendant.begin(0.0)
+    rig.attendant.attend(0.1, 0)
+    assert rig.device.counts.windows == windows
+
+
+def test_a_refusal_in_the_middle_is_the_peers_word(make_bench):
+    rig = make_bench()
+    told(rig, Refuse("idle", "nothing was heard", "why", "try"))
+    rig.attendant.begin(0.0)
+    with pytest.raises(PeerRefusedError) as refused:
+        rig.attendant.attend(0.1, 0)
+    assert refused.value.code == "idle"
+
+
+def test_anything_else_breaks_the_protocol(make_bench):
+    rig = make_bench()
+    told(rig, Filled("0" * 16, 0, 0))
+    rig.attendant.begin(0.0)
+    with pytest.raises(RemoteProtocolError, match="filled in the middle of a run"):
+        rig.attendant.attend(0.1, 0)
+
+
+def test_only_what_grows_is_activity(make_bench):
+    rig = make_bench(idle_s=1.0)
+    rig.attendant.begin(0.0)
+    rig.attendant.attend(0.5, 1)
+    rig.attendant.attend(1.4, 2)
+    rig.attendant.attend(2.3, 2)
+    with pytest.raises(DeadlineExceeded, match="nothing completed for 1 s"):
+        rig.attendant.attend(2.5, 2)
+
+
+def test_samples_are_due_eight_times_a_second(make_bench):
+    rig = make_bench()
+    rig.attendant.begin(0.0)
+    due = [rig.attendant.attend(step * 0.01, step) for step in range(100)]
+    assert sum(due) == pytest.approx(8, abs=1)
+    assert rig.attendant.next_s == pytest.approx(0.995)

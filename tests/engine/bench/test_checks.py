@@ -1,0 +1,85 @@
+"""What a request leads to, and what it may not ask for."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2prw import api
+from p2prw.engine.bench.checks import check_request, check_staged, plan_steps
+from p2prw.engine.bench.model import BenchRequest
+from p2prw.engine.bench.session import run_bench
+from p2prw.engine.bench.sizes import SWEEP
+from p2prw.engine.model import Operation
+from p2prw.errors import HostError, RequestError
+
+READ, WRITE = Operation.READ, Operation.WRITE
+
+
+@pytest.fixture
+def ask():
+    connection = api.make_request(WRITE, "127.0.0.1/mem", "host")
+    return lambda **wishes: BenchRequest(connection=connection, **wishes)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "operation", "expected"),
+    [
+        ({}, WRITE, [("bw", 65536, 5000, 1)]),
+        ({}, READ, [("bw", 65536, 1000, 1)]),
+        ({"tests": ("lat",)}, WRITE, [("lat", 2, 1000, 1)]),
+        ({"sizes": (8, 4), "iterations": 7}, WRITE, [("bw", 8, 7, 2), ("bw", 4, 7, 2)]),
+        ({"duration_s": 1.0}, READ, [("bw", 65536, None, 1)]),
+        (
+            {"tests": ("bw", "lat"), "sizes": (8,), "operations": (WRITE, READ)},
+            READ,
+            [("bw", 8, 1000, 4), ("lat", 8, 1000, 4)],
+        ),
+    ],
+)
+def test_numbers_and_sizes_are_perftests_unless_given(ask, wishes, operation, expected):
+    steps = plan_steps(ask(**wishes), operation)
+    assert [(step.test, step.size_bytes, step.messages, step.of) for step in steps] == expected
+
+
+def test_a_sweep_has_every_size(ask):
+    assert [step.size_bytes for step in plan_steps(ask(sweep=True), READ)] == list(SWEEP)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "word"),
+    [
+        ({"sweep": True, "sizes": (1,)}, "-a and --sizes"),
+        ({"iterations": 1, "duration_s": 1.0}, "--iters and --duration"),
+        ({"queue_pairs": 2, "tests": ("bw", "lat")}, "one queue pair"),
+        ({"min_bw_bytes_per_s": 1.0, "tests": ("lat",)}, "--min-bw"),
+        ({"max_latency_us": {"p99": 1.0}}, "--max-lat"),
+        ({"sizes": (4, 0)}, "at least one byte"),
+        ({"duration_s": 0.0}, "--duration"),
+    ],
+)
+def test_wishes_that_exclude_each_other_are_refused_before_anything_is_opened(ask, wishes, word):
+    with pytest.raises(RequestError, match=word) as refused:
+        run_bench(ask(**wishes))
+    assert refused.value.exit_code == 2 and refused.value.why and refused.value.fix
+
+
+def test_a_sound_request_passes(ask):
+    check_request(ask(tests=("bw", "lat"), min_bw_bytes_per_s=1.0, max_latency_us={"p99": 5.0}, sizes=(1, 2)))
+
+
+@pytest.mark.parametrize("which", ["remote", "local"])
+def test_staged_memory_is_no_measurement(which):
+    class Staged:
+        class grant:
+            staging = object() if which == "remote" else None
+
+            class route:
+                memory = "file"
+
+        class local:
+            class route:
+                staged, memory = True, "file"
+
+    with pytest.raises(HostError, match="registered whole") as refused:
+        check_staged(Staged, "mem")  # type: ignore[arg-type]
+    assert refused.value.code == ("staged_region" if which == "remote" else "staged_memory")

@@ -1,0 +1,129 @@
+"""One queue pair of a run: what is posted, in which chains, which are signalled, what the counts say."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2prw.engine.bench.lane import Lane, message_postings
+from p2prw.engine.model import Completion, DmaSegment, Opcode, Operation, RemoteSegment, WcStatus
+from p2prw.engine.providers.scripted import Script
+from p2prw.engine.rw import RwLimits
+from p2prw.errors import CompletionError
+
+LIMITS = RwLimits(max_write_sge=4, max_read_sge=4, max_bytes_per_wr=1000)
+
+
+def posted_ids(rig) -> list[int]:
+    return [post[0] for post in rig.lanes[0].queue_pair.posted]
+
+
+def signals(rig) -> list[bool]:
+    return [post[5] for post in rig.lanes[0].queue_pair.posted]
+
+
+@pytest.mark.parametrize(
+    ("size", "lengths"), [(1, [1]), (1000, [1000]), (2500, [1000, 1000, 500]), (1500, [1000, 500])]
+)
+def test_a_message_is_as_many_work_requests_as_limits_make_of_it(size, lengths):
+    postings = message_postings(
+        (DmaSegment(0x1000, 4096, 7),), [RemoteSegment(0x9000, 4096, 8)], Operation.WRITE, LIMITS, size
+    )
+    assert [sum(sge.length_bytes for sge in sges) for _, sges, _, _ in postings] == lengths
+    assert [address for _, _, address, _ in postings] == [0x9000 + sum(lengths[:i]) for i in range(len(lengths))]
+    assert {opcode for opcode, *_ in postings} == {Opcode.RDMA_WRITE}
+
+
+def test_a_message_across_two_remote_segments_uses_both_keys():
+    postings = message_postings(
+        (DmaSegment(0, 4096, 7),), [RemoteSegment(0, 600, 8), RemoteSegment(5000, 600, 9)], Operation.READ, LIMITS, 900
+    )
+    assert [(address, rkey) for _, _, address, rkey in postings] == [(0, 8), (5000, 9)]
+    assert {opcode for opcode, *_ in postings} == {Opcode.RDMA_READ}
+
+
+def test_the_queue_is_filled_and_never_over_filled(make_bench):
+    rig = make_bench(depth=8)
+    rig.begin(64, 100, signal_every=4)
+    lane = rig.lanes[0]
+    assert lane.post() and not lane.post()
+    assert lane.outstanding == 8 and signals(rig) == [False, False, False, True] * 2
+
+
+def test_the_last_one_is_signalled_whatever_the_interval(make_bench):
+    rig = make_bench(depth=8)
+    rig.begin(64, 6, signal_every=4)
+    rig.lanes[0].post()
+    assert signals(rig) == [False, False, False, True, False, True]
+    assert rig.lanes[0].left == 0 and rig.lanes[0].signalled == 2
+
+
+def test_a_chain_waits_until_it_fits_as_a_whole(make_bench):
+    rig = make_bench(depth=8, script=Script(completions_per_pump=1))
+    rig.begin(64, 11, signal_every=1, post_list=3)
+    lane = rig.lanes[0]
+
+    def complete_one() -> None:
+        rig.device.pump()
+        lane.retire(lane.queue_pair.poll())
+
+    assert lane.post() and lane.post() and lane.outstanding == 6
+    assert not lane.post(), "two places are no room for a chain of three"
+    complete_one()
+    assert lane.post() and lane.outstanding == 8
+    complete_one()
+    assert not lane.post()
+    complete_one()
+    assert lane.post() and lane.left == 0 and lane.posted == 11, "the last chain may be shorter"
+
+
+def test_one_completion_stands_for_all_before_it(make_bench):
+    rig = make_bench(depth=8)
+    rig.begin(2500, 2, chunk=1000, signal_every=4)
+    lane = rig.lanes[0]
+    lane.post()
+    lane.retire([Completion(3, WcStatus.SUCCESS, Opcode.RDMA_WRITE, 1000, 1)])
+    assert (lane.completed, lane.outstanding, lane.messages) == (4, 2, 1), "three work requests make a message"
+
+
+def test_ids_go_on_from_run_to_run(make_bench):
+    """Both providers retire by id: an id that came again would retire the wrong ones."""
+    rig = make_bench(depth=4)
+    for _ in range(3):
+        for _ in rig.bandwidth(64, 10).run():
+            pass
+    assert posted_ids(rig) == list(range(30))
+
+
+@pytest.mark.parametrize(("posted", "signal_every", "expected"), [(3, 4, 3), (4, 4, 0), (5, 4, 1)])
+def test_the_end_makes_the_message_whole_and_its_last_request_signalled(make_bench, posted, signal_every, expected):
+    rig = make_bench(depth=8)
+    rig.begin(2500, None, chunk=1000, signal_every=signal_every)
+    lane = rig.lanes[0]
+    lane.depth = posted
+    lane.post()
+    lane.depth = 8
+    lane.end()
+    if posted == 4:
+        expected = 2  # the second message of three lacks two
+    assert lane.left == expected
+    lane.post()
+    assert lane.posted % 3 == 0 and lane.signalled_until == lane.posted
+
+
+def test_a_failed_completion_says_how_far_the_run_was(make_bench):
+    rig = make_bench(depth=8)
+    rig.begin(64, 100, signal_every=1)
+    lane = rig.lanes[0]
+    lane.post()
+    with pytest.raises(CompletionError, match=r"REM_ACCESS_ERR after 192 of 512 bytes"):
+        lane.retire(
+            [
+                Completion(2, WcStatus.SUCCESS, Opcode.RDMA_WRITE, 64, 1),
+                Completion(3, WcStatus.REM_ACCESS_ERR, Opcode.RDMA_WRITE, 64, 1),
+            ]
+        )
+    assert lane.messages == 3
+
+
+def test_a_new_lane_has_nothing_to_do(make_bench):
+    assert isinstance(make_bench().lanes[0], Lane) and make_bench().lanes[0].finished

@@ -1,0 +1,93 @@
+"""Sleeping until there is something to do."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from p2prw.engine.waiting import Waiter
+
+
+class FakeDevice:
+    """A device that is one socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.writable = False
+        self.timer_s: float | None = None
+
+    def filenos(self) -> tuple[int, ...]:
+        return (self.sock.fileno(),)
+
+    def wants_write(self) -> bool:
+        return self.writable
+
+    def next_timer_s(self) -> float | None:
+        return self.timer_s
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def slept_s(waiter: Waiter, at_most_s: float) -> float:
+    began = time.monotonic()
+    waiter.wait(at_most_s)
+    return time.monotonic() - began
+
+
+def test_it_sleeps_no_longer_than_asked_and_never_past_the_devices_timer(pair):
+    device = FakeDevice(pair[0])
+    waiter = Waiter(device, ())  # type: ignore[arg-type]
+    assert slept_s(waiter, 0.05) >= 0.045
+    device.timer_s = 0.0
+    assert slept_s(waiter, 30.0) < 1.0
+    device.timer_s = 0.02
+    assert 0.015 <= slept_s(waiter, 30.0) < 10
+
+
+def test_bytes_wake_it(pair):
+    ours, theirs = pair
+    theirs.send(b"x")
+    device = FakeDevice(ours)
+    assert slept_s(Waiter(device, ()), 30.0) < 10  # type: ignore[arg-type]
+    quiet, other = socket.socketpair()
+    with quiet, other:
+        assert slept_s(Waiter(FakeDevice(quiet), (ours.fileno(),)), 30.0) < 10  # type: ignore[arg-type]
+
+
+def test_room_to_send_wakes_it_only_while_the_device_waits_for_that(pair, monkeypatch):
+    asked: list[int] = []
+    real = select.poll
+
+    class Poll:
+        def __init__(self) -> None:
+            self.inner = real()
+
+        def register(self, fileno: int, mask: int) -> None:
+            self.inner.register(fileno, mask)
+
+        def modify(self, fileno: int, mask: int) -> None:
+            asked.append(mask)
+            self.inner.modify(fileno, mask)
+
+        def poll(self, timeout_ms: float) -> object:
+            return self.inner.poll(timeout_ms)
+
+    monkeypatch.setattr("select.poll", Poll)
+    device = FakeDevice(pair[0])
+    waiter = Waiter(device, ())  # type: ignore[arg-type]
+    waiter.wait(0.001)
+    device.writable = True
+    assert slept_s(waiter, 30.0) < 10
+    waiter.wait(0.001)
+    device.writable = False
+    waiter.wait(0.001)
+    assert asked == [select.POLLIN | select.POLLOUT, select.POLLIN], "changed when it changes, not each time"
