@@ -93,4 +93,4 @@ def route_words(result: CellResult) -> str | None:
 
 
 def _key(cell: Cell) -> tuple[str, str, str]:
-    return cell.device, cell.local, cell.remote
+    return cell.place, cell.local, cell.remote

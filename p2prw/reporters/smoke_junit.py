@@ -13,13 +13,13 @@ _OUTCOMES: dict[str, Outcome] = {"pass": "passed", "fail": "failed", "not_run": 
 def smoke_suites(result: SmokeResult, timestamp_iso: str) -> list[Suite]:
     """Return the suites; `timestamp_iso` is when the test began."""
     devices = dict.fromkeys(
-        [one.cell.device for one in result.cells] + [skip.device for skip in result.skips if skip.device]
+        [one.cell.place for one in result.cells] + [skip.device for skip in result.skips if skip.device]
     )
     suites = [
         Suite(
             f"smoke {device}",
             (
-                *(_case(one) for one in result.cells if one.cell.device == device),
+                *(_case(one) for one in result.cells if one.cell.place == device),
                 *(_skipped(skip, device) for skip in result.skips if skip.device == device),
             ),
             timestamp_iso,
@@ -44,7 +44,7 @@ def _case(one: CellResult) -> Case:
         details = "\n".join(filter(None, (one.error.what, one.error.why)))
     return Case(
         name=f"{cell.operation} {cell.local} {cell.remote} {cell.size_class}",
-        classname=f"smoke.{cell.device}",
+        classname=f"smoke.{cell.place}",
         time_s=one.elapsed_s,
         outcome=_OUTCOMES[one.status],
         message=one.reason,

@@ -27,6 +27,7 @@ def cell_row(result: CellResult) -> dict[str, Any]:
         "row": "cell",
         "status": result.status,
         "device": cell.device,
+        "ib_port": cell.ib_port,
         "memory": cell.local,
         "region": cell.region,
         "region_memory": cell.remote,
@@ -115,7 +116,7 @@ def describe_cell(cell: Cell) -> str:
     arrow = "->" if cell.operation == "write" else "<-"
     place = f" at {cell.offset_bytes}" if cell.offset_bytes else ""
     size = format_size(cell.size_bytes) if cell.size_bytes % 1024 == 0 else f"{cell.size_bytes} B"
-    return f"{cell.device} {cell.operation} {cell.local} {arrow} {cell.remote} {cell.size_class}, {size}{place}"
+    return f"{cell.place} {cell.operation} {cell.local} {arrow} {cell.remote} {cell.size_class}, {size}{place}"
 
 
 def done_line(result: CellResult) -> str:
@@ -166,7 +167,7 @@ def _rates(result: SmokeResult) -> Iterator[tuple[str, str]]:
     for one in result.cells:
         stats = one.transfer.results[0] if one.status == "pass" and one.transfer and one.transfer.results else None
         if stats is not None and stats.bw_bytes_per_s is not None and one.cell.size_class == "large":
-            best[one.cell.device] = max(best.get(one.cell.device, 0.0), stats.bw_bytes_per_s)
+            best[one.cell.place] = max(best.get(one.cell.place, 0.0), stats.bw_bytes_per_s)
     for device, rate in best.items():
         yield "rate", f"{device}: {format_rate(rate)} at best, no benchmark"
 
@@ -183,7 +184,7 @@ def _not_available(results: Iterable[CellResult]) -> Iterator[tuple[str, str]]:
             for attempt in route.attempts if route else ():
                 if not attempt.ok:
                     why = attempt.errno or attempt.wc_status or attempt.why or "failed"
-                    yield "route", f"{one.cell.device} {memory}: {attempt.route} is not available ({why})"
+                    yield "route", f"{one.cell.place} {memory}: {attempt.route} is not available ({why})"
 
 
 def _failures(failed: list[CellResult]) -> Iterator[tuple[str, str]]:

@@ -45,7 +45,7 @@ class PlainSmokeView(QuietSmokeView):
 
     def planned(self, plan: SmokePlan) -> None:
         """Say how much there is to do."""
-        devices = dict.fromkeys(cell.device for cell in plan.cells)
+        devices = dict.fromkeys(cell.place for cell in plan.cells)
         self.stderr.line(f"{len(plan.cells)} cells on {', '.join(devices)}")
 
     def take(self, event: SmokeEvent) -> None:

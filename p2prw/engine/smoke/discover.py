@@ -13,9 +13,10 @@ from p2prw.engine import gids
 from p2prw.engine.inventory import DeviceRow, Inventory
 from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import DeviceInfo
-from p2prw.engine.smoke.model import Skip, SmokeDevice, SmokeMemory
+from p2prw.engine.smoke.model import Skip, SmokeDevice, SmokeMemory, place_of
 from p2prw.engine.topology.memory_devices import MemoryDevice
 from p2prw.errors import HostError, RequestError
+from p2prw.units import MIB
 
 SAFE_KINDS = ("p2pmem", "udmabuf", "dmaheap", "cuda", "dm")
 """Device and dma-buf memory that is allocated for us and given back."""
@@ -25,7 +26,7 @@ NAMED_ONLY = {
 }
 KINDS = ("host", "file", *SAFE_KINDS, *NAMED_ONLY)
 _PAGE_BYTES = 4096
-_ASKED_BYTES = 16 * 1024 * 1024
+_ASKED_BYTES = 16 * MIB
 """Of what is made in the size one asks for. The kernel bounds some: /dev/udmabuf to 64 MiB, by default."""
 _NAMES_SHOWN = 4
 
@@ -38,24 +39,10 @@ def find_devices(
     `every_address`: also software devices on addresses of netdevs; without it loopback's two stand for them, because
     packets to an address of our own never leave the host.
     """
-    rows = {row.info.name: row for row in inventory.devices}
     found: list[SmokeDevice] = []
     skips: list[Skip] = []
-    for name in wanted:
-        row = rows.get(name) or next((r for r in inventory.devices if r.info.address and _is_soft(name, r.info)), None)
-        if row is None:
-            raise HostError(
-                f"no device named {name!r}",
-                why=f"this host has: {', '.join(rows) or 'none'}",
-                fix="p2prw devices",
-                code="no_device",
-            )
-        reason = _unfit(row.info)
-        if reason:
-            raise HostError(f"{name}: {reason}", why="it cannot move bytes now", fix="p2prw devices", code="no_device")
-        found.append(_device(row, name))
     if wanted:
-        return found, skips
+        return [device for name in wanted for device in _wanted(inventory.devices, name)], skips
     for row in inventory.devices:
         reason = _unfit(row.info)
         if reason is None and row.info.provider == "soft" and not every_address and not _is_loopback(row.info):
@@ -63,9 +50,26 @@ def find_devices(
         if reason is None:
             found.append(_device(row, row.info.name))
         else:
-            skips.append(Skip(row.info.name, None, reason))
+            skips.append(Skip(place_of(row.info.name, row.info.port), None, reason))
     skips += [Skip(None, one.what, f"{one.why}; {one.fix}") for one in inventory.unseen]
     return found, skips
+
+
+def _wanted(rows: Sequence[DeviceRow], name: str) -> list[SmokeDevice]:
+    """Return the device of that name: all of its ports that can."""
+    ports = [row for row in rows if row.info.name == name] or [row for row in rows if _is_soft(name, row.info)][:1]
+    if not ports:
+        raise HostError(
+            f"no device named {name!r}",
+            why=f"this host has: {', '.join(dict.fromkeys(row.info.name for row in rows)) or 'none'}",
+            fix="p2prw devices",
+            code="no_device",
+        )
+    fit = [row for row in ports if _unfit(row.info) is None]
+    if not fit:
+        reasons = "; ".join(str(_unfit(row.info)) for row in ports)
+        raise HostError(f"{name}: {reasons}", why="it cannot move bytes now", fix="p2prw devices", code="no_device")
+    return [_device(row, name) for row in fit]
 
 
 def find_memories(inventory: Inventory, wanted: Sequence[str]) -> tuple[list[SmokeMemory], list[Skip]]:
@@ -184,4 +188,8 @@ def _is_loopback(info: DeviceInfo) -> bool:
 
 def _is_soft(name: str, info: DeviceInfo) -> bool:
     """Tell whether `name` is another name of this software device: `soft:lo`, `soft:127.0.0.1`."""
-    return info.provider == "soft" and name.removeprefix("soft:").strip("[]") in (info.address, info.netdev)
+    return (
+        info.provider == "soft"
+        and info.address is not None
+        and name.removeprefix("soft:").strip("[]") in (info.address, info.netdev)
+    )

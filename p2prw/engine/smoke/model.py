@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from p2prw.engine.model import ErrorReport, MemorySpec, Operation, PeerAddress, ServedRegion, Timeouts, TransferResult
-
-KIB, MIB = 1024, 1024 * 1024
+from p2prw.units import KIB, MIB
 
 
 class SizeClass(StrEnum):
@@ -59,6 +58,11 @@ class SmokeRequest:
     force_bound_device: bool = False
 
 
+def place_of(device: str, ib_port: int) -> str:
+    """Return what tells the ports of one device apart."""
+    return device if ib_port == 1 else f"{device}/{ib_port}"
+
+
 @dataclass(frozen=True, slots=True)
 class SmokeDevice:
     """A device that takes part."""
@@ -72,6 +76,11 @@ class SmokeDevice:
     """Memory kind -> why this device has no way to it, as far as that is known by class."""
     dm_bytes: int = 0
     """Memory of its own (kind `dm`)."""
+
+    @property
+    def place(self) -> str:
+        """Return the device, with its port where that is not the first."""
+        return place_of(self.name, self.ib_port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +145,11 @@ class Cell:
     serve_command: str | None
     """None: the peer's own."""
 
+    @property
+    def place(self) -> str:
+        """Return the device, with its port where that is not the first: `mlx5_0/2`."""
+        return place_of(self.device, self.ib_port)
+
 
 @dataclass(frozen=True, slots=True)
 class LoopbackServer:
@@ -156,7 +170,7 @@ class SmokePlan:
     cells: tuple[Cell, ...]
     skips: tuple[Skip, ...]
     servers: dict[str, LoopbackServer]
-    """Device -> its server; empty with a peer."""
+    """Place -> its server; empty with a peer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,10 @@ from p2prw.engine.smoke.model import (
     SmokeRequest,
 )
 from p2prw.engine.smoke.regions import file_spec, region_bytes, served_region, spec_of
+from p2prw.units import KIB
 
-_LEAST_ODD, _MOST_ODD = 4097, 32 * 1024 - 1
-_LEAST_LARGE = 64 * 1024
+_LEAST_ODD, _MOST_ODD = 4097, 32 * KIB - 1
+_LEAST_LARGE = 64 * KIB
 """With less room than this there is no cell of that size: it would show nothing that `odd` does not."""
 FIXED_KINDS = frozenset({"bar", "vfio"})
 """What is one place of the machine; other memory is allocated anew at each opening."""
@@ -54,22 +55,22 @@ def make_plan(
     for device in devices:
         regions = peer_regions
         if regions is None:
-            server = servers[device.name] = _loopback(request, device, memories, folder)
+            server = servers[device.place] = _loopback(request, device, memories, folder)
             regions = [
                 SmokeRegion(region.name, memory.name, int(region.memory.options["size"]))
                 for memory, region in zip(_remote_memories(request, device, memories), server.regions, strict=True)
             ]
         unreachable = (memory for memory in memories if memory.kind in device.no_route)
-        skips += [Skip(device.name, memory.name, device.no_route[memory.kind]) for memory in unreachable]
+        skips += [Skip(device.place, memory.name, device.no_route[memory.kind]) for memory in unreachable]
         reachable = [
             replace(memory, most_bytes=device.dm_bytes) if memory.kind == "dm" else memory
             for memory in memories
             if memory.kind not in device.no_route
         ]
         for pair in _pairs(request.preset, reachable, regions):
-            fitting = list(_cells_of_pair(request, device, pair, servers.get(device.name), folder, len(cells)))
+            fitting = list(_cells_of_pair(request, device, pair, servers.get(device.place), folder, len(cells)))
             if not fitting:
-                skips.append(Skip(device.name, pair[0].name, "too small for any cell", pair[1].memory))
+                skips.append(Skip(device.place, pair[0].name, "too small for any cell", pair[1].memory))
             cells += fitting
     return SmokePlan(tuple(cells), tuple(skips), servers)
 
@@ -103,7 +104,7 @@ def _loopback(
         length = region_bytes(memory, wanted)
         path = None
         if memory.kind == "file":
-            path = f"{folder}/region-{device.name.replace('/', '_')}.bin"
+            path = f"{folder}/region-{device.place.replace('/', '_')}.bin"
             files.append((path, length))
         # Seeds of regions are counted down: none is a cell's.
         regions.append(served_region(memory, length, mix64(request.seed, -1 - number), path))

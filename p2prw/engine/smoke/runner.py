@@ -30,10 +30,11 @@ from p2prw.engine.smoke.model import (
 from p2prw.engine.smoke.servers import Serving, fill_file, serving
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import InterruptedTransfer, P2prwError, TimeLimitError
+from p2prw.units import MIB
 
 CELL_S = 20.0
 """A cell that takes longer hangs, whatever it says; more for large ones:"""
-SLOWEST_BYTES_PER_S = 4 * 1024 * 1024
+SLOWEST_BYTES_PER_S = 4 * MIB
 RECONNECT_S = 1.0
 """Once a server was reached, it is there or it is gone."""
 BUSY_PAUSE_S = 0.2
@@ -63,11 +64,11 @@ class Runner:
 
     def run(self) -> Events:
         """Yield what happens; `results` then has every cell."""
-        for device, cells in groupby(self.plan.cells, key=lambda cell: cell.device):
-            yield from self._device(device, list(cells))
+        for place, cells in groupby(self.plan.cells, key=lambda cell: cell.place):
+            yield from self._device(place, list(cells))
 
-    def _device(self, device: str, cells: list[Cell]) -> Events:
-        loopback = self.plan.servers.get(device)
+    def _device(self, place: str, cells: list[Cell]) -> Events:
+        loopback = self.plan.servers.get(place)
         with ExitStack() as stack:
             server: Serving | None = None
             if loopback is not None and not self._ended():

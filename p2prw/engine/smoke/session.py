@@ -82,7 +82,7 @@ def _plan(request: SmokeRequest, folder: str, stop: StopRequest) -> SmokePlan:
         skips += unfit
     if request.inject:
         skips += [
-            Skip(one.name, None, "--inject is for software devices") for one in devices if one.provider == "verbs"
+            Skip(one.place, None, "--inject is for software devices") for one in devices if one.provider == "verbs"
         ]
         devices = [one for one in devices if one.provider != "verbs"]
     plan = make_plan(request, devices, memories, regions, folder)
@@ -175,6 +175,6 @@ def _summary(worst: Sequence[CellResult], failed: int, cells: int) -> ErrorRepor
     return replace(
         first.error,
         what=f"{failed} of {cells} cells failed",
-        why=f"{cell.device} {cell.operation} {cell.local} {cell.size_class}: {first.error.what}",
+        why=f"{cell.place} {cell.operation} {cell.local} {cell.size_class}: {first.error.what}",
         fix=cell.command if cell.serve_command is None else f"{cell.serve_command} & {cell.command}",
     )

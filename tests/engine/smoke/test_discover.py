@@ -66,6 +66,15 @@ def test_wanted_devices_in_their_order_and_by_other_names(host):
         find_devices(host(), ("mlx5_9",), every_address=False)
 
 
+def test_each_port_of_a_device_is_a_place_of_its_own(host, info):
+    inventory = host([info("mlx5_0", port=1), info("mlx5_0", port=2), info("mlx5_0", port=3, state="DOWN")])
+    found, skips = find_devices(inventory, (), every_address=False)
+    assert [one.place for one in found] == ["mlx5_0", "mlx5_0/2"]
+    assert [skip.device for skip in skips] == ["mlx5_0/3"]
+    named, _ = find_devices(inventory, ("mlx5_0",), every_address=False)
+    assert named == found
+
+
 def test_memory_without_a_mapping_has_no_route_on_a_software_device(host):
     devices, _ = find_devices(host(), ("soft0", "rxe0"), every_address=False)
     assert set(devices[0].no_route) == {"dm", "cuda"}

@@ -128,6 +128,17 @@ def test_memory_of_a_nic_is_what_that_nic_has_and_vfio_is_opened_once(ask):
     assert ("vfio:0000:00:05.0/0", "host") in pairs(plan)
 
 
+def test_two_ports_have_two_servers(ask):
+    ports = [SmokeDevice("mlx5_0", f"10.0.0.{port}", "verbs", port) for port in (1, 2)]
+    plan = make_plan(ask(preset=Preset.QUICK), ports, [HOST], None, "/t")
+    assert {place: server.address for place, server in plan.servers.items()} == {
+        "mlx5_0": "10.0.0.1",
+        "mlx5_0/2": "10.0.0.2",
+    }
+    assert [cell.place for cell in plan.cells] == ["mlx5_0"] * 6 + ["mlx5_0/2"] * 6
+    assert all(("--ib-port 2" in cell.command) == (cell.ib_port == 2) for cell in plan.cells)
+
+
 def test_against_a_peer_there_is_no_server(ask):
     peer = PeerAddress("10.0.0.1")
     regions = [SmokeRegion("smoke-host", "host", 1 << 20), SmokeRegion("smoke-udmabuf", "udmabuf", 1 << 20)]
