@@ -56,9 +56,19 @@ def smoke(app: App, /, peer: str | None, **line: Any) -> int:
     if settings["show_config"]:
         return show_config(app, settings, make_request)
     request = make_request()
+    # To the very end: a signal while the outcome is written must not put another document in its place.
+    app.stop_is_watched = True
+    try:
+        return _test(app, request, settings["junit"])
+    finally:
+        app.stop_is_watched = False
+
+
+def _test(app: App, request: SmokeRequest, junit_path: str | None) -> int:
+    """Run the test and show the outcome; return the exit code."""
     began_iso = _now_iso()
     result = _run(app, request)
-    error = _write_junit(settings["junit"], result, began_iso) if settings["junit"] else None
+    error = _write_junit(junit_path, result, began_iso) if junit_path else None
     from p2prw.reporters.smoke_rows import smoke_document, smoke_lines
     from p2prw.reporters.text import error_lines
 
@@ -99,7 +109,6 @@ def _run(app: App, request: SmokeRequest) -> SmokeResult:
             stream.event("cell", cell=cell_row(event.result))
 
     app.live = is_live_terminal(app.stderr.stream, app.environ) and not app.mode.quiet
-    app.stop_is_watched = True
     try:
         events = run_smoke(request, stop=app.stop, on_plan=on_plan)
         while True:
@@ -109,7 +118,6 @@ def _run(app: App, request: SmokeRequest) -> SmokeResult:
                 result: SmokeResult = end.value
                 return result
     finally:
-        app.stop_is_watched = False
         view.close()
         app.live = False
 
