@@ -304,7 +304,7 @@ def _tuning() -> Iterator[Setting]:
 def _faults() -> Iterator[Setting]:
     group, section = "Faults and captures", ("device",)
     yield Setting(
-        "inject", text, "Faults on purpose on the software device: drop=1%,dup=1%,reorder=1%,corrupt=1%,seed=N; "
+        "inject", text, "Faults on purpose on the software device: drop=1%,dup=1%,reorder=1%,corrupt=1%,rkey=1%,seed=N; "
         "corrupt=4096 (an offset, at write and read) flips a bit that only verification can notice.", group,
         MOVES | SMOKE, sections=section, metavar="FAULTS",
     )  # fmt: skip

@@ -32,7 +32,7 @@ REORDER_HOLD_S = 0.002  # seconds; it goes out alone when nothing follows it
 MAX_DATAGRAM_BYTES = 65507
 MAX_SEGMENTS = 64  # UDP_MAX_SEGMENTS before Linux 1382e3b6a350 (in v6.9)
 
-_RATE_KEYS = {"drop": "drop", "dup": "duplicate", "reorder": "reorder", "corrupt": "corrupt"}
+_RATE_KEYS = {"drop": "drop", "dup": "duplicate", "reorder": "reorder", "corrupt": "corrupt", "rkey": "rkey"}
 _FIX = "--inject drop=1%,dup=0.5%,reorder=2%,corrupt=1%,seed=1"
 _OFFSET_FIX = "--inject corrupt=1% (packets that the ICRC catches), or corrupt=4096 (a byte that it does not)"
 _RATE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(%?)")
@@ -46,6 +46,8 @@ class FaultPlan:
     duplicate: float = 0.0
     reorder: float = 0.0
     corrupt: float = 0.0
+    rkey: float = 0.0
+    """Of each request: it carries a wrong key under a right ICRC, which the peer's device must refuse."""
     seed: int = 0
     corrupt_offset: int | None = None
     """The byte of the transfer that is changed under a right ICRC."""
@@ -60,6 +62,7 @@ class FaultCounts:
     duplicated: int = 0
     reordered: int = 0
     corrupted: int = 0
+    wrong_rkeys: int = 0
 
     def __add__(self, other: FaultCounts) -> FaultCounts:
         return FaultCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -152,6 +155,25 @@ def moved_icrc(payload: bytes | bytearray | memoryview, old_index: int, new_inde
     return bytes(payload[:-4]) + icrc.to_bytes(4, "little")
 
 
+# Opcodes of packets with an RETH (IBTA Vol 1 table 38): WRITE First, Only, Only with immediate, READ Request.
+_WITH_RETH = frozenset({0x06, 0x0A, 0x0B, 0x0C})
+_RKEY_OFFSET = 20  # BTH 12 bytes, virtual address 8
+
+
+def wrong_rkey(payload: bytes | memoryview) -> bytes | None:
+    """Return the payload with another rkey and the ICRC that goes with it; None where it carries no key."""
+    if len(payload) < _RKEY_OFFSET + 8 or payload[0] not in _WITH_RETH:
+        return None
+    spoiled = bytearray(payload)
+    spoiled[_RKEY_OFFSET] ^= 0xFF
+    # As in moved_icrc(): the raw CRC of the difference.
+    difference = b"\xff" + bytes(len(payload) - 4 - _RKEY_OFFSET - 1)
+    raw_crc = zlib.crc32(difference, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    icrc = int.from_bytes(payload[-4:], "little") ^ raw_crc
+    spoiled[-4:] = icrc.to_bytes(4, "little")
+    return bytes(spoiled)
+
+
 class FaultedBurst(NamedTuple):
     """A burst as it goes on after the faults; `segment_bytes` equals the length for a single datagram."""
 
@@ -219,6 +241,13 @@ class FaultShim:
                 bit = int(where * len(spoiled) * 8)
                 spoiled[bit >> 3] ^= 1 << (bit & 7)
                 packet = packet._replace(data=bytes(spoiled))
+            # Drawn only where it was asked for: other plans keep the fates they had.
+            if plan.rkey and draw() < plan.rkey:
+                refused = wrong_rkey(packet.data)
+                if refused is not None:
+                    counts.wrong_rkeys += 1
+                    struck = True
+                    packet = packet._replace(data=refused)
             if reorder < plan.reorder:
                 counts.reordered += 1
                 struck = True

@@ -8,7 +8,7 @@ from typing import Any
 from p2prw.reporters.sanitise import clean
 from p2prw.units import format_rate
 
-_MARKS = {"pass": "pass", "fail": "**FAIL**", "skip": "skip", "not_run": "not run"}
+_MARKS = {"pass": "pass", "fail": "FAIL", "skip": "skip", "not_run": "not run"}
 
 
 def run_markdown(document: Mapping[str, Any]) -> str:

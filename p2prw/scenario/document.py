@@ -92,7 +92,8 @@ def run_document(
     code = worst_exit_code(codes)
     failed = [result for result in results if result.status == "fail"]
     not_run = counts["not_run"]
-    cut = any((result.document or {}).get("partial") for result in failed)
+    # A command that left no document was killed: what it did is not known.
+    cut = any(result.document is None or result.document.get("partial") for result in failed)
     document = build(
         "run",
         code,

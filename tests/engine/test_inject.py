@@ -18,6 +18,7 @@ from p2prw.engine.inject import (
     FaultShim,
     moved_icrc,
     parse_faults,
+    wrong_rkey,
 )
 from p2prw.engine.model import Opcode
 from p2prw.engine.roce.icrc import Flow, crc32
@@ -101,7 +102,7 @@ def test_a_byte_offset_is_told_from_a_rate(text: str, plan: FaultPlan) -> None:
         ("drp=1%", "did you mean 'drop'?"),
         ("duplicate=1%", "did you mean 'dup'?"),
         ("sed=1,drop=1%", "did you mean 'seed'?"),
-        ("zzz=1", "there are drop, dup, reorder, corrupt and seed"),
+        ("zzz=1", "there are drop, dup, reorder, corrupt, rkey and seed"),
         ("drop=101%", "from 0% to 100%"),
         ("drop=-1%", "from 0% to 100%"),
         ("drop", "from 0% to 100%"),
@@ -276,3 +277,29 @@ def test_injector_counts_both_directions() -> None:
     injector.receiving.apply(memoryview(burst(2)), 64, PEER, 0.0)
     assert injector.counts == FaultCounts(packets=5, dropped=5)
     assert injector.next_timer() is None
+
+
+@pytest.mark.parametrize("flow", [FLOW, FLOW6])
+@pytest.mark.parametrize("opcode", [0x06, 0x0A, 0x0B, 0x0C])
+def test_a_wrong_rkey_keeps_a_right_icrc(flow, opcode):
+    body = bytes([opcode]) + bytes(range(1, 12)) + bytes(range(100, 116)) + b"payload!"
+    found = wrong_rkey(sealed(body, 0, flow))
+    assert found is not None
+    changed = [index for index, (old, new) in enumerate(zip(body, found, strict=False)) if old != new]
+    assert changed == [20], "one byte of the key, after BTH and virtual address"
+    assert found == sealed(found[:-4], 0, flow)
+
+
+def test_packets_without_a_key_are_left_alone():
+    for opcode in (0x07, 0x08, 0x0D, 0x11):
+        assert wrong_rkey(sealed(bytes([opcode]) + bytes(39), 0)) is None
+    assert wrong_rkey(bytes([0x0A]) + bytes(20)) is None
+
+
+def test_other_plans_keep_their_fates_when_keys_are_spoilt():
+    with_keys = FaultShim(parse_faults("rkey=100%,seed=5"), "tx", ipv4=True)
+    going = feed(with_keys, 4)
+    assert with_keys.counts.wrong_rkeys == 0 and len(going) == 60, "these packets carry none"
+    write = sealed(bytes([0x0A]) + bytes(39), 0)
+    (struck,) = with_keys.apply(memoryview(write), len(write), PEER, 0.0)
+    assert bytes(struck.data) == wrong_rkey(write) and with_keys.counts.wrong_rkeys == 1
