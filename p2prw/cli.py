@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "bench": "Measure bandwidth, message rate and latency.",
         "smoke": "Test every device and memory kind in a minute.",
         "run": "Run a scenario file: transfers, servers and what is expected of them.",
+        "compare": "Compare two results; refuse unlike ones.",
     },
     "Look around": {
         "regions": "List the regions that a server offers.",
@@ -40,7 +41,7 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 """Heading -> command -> its line in `p2prw --help`; the module is `p2prw.commands.<command>`."""
 
-LATER = ("compare",)
+LATER: tuple[str, ...] = ()
 """Commands of the contract that are not built yet: a usage error says so."""
 
 EPILOG = """\

@@ -20,6 +20,7 @@ from p2prw.config_values import (
     integer,
     number_choice,
     pair,
+    share,
     size,
     text,
 )
@@ -38,7 +39,7 @@ POSTS = DATA | {"bench"}
 MOVES = POSTS | SERVE
 TALKS = MOVES | SMOKE | {"regions"}
 CLIENTS = POSTS | SMOKE | {"regions"}
-ALL = TALKS | {"devices", "topology", "doctor", "run", "version"}
+ALL = TALKS | {"devices", "topology", "doctor", "run", "compare", "version"}
 RUN = frozenset({"run"})
 
 SECTIONS = ("device", "buffers", "serve", "transfer")
@@ -141,6 +142,14 @@ def _scenario() -> Iterator[Setting]:
     yield Setting(
         "on_failure", choice("continue", "stop"), "At the first row that fails: continue or stop.", group, RUN,
         shown="the file's, else continue", metavar="WORD",
+    )  # fmt: skip
+    yield Setting(
+        "baseline", text, "An earlier result (--json): a rate that is worse is a missed threshold.", group, RUN,
+        metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "tolerance", share, "How much lower a rate may be: 5% or 0.05.", group, RUN | {"compare"}, default=0.05,
+        shown="5%", metavar="SHARE",
     )  # fmt: skip
     yield Setting(
         "schema", flag, "Print the JSON Schema of scenario files, for editors.", group, RUN, default=False,
@@ -304,8 +313,8 @@ def _tuning() -> Iterator[Setting]:
 def _faults() -> Iterator[Setting]:
     group, section = "Faults and captures", ("device",)
     yield Setting(
-        "inject", text, "Faults on purpose on the software device: drop=1%,dup=1%,reorder=1%,corrupt=1%,rkey=1%,seed=N; "
-        "corrupt=4096 (an offset, at write and read) flips a bit that only verification can notice.", group,
+        "inject", text, "Faults on purpose on the software device: drop=1%,dup=1%,reorder=1%,corrupt=1%,rkey=1%,"
+        "seed=N; corrupt=4096 (an offset, at write and read) flips a bit that only verification can notice.", group,
         MOVES | SMOKE, sections=section, metavar="FAULTS",
     )  # fmt: skip
     yield Setting(

@@ -127,6 +127,23 @@ def latency_bounds(value: str, name: str) -> dict[str, float]:
     return bounds
 
 
+def share(value: str, name: str) -> float:
+    """Accept `5%` or `0.05`: a part below the whole."""
+    text = value.strip()
+    try:
+        part = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        part = -1.0
+    if not 0.0 <= part < 1.0:
+        raise RequestError(
+            f"{name}: cannot read {value!r} as a share below 100%",
+            why="it is a percentage, or a fraction from 0 to 1",
+            fix=f"{name} 5%",
+            code="bad_value",
+        )
+    return part
+
+
 def choice(*words: str) -> Parser:
     """Accept one of `words`."""
 

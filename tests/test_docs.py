@@ -40,7 +40,13 @@ def test_every_command_line_is_understood(
     token.chmod(0o600)
     args = shlex.split(line, comments=True)[1:]
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    if ">" in args:
+        args = args[: args.index(">")]
+    if args[0] == "compare":
+        pytest.skip("compares what the line before it makes; tests/commands/test_compare.py runs it")
     if args[0] == "run":
+        if "--baseline" in args:
+            (tmp_path / args[args.index("--baseline") + 1]).write_text('{"schema": "p2prw/1", "results": []}')
         args.append("--dry-run")
     elif args[0] not in ("devices", "version"):
         args.append("--show-config")

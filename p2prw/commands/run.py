@@ -68,6 +68,11 @@ def run(app: App, /, scenario: str | None, **line: Any) -> int:
         on_failure=settings["on_failure"],
         time_limit_s=settings["time_limit"],
     )
+    if settings["baseline"] is not None:
+        # Before anything runs: half an hour later is too late to say that the file is none.
+        from p2prw.commands.compare import read_result
+
+        read_result(settings["baseline"])
     if settings["dry_run"]:
         return _show_plan(app, planned)
     return _run(app, planned, settings)
@@ -116,13 +121,35 @@ def _run(app: App, scenario: Scenario, settings: Settings) -> int:
     }
     results = runner.ordered()
     document = run_document(scenario, results, **parts)
+    lost, missing = _compared(settings["baseline"], settings["tolerance"], document)
+    if lost or missing:
+        parts |= {"regressions": lost, "warnings": missing}
+        document = run_document(scenario, results, **parts)
     failures = _write_reports(settings, document, started_at)
     if failures:
-        warnings = [failure.what for failure in failures]
-        document = run_document(scenario, results, **parts, warnings=warnings, extra_codes=[3])
+        parts["warnings"] = [*missing, *(failure.what for failure in failures)]
+        document = run_document(scenario, results, **parts, extra_codes=[3])
     code = app.listing(document, run_lines(document, summary_line(document)))
     _say_what_failed(app, document)
     return code
+
+
+def _compared(path: str | None, tolerance: float, document: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return (lines of what became worse, notes of what could not be compared)."""
+    if path is None:
+        return [], []
+    from p2prw.commands.compare import read_result
+    from p2prw.scenario.compare import compare, only_in
+
+    baseline = read_result(path)
+    try:
+        changes = compare(baseline, document, tolerance)
+    except RequestError as error:
+        # What cannot be compared has not been shown to be as good.
+        return [f"{error.what} ({error.code})"], []
+    gone, _ = only_in(baseline, document)
+    lost = [change.shown() for change in changes if change.worse]
+    return lost, [f"in {path}, but not in this run: {name}" for name in gone]
 
 
 def _follow(app: App, runner: Any) -> None:

@@ -359,7 +359,8 @@ class _Scenario:
         from p2prw.scenario.smoke_words import smoke_words
 
         servers: set[int] = set()
-        words = smoke_words(self.reader, self.filled(node, row.values, servers))
+        limit = None if row.time_limit_s is None else f"{row.time_limit_s:g}s"
+        words = smoke_words(self.reader, self.filled(node, row.values, servers), self.seed + row.number, limit)
         return replace(row, words=words, servers=tuple(sorted(servers)))
 
     def find_server(self, step: str, values: Mapping[str, str], place: str) -> int:

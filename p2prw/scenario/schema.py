@@ -62,7 +62,7 @@ def scenario_schema() -> dict[str, Any]:
             "device": device,
             "transfer": transfer,
             "serve": serve,
-            "smoke": _closed(dict.fromkeys(smoke_keys(), _SCALAR)),
+            "smoke": _closed(dict.fromkeys(smoke_keys(), _either(_SCALAR, {"type": "array", "items": _SCALAR}))),
             "buffer": _either({"type": "string"}, _buffer()),
             "region": _either({"type": "string"}, _region()),
             "step": _step(steps),

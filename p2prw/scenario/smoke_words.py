@@ -7,7 +7,6 @@ import yaml
 from p2prw.config_settings import settings_of
 from p2prw.config_values import flag
 from p2prw.config_yaml import Reader
-from p2prw.errors import RequestError
 from p2prw.scenario.words import negative
 
 # What `run` does itself, and what would write over another row's file.
@@ -19,24 +18,29 @@ def smoke_keys() -> tuple[str, ...]:
     return ("peer", *(setting.name for setting in settings_of("smoke") if setting.name not in _NOT_KEYS))
 
 
-def smoke_words(reader: Reader, node: yaml.Node) -> tuple[str, ...]:
-    """Return the words of one smoke step. RequestError with its place."""
+def smoke_words(reader: Reader, node: yaml.Node, seed: int, time_limit: str | None) -> tuple[str, ...]:
+    """Return the words of one smoke step; seed and time limit stand in for what it does not say. RequestError."""
     settings = {setting.name: setting for setting in settings_of("smoke")}
-    if not settings:
-        raise RequestError(
-            "smoke steps are not in this release", why="`p2prw smoke` is not", fix="remove the step", code="not_built"
-        )
     peer: list[str] = []
     words: list[str] = []
+    given = set()
     for key, _, value in reader.entries(node, "smoke", smoke_keys()):
-        placed = reader.scalar(value, f"smoke.{key}")
-        if key == "peer":
-            peer.append(placed.text)
-            continue
-        setting = settings[key]
-        if setting.is_flag:
-            words.append(setting.option if reader.checked(placed.place, flag, placed.text, key) else negative(setting))
-            continue
-        reader.checked(placed.place, setting.parse, placed.text, f"smoke.{key}")
-        words += (setting.option, placed.text)
+        given.add(key)
+        # `device: [rxe0, soft0]`: an option that may be given many times.
+        items = value.value if isinstance(value, yaml.SequenceNode) and key != "peer" else [value]
+        for placed in (reader.scalar(item, f"smoke.{key}") for item in items):
+            if key == "peer":
+                peer.append(placed.text)
+                continue
+            setting = settings[key]
+            if setting.is_flag:
+                on = reader.checked(placed.place, flag, placed.text, f"smoke.{key}")
+                words.append(setting.option if on else negative(setting))
+                continue
+            reader.checked(placed.place, setting.parse, placed.text, f"smoke.{key}")
+            words += (setting.option, placed.text)
+    if "seed" not in given:
+        words += ("--seed", str(seed))
+    if "time_limit" not in given and time_limit is not None:
+        words += ("--time-limit", time_limit)
     return ("smoke", *peer, *words, "--json")

@@ -87,6 +87,15 @@ def test_what_the_line_says_wins(scenario):
     assert scenario(ONE).on_failure == "continue" and scenario(ONE).seed == 1 and scenario(ONE).name == "s"
 
 
+def test_smoke_steps_take_the_options_of_smoke(scenario):
+    text = "steps: [{name: s, time_limit: 90s, smoke: {quick: true, device: [soft0, rxe0], peer: 10.0.0.1}}]"
+    assert commands(scenario(text, seed=4)) == [
+        "p2prw smoke 10.0.0.1 --quick --device soft0 --device rxe0 --seed 5 --time-limit 90s --json"
+    ]
+    with pytest.raises(RequestError, match=r"s\.yaml:1:29: smoke: unknown key 'quik'"):
+        scenario("steps: [{name: s, smoke: {quik: true}}]".replace("s, ", "s,   "))
+
+
 def test_loops_and_parallel_steps(scenario):
     found = scenario(ONE + "  - {name: r, read: {peer: 127.0.0.1/a, to: host}, repeat: 3}\n")
     assert [row.name for row in found.rows] == ["w", "r#1", "r#2", "r#3"]

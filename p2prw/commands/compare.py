@@ -1,0 +1,93 @@
+"""Compare two results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2prw.commands.app import App
+from p2prw.commands.options import HelpfulCommand, settings_options
+from p2prw.errors import HostError, RequestError, ThresholdError
+
+EPILOG = """\
+Examples:
+  p2prw run ci.yaml --json > today.json
+  p2prw compare yesterday.json today.json
+  p2prw compare yesterday.json today.json --tolerance 10% --json
+
+A and B are documents of write, read, run or smoke (--json). Runs that differ in
+route, size, device kind, MTU, depth or chunk are refused, with the difference.
+
+Exit codes: 0 none is worse, 2 usage or unlike runs, 3 a file cannot be read,
+5 worse than the tolerance."""
+
+MAX_FILE_BYTES = 256 << 20
+
+
+@click.command(cls=HelpfulCommand, epilog=EPILOG, short_help="Compare two results; refuse unlike ones.")
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+@settings_options("compare")
+@click.pass_obj
+def compare(app: App, /, before: str, after: str, **line: Any) -> int:
+    """Compare the rates of two result documents, B with A as the baseline."""
+    settings = app.settings("compare", line)
+    from p2prw.reporters.document import build, error_object
+    from p2prw.scenario.compare import compare as compare_documents
+    from p2prw.scenario.compare import only_in
+
+    old, new = read_result(before), read_result(after)
+    changes = compare_documents(old, new, settings["tolerance"])
+    worse = [change for change in changes if change.worse]
+    gone, added = only_in(old, new)
+    warnings = [f"only in {before}: {name}" for name in gone] + [f"only in {after}: {name}" for name in added]
+    parts: dict[str, Any] = {}
+    if worse:
+        error = ThresholdError(
+            f"{len(worse)} of {len(changes)} rates are more than {settings['tolerance']:.0%} below {before}",
+            why="; ".join(change.shown() for change in worse[:3]),
+            fix="measure both again on a quiet machine, or --tolerance 10%",
+        )
+        parts = {"error": error_object(error)}
+    document = build(
+        "compare",
+        5 if worse else 0,
+        params={"before": before, "after": after, "tolerance": settings["tolerance"]},
+        results=changes,
+        warnings=warnings,
+        **parts,
+    )
+    lines = [change.shown() for change in changes] + [f"warning: {text}" for text in warnings]
+    return app.listing(document, [*lines, f"{len(changes)} compared, {len(worse)} worse"])
+
+
+def read_result(path: str) -> dict[str, Any]:
+    """Return a result document from a file. HostError: cannot be read; RequestError: it is none."""
+    from p2prw.reporters.document import SCHEMA
+
+    try:
+        with Path(path).open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise HostError(
+            f"cannot read {path}: {(error.strerror or str(error)).lower()}",
+            why="it is a result that --json printed",
+            fix=f"ls -l {path}",
+            code="result_file",
+            errno=error.errno,
+        ) from error
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA or "results" not in document:
+        raise RequestError(
+            f"{path} is no result of p2prw",
+            why=f"a result is one JSON document with schema {SCHEMA}",
+            fix="p2prw run SCENARIO.yaml --json > result.json",
+            code="bad_result",
+        )
+    return document
