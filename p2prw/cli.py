@@ -41,9 +41,6 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 """Heading -> command -> its line in `p2prw --help`; the module is `p2prw.commands.<command>`."""
 
-LATER: tuple[str, ...] = ()
-"""Commands of the contract that are not built yet: a usage error says so."""
-
 EPILOG = """\
 Examples:
   p2prw serve --region scratch=host,size=64MiB          (one terminal)
@@ -220,13 +217,6 @@ def _refuse_command(word: str) -> None:
     from p2prw.config_values import nearest
     from p2prw.errors import RequestError
 
-    if word in LATER:
-        raise RequestError(
-            f"`p2prw {word}` is not in this release",
-            why=f"commands: {', '.join(KNOWN)}",
-            fix="p2prw --help",
-            code="not_built",
-        )
     near = nearest(word, KNOWN)
     raise RequestError(
         f"there is no command {word!r}",

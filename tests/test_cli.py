@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
-from p2prw.cli import KNOWN, LATER, cli
+from p2prw.cli import KNOWN, cli
 from p2prw.schema import load_schema
 
 HEAVY = (
@@ -71,13 +71,6 @@ def test_unknown_command_names_the_nearest():
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == "  try:  did you mean `p2prw write`?"
     assert result.stdout == ""
-
-
-@pytest.mark.parametrize("command", LATER)
-def test_commands_of_later_releases_say_so(command):
-    result = invoke(command, "x")
-    assert result.exit_code == 2
-    assert f"`p2prw {command}` is not in this release" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from p2prw import __version__
-from p2prw.cli import KNOWN, LATER, cli
+from p2prw.cli import KNOWN, cli
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "lab/README.md")
@@ -116,14 +116,6 @@ def test_the_changelog_is_kept() -> None:
     assert set(headings[1:]) <= {__version__} | set(re.findall(r"\d+\.\d+\.\d+", text))
     sections = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
     assert sections <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security", "Not yet"}
-
-
-def test_what_is_not_built_stands_in_the_changelog() -> None:
-    text = (ROOT / "CHANGELOG.md").read_text()
-    not_yet = text.partition("### Not yet")[2]
-    for name in LATER:
-        assert f"`{name}`" in not_yet or f"`p2prw {name}`" in not_yet, f"{name} is missing under Not yet"
-        assert f"$ p2prw {name}" not in README, f"README.md shows {name}, which is not built"
 
 
 def test_nothing_is_left_to_fill_in() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from p2prw.config_values import nearest
 from p2prw.errors import RequestError
-from p2prw.units import format_duration, format_rate, parse_duration, parse_size
+from p2prw.units import format_duration, format_rate, parse_duration, parse_rate, parse_size
 
 RATES = ("bw",)
 TIMES = ("elapsed", "lat_avg", "lat_p50", "lat_p90", "lat_p99", "lat_p999", "lat_max")
@@ -34,10 +34,8 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 _FORM = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(>=|<=|==|!=|>|<)\s*(\S.*?)\s*")
 _LINK = re.compile(r"(\d+(?:\.\d+)?)\s*%\s+of\s+link", re.IGNORECASE)
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b(?:it)?)/s", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _FIX = "bw >= 1 GiB/s, bw >= 90% of link, lat_p99 <= 50 us, route == odp, error == RemoteAccess"
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ def parse_expectation(text: str, name: str = "expect") -> Expectation:
 
 def _parse_value(metric: str, value: str, name: str) -> float | int | str:
     if metric in RATES:
-        return _parse_rate(value, name)
+        return parse_rate(value, f"{name}: {metric}")
     if metric in TIMES:
         return parse_duration(value, f"{name}: {metric}")
     if metric == "bytes":
@@ -127,23 +125,6 @@ def _parse_value(metric: str, value: str, name: str) -> float | int | str:
             code="bad_expectation",
         )
     return snake(value)
-
-
-def _parse_rate(value: str, name: str) -> float:
-    match = _RATE.fullmatch(value)
-    if not match:
-        raise RequestError(
-            f"{name}: cannot read {value!r} as a rate",
-            why="a rate is a number with B/s, KiB/s, MiB/s, GiB/s, MB/s, GB/s, Mb/s or Gb/s, or N% of link",
-            fix="bw >= 1 GiB/s   or   bw >= 90% of link",
-            code="bad_expectation",
-        )
-    number, prefix, binary, unit = match.groups()
-    # A small b is bits, as on data sheets; factors of bits are decimal, of bytes as written.
-    bits = unit in ("b", "bit")
-    base = 1024 if binary else 1000
-    factor: int = base ** _POWERS[prefix.lower()]
-    return float(number) * factor / (8 if bits else 1)
 
 
 def snake(word: str) -> str:
