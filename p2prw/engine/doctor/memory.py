@@ -12,7 +12,11 @@ from p2prw.units import MIB, format_size
 
 STAGING_BYTES = 32 * MIB
 """What a transfer of a file registers by default (TransferRequest.staging_bytes)."""
-_RAISE = "ulimit -l unlimited   (LimitMEMLOCK=infinity in a systemd unit; docker run --ulimit memlock=-1)"
+# ulimit -l cannot pass the hard limit; prlimit as root can, for the shell it is typed in.
+_RAISE = (
+    "sudo prlimit --pid $$ --memlock=unlimited:unlimited   (for good: LimitMEMLOCK=infinity in a systemd unit, "
+    "/etc/security/limits.conf, docker run --ulimit memlock=-1)"
+)
 
 
 def check_locked_memory(host: HostView, ask: Ask) -> Iterator[Finding]:
@@ -63,14 +67,20 @@ def check_p2pmem(host: HostView, ask: Ask) -> Iterator[Finding]:
             title = f"{row.spec} ({row.driver}): {format_size(free)} of {format_size(size)} free"
             yield Finding("p2pmem", Status.OK, title, subject=row.spec, details=details)
             continue
+        allocate = f"bus/pci/devices/{row.pci_address}/p2pmem/allocate"
+        if row.usable:
+            what, why = "nothing is free", "kernel users (nvmet) and mappings of other processes hold it"
+            fix = f"sudo fuser -v /sys/{allocate}"
+        else:
+            what, why = row.note or "it cannot be allocated", "user space allocates through p2pmem/allocate"
+            fix = f"sudo setfacl -m u:$USER:rw /sys/{allocate}   (or sudo p2prw ...)"
+            fix = fix if host.sysfs.exists(allocate) else "uname -r   (boot Linux 6.2 or later)"
         yield Finding(
             "p2pmem",
             ask.lacking(kind="p2pmem"),
-            f"{row.spec}: {'nothing is free' if row.usable else row.note}",
-            "kernel users (nvmet) and mappings of other processes hold it"
-            if row.usable
-            else "user space allocates through p2pmem/allocate",
-            f"sudo fuser -v /sys/bus/pci/devices/{row.pci_address}/p2pmem/allocate" if row.usable else "uname -r",
+            f"{row.spec}: {what}",
+            why,
+            fix,
             subject=row.spec,
             details=details,
         )

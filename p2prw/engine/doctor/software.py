@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from p2prw.engine.doctor.findings import Ask, Finding, Status, is_soft
 from p2prw.engine.doctor.view import HostView
+from p2prw.engine.providers.verbs_sysfs import hca_names, read_hca
 from p2prw.errors import HostError
 from p2prw.units import MIB, format_size
 
 WANTED_RECEIVE_BYTES = 16 * MIB
+WANTED_SEND_BYTES = 4 * MIB
 ENOUGH_RECEIVE_BYTES = 2 * MIB
 """Below it the device itself warns: a peer's window is half of what the socket buffer holds."""
 
@@ -38,7 +40,8 @@ def check_software_device(host: HostView, ask: Ask) -> Iterator[Finding]:
         details={"address": state.address, "udp_port": state.udp_port, "warnings": list(state.warnings)},
     )
     granted = state.receive_buffer_bytes
-    details = {"receive_buffer_bytes": granted, "wanted_bytes": WANTED_RECEIVE_BYTES}
+    sysctl = {f"{name}_bytes": host.proc.read_int(f"sys/net/core/{name}") for name in ("rmem_max", "wmem_max")}
+    details = {"receive_buffer_bytes": granted, "wanted_bytes": WANTED_RECEIVE_BYTES, **sysctl}
     if granted < ENOUGH_RECEIVE_BYTES:
         yield Finding(
             "socket_buffers",
@@ -46,7 +49,7 @@ def check_software_device(host: HostView, ask: Ask) -> Iterator[Finding]:
             f"the software device gets a receive buffer of {format_size(granted)}, "
             f"and asks for {format_size(WANTED_RECEIVE_BYTES)}",
             "net.core.rmem_max bounds it for users without CAP_NET_ADMIN; peers then send in small windows",
-            f"sudo sysctl net.core.rmem_max={WANTED_RECEIVE_BYTES} net.core.wmem_max={4 * MIB}",
+            f"sudo sysctl net.core.rmem_max={WANTED_RECEIVE_BYTES} net.core.wmem_max={WANTED_SEND_BYTES}",
             details=details,
         )
     else:
@@ -70,7 +73,11 @@ def check_roce_port(host: HostView, ask: Ask) -> Iterator[Finding]:
         yield Finding("udp_4791", Status.OK, "UDP port 4791 is free on every address")
         return
     address, who = held
-    by_rxe = "rxe" in who
+    # rxe's socket has no process; Linux 7.3 gives it an inode like any other, so that no file tells it apart.
+    rxe = [] if who.startswith("process ") else [name for name in hca_names(host.sysfs) if _is_rxe(host, name)]
+    by_rxe = bool(rxe) or "rxe" in who
+    if rxe and "rxe" not in who:
+        who = f"the kernel, for {', '.join(rxe)}"
     yield Finding(
         "udp_4791",
         Status.WARN if is_soft(ask.device) or not by_rxe else Status.OK,
@@ -81,3 +88,8 @@ def check_roce_port(host: HostView, ask: Ask) -> Iterator[Finding]:
         else "sudo ss -lunp sport = :4791   (and stop it)",
         details={"address": address},
     )
+
+
+def _is_rxe(host: HostView, name: str) -> bool:
+    hca = read_hca(host.sysfs, name)
+    return hca is not None and hca.driver == "rxe"

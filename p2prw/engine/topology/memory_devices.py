@@ -56,6 +56,8 @@ def _memory_of(device: PciDevice, sysfs: SysfsRoot, dev: SysfsRoot) -> Iterator[
         return
     group = _iommu_group(sysfs, device.address)
     if device.p2pmem is not None:
+        note = None if device.p2pmem.can_allocate else "no p2pmem/allocate: needs Linux 6.2"
+        note = note or no_right(sysfs, f"{device_path(device.address)}/p2pmem/allocate")
         yield MemoryDevice(
             kind="p2pmem",
             spec=f"p2pmem:{device.address}",
@@ -65,13 +67,13 @@ def _memory_of(device: PciDevice, sysfs: SysfsRoot, dev: SysfsRoot) -> Iterator[
             driver=device.driver,
             numa_node=device.numa_node,
             description=f"P2P memory of {_a(device.class_name)}" + (", published" if device.p2pmem.published else ""),
-            usable=device.p2pmem.can_allocate,
-            note=None if device.p2pmem.can_allocate else "no p2pmem/allocate: needs Linux 6.2",
+            usable=note is None,
+            note=note,
             iommu_group=group,
         )
     yield from _special(device, group)
     for bar in device.bars:
-        usable, note = _bar_verdict(device, bar)
+        usable, note = _bar_verdict(sysfs, device, bar)
         yield _bar_row("bar", device, bar, group, usable, note)
         if usable and is_vfio(device.driver):
             yield _bar_row("vfio", device, bar, group, *_vfio_verdict(dev, group))
@@ -157,7 +159,7 @@ def _exporter(kind: str, spec: str, dev: SysfsRoot, path: str, what: str) -> Mem
 
 
 def _a(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "AEIOUaeiou" else f"a {noun}"
+    return f"an {noun}" if noun[0] in "AEIOUaeiou" or noun.startswith("NVMe") else f"a {noun}"
 
 
 def is_vfio(driver: str | None) -> bool:
@@ -178,13 +180,23 @@ def _iommu_group(sysfs: SysfsRoot, address: str) -> int | None:
     return int(name) if name is not None and name.isdigit() else None
 
 
-def _bar_verdict(device: PciDevice, bar: PciBar) -> tuple[bool, str | None]:
+def no_right(sysfs: SysfsRoot, path: str) -> str | None:
+    """Return what to say where this process may not open a file that is there."""
+    if sysfs.may_open(path):
+        return None
+    return f"this user may not open {path.rpartition('/devices/')[2].partition('/')[2]} (root's)"
+
+
+def _bar_verdict(sysfs: SysfsRoot, device: PciDevice, bar: PciBar) -> tuple[bool, str | None]:
     if not bar.is_memory:
         return False, "I/O ports cannot be mapped"
     if not bar.is_assigned:
         return False, "no address was assigned to it"
     if not bar.mappable:
         return False, f"no resource{bar.index} in sysfs"
+    right = no_right(sysfs, f"{device_path(device.address)}/resource{bar.index}")
+    if right is not None:
+        return False, right
     if device.driver is not None:
         return True, f"driver {device.driver} is bound: a sink needs --force-bound-device"
     return True, None

@@ -57,7 +57,7 @@ def test_the_figure_is_the_transfers_own():
 def test_locked_memory(host, one, contents, ask, status):
     finding = one(check_locked_memory, host(contents), ask)
     assert finding.status == status
-    assert status not in ("warn", "fail") or "ulimit -l unlimited" in str(finding.fix)
+    assert status not in ("warn", "fail") or "prlimit --pid $$" in str(finding.fix)
 
 
 def test_p2pmem(host, one):
@@ -74,6 +74,16 @@ def test_p2pmem_that_is_used_up_or_too_old(host, one):
     (host().sysfs.path / "bus/pci/devices/0000:01:00.0/p2pmem/allocate").unlink()
     finding = one(check_p2pmem, host(), asked("p2pmem:0000:01:00.0"))
     assert finding.status == "fail" and "6.2" in finding.title
+
+
+def test_p2pmem_without_right(host, one, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    view = host({**POOL, f"{NVME}/p2pmem/available": "4096", f"{NVME}/p2pmem/allocate": ""})
+    finding = one(check_p2pmem, view)
+    assert (
+        finding.status == "warn" and "may not open p2pmem/allocate" in finding.title and "setfacl" in str(finding.fix)
+    )
+    assert "1 cannot be mapped" in one(check_bars, view).title
 
 
 def test_who_holds_bars(host, one):

@@ -7,8 +7,14 @@ import dataclasses
 import pytest
 
 from p2prw.engine.doctor.findings import Ask
-from p2prw.engine.doctor.software import check_roce_port, check_software_device
+from p2prw.engine.doctor.software import (
+    WANTED_RECEIVE_BYTES,
+    WANTED_SEND_BYTES,
+    check_roce_port,
+    check_software_device,
+)
 from p2prw.engine.doctor.view import HostView
+from p2prw.engine.providers.soft_socket import RECEIVE_BUFFER_WANTED_BYTES, SEND_BUFFER_WANTED_BYTES
 from p2prw.errors import HostError
 
 
@@ -30,6 +36,10 @@ def test_the_named_device_is_the_one_that_is_opened(host, probe):
     statuses(host(), Ask(device="soft:10.0.0.1"))
     statuses(host(), Ask(device="rxe0"))
     assert probe.calls == [("software", "soft:10.0.0.1"), ("software", "soft0")]
+
+
+def test_the_figures_are_the_devices_own():
+    assert (WANTED_RECEIVE_BYTES, WANTED_SEND_BYTES) == (RECEIVE_BUFFER_WANTED_BYTES, SEND_BUFFER_WANTED_BYTES)
 
 
 def test_small_buffers_and_no_segmentation(host, probe):
@@ -54,6 +64,16 @@ def test_port_4791(host, probe, one, who, device, status, word):
     probe.holder = None if who is None else ("10.9.0.1", who)
     finding = one(check_roce_port, host(), Ask(device=device))
     assert finding.status == status and word in f"{finding.title} {finding.fix}"
+
+
+def test_a_holder_without_a_process_is_rxe_where_there_is_one(host, probe, one):
+    probe.holder = ("127.0.0.1", "another process holds UDP port 4791")
+    assert one(check_roce_port, host()).status == "warn"
+    view = host({"sys/class/infiniband/rxe0/node_type": "1: CA"})
+    finding = one(check_roce_port, view)
+    assert finding.status == "ok" and "the kernel, for rxe0" in finding.title
+    probe.holder = ("127.0.0.1", "process 7 (python) holds UDP port 4791")
+    assert one(check_roce_port, view).status == "warn"
 
 
 def test_a_snapshot_opens_nothing(tmp_path, host):

@@ -118,6 +118,19 @@ def test_variants_of_vfio_are_vfio() -> None:
     assert not is_vfio("nvme") and not is_vfio(None)
 
 
+def test_a_user_without_rights_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    function(tmp_path, "0000:01:00.0", vendor=INTEL, class_code=0x010802, driver=None)
+    (tmp_path / "bus/pci/devices/0000:01:00.0/p2pmem").mkdir()
+    for name, text in (("size", "4096"), ("available", "4096"), ("published", "0"), ("allocate", "")):
+        (tmp_path / "bus/pci/devices/0000:01:00.0/p2pmem" / name).write_text(text)
+    assert all(row.usable for row in rows(tmp_path).values())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert {row.kind: (row.usable, row.note) for row in rows(tmp_path).values()} == {
+        "p2pmem": (False, "this user may not open p2pmem/allocate (root's)"),
+        "bar": (False, "this user may not open resource0 (root's)"),
+    }
+
+
 def test_dmabuf_exporters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not rows(tmp_path)
     (tmp_path / "dev/dma_heap").mkdir(parents=True)
