@@ -297,7 +297,8 @@ def _leave_at_once(app: App, number: int) -> None:
             document = {"schema": STREAM_SCHEMA, "event": "result", "result": document}
         last_words = dump(document).encode()
     # ESC[?25h shows the cursor that the live view hid.
-    for stream, data in ((app.stdout.stream, last_words), (app.stderr.stream, b"\x1b[?25h\n" if app.live else b"")):
+    parting = (b"\x1b[?25h\n" if app.live else b"") + (f"{app.parting}\n".encode() if app.parting else b"")
+    for stream, data in ((app.stdout.stream, last_words), (app.stderr.stream, parting)):
         try:
             if data:
                 os.write(stream.fileno(), data)

@@ -48,6 +48,8 @@ def transfer_request(settings: Settings, target_text: str | None) -> TransferReq
         verify=not settings["no_verify"],
         shared=settings["shared"],
         overwrite=settings["overwrite"],
+        resume=settings["resume"],
+        retries=settings["retries"],
         via=_via(settings),
         max_sgl_rd=settings["max_sgl_rd"],
         force_mr=settings["force_mr"],

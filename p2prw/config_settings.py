@@ -235,6 +235,10 @@ def _safety() -> Iterator[Setting]:
         sections=transfer, is_flag=True,
     )  # fmt: skip
     yield Setting(
+        "resume", flag, "Go on with what a broken transfer left at a file; leave what arrives to the next.", group,
+        DATA, default=False, sections=transfer, is_flag=True,
+    )  # fmt: skip
+    yield Setting(
         "shared", flag, "Share the region with other writers; the result says \"unverified: shared\".", group, DATA,
         default=False, sections=transfer, is_flag=True,
     )  # fmt: skip
@@ -245,6 +249,10 @@ def _waits() -> Iterator[Setting]:
     yield Setting(
         "connect_retry", duration, "Go on trying to reach the peer for this long.", group, CLIENTS,
         default=_WAIT.connect_retry_s, shown=f"{_WAIT.connect_retry_s:g}s", sections=("transfer",), metavar="TIME",
+    )  # fmt: skip
+    yield Setting(
+        "retries", integer(0, 1000), "Connect again after a lost peer, N times, and go on (files as with --resume).",
+        group, DATA, default=_REQUEST["retries"], shown=str(_REQUEST["retries"]), sections=("transfer",), metavar="N",
     )  # fmt: skip
     yield Setting(
         "handshake_timeout", duration, "Longest wait for each answer before data moves.", group, TALKS,

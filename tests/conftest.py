@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail where the tests in the QEMU guest would be skipped for want of QEMU or a kernel (see lab/fetch)",
     )
+    parser.addoption("--long", action="store_true", help="the long modes: more bytes, more kills, more minutes")
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:

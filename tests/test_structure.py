@@ -46,6 +46,7 @@ TESTED_IN: dict[str, str] = {
     "p2prw/engine/bench/measure.py": "tests/engine/bench/test_session.py",
     "p2prw/engine/bench/model.py": "tests/engine/bench/test_checks.py",
     **dict.fromkeys(("p2prw/reporters/bench_svg.py", "p2prw/reporters/bench_text.py"), "tests/reporters/test_bench.py"),
+    "p2prw/engine/control/records.py": "tests/engine/control/test_messages.py",
     "p2prw/commands/app.py": "tests/test_cli.py",
     "p2prw/commands/options.py": "tests/test_help.py",
     "p2prw/commands/devices.py": "tests/commands/test_look_around.py",
@@ -86,7 +87,7 @@ TESTED_IN |= {
 MOST_LINES = 400
 # Longer than MOST_LINES, with the reason why it is better in one piece and how long it may become.
 LONG: dict[str, tuple[int, str]] = {
-    "p2prw/engine/model.py": (520, "the glossary: every noun of the tool in one place, no behaviour"),
+    "p2prw/engine/model.py": (560, "the glossary: every noun of the tool in one place, no behaviour"),
 }
 
 

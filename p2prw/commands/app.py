@@ -32,6 +32,8 @@ class App:
     stop: StopRequest = field(default_factory=StopRequest)
     stop_is_watched: bool = False
     """True while the engine looks at `stop`; else a signal ends the command at once."""
+    parting: str = ""
+    """What a second signal, which ends the command at once, still says on stderr."""
     live: bool = False
     """True while a live view may have hidden the cursor."""
     reported: bool = False

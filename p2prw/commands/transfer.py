@@ -23,6 +23,8 @@ def run_data_command(app: App, command: str, target: str | None, line: Mapping[s
 
     reporter = choose_reporter(app.mode, app.stdout, app.stderr, app.environ)
     app.live = is_live_terminal(app.stderr.stream, app.environ) and not app.mode.quiet
+    if request.resume or request.retries:
+        app.parting = "p2prw: left at once; what has arrived at a file is kept: --resume goes on from there"
     app.stop_is_watched = True
     try:
         reporter.started(request)

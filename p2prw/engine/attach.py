@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, cast
 
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import Grant
+from p2prw.engine.digest import BLOCK_BYTES
 from p2prw.engine.ends import DirectLocal, DirectRemote, LocalEnd, RemoteEnd, RingLocal, StagedRemote
 from p2prw.engine.ladder import NoRouteError, climb
 from p2prw.engine.memory.base import MemorySource
+from p2prw.engine.memory.file_resume import ResumableSink
 from p2prw.engine.memory.host import open_scratch
 from p2prw.engine.memory.via import BouncedStage, ControllerStage, ring_room
 from p2prw.engine.model import (
@@ -146,7 +148,8 @@ def open_host_ring(
     length_bytes: int,
 ) -> OpenedRing:
     """Put a ring of registered host chunks before `memory`; `report` says how that is reached. Closed by `stack`."""
-    chunk, slots = staging_shape(staging_bytes, chunk_bytes, length_bytes)
+    shape = resume_shape if isinstance(memory, ResumableSink) else staging_shape
+    chunk, slots = shape(staging_bytes, chunk_bytes, length_bytes)
     ring = StagingRing(memory, chunk_bytes=chunk, slots=slots)
     stack.callback(ring.close)
     registration = device.register([ring.buffer], access)
@@ -206,6 +209,16 @@ def staging_shape(staging_bytes: int, chunk_bytes: int, length_bytes: int) -> tu
     chunk = min(chunk_bytes, -(-max(1, length_bytes) // _PAGE_BYTES) * _PAGE_BYTES)
     needed = -(-max(1, length_bytes) // chunk)
     return chunk, max(2, min(staging_bytes // chunk, needed, 256))
+
+
+def resume_shape(staging_bytes: int, chunk_bytes: int, length_bytes: int) -> tuple[int, int]:
+    """Return (chunk bytes, slots) before a sink that notes what arrives: what is on its way is lost with a process.
+
+    At most a 32nd of the transfer, of whole blocks where that leaves any.
+    """
+    ring = max(4 * BLOCK_BYTES, min(staging_bytes, length_bytes // 32))
+    chunk = min(chunk_bytes, max(BLOCK_BYTES, ring // 4 // BLOCK_BYTES * BLOCK_BYTES))
+    return staging_shape(min(staging_bytes, ring), chunk, length_bytes)
 
 
 def attach_remote(channel: Channel, grant: Grant, operation: Operation, base_offset: int = 0) -> RemoteEnd:

@@ -14,15 +14,24 @@ from typing import Any
 from p2prw.engine import gids, outcome, routes
 from p2prw.engine.attach import LocalAttachment, attach_local, rw_limits
 from p2prw.engine.control.channel import Channel
-from p2prw.engine.control.messages import Grant, Open, Release, Released
+from p2prw.engine.control.messages import RESUME, Grant, Open, Release, Released, Restart, Source
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.devices import open_device
 from p2prw.engine.ladder import NoRouteError
 from p2prw.engine.memory.base import MemorySource
+from p2prw.engine.memory.file import identity_of
+from p2prw.engine.memory.file_resume import ResumableSink
 from p2prw.engine.memory.prepare import PreparedMemory, prepare_memory
 from p2prw.engine.memory.via import check_via
-from p2prw.engine.model import Operation, RouteReport, TransferRequest
-from p2prw.engine.peer import PeerLink, attributes_from_wire, attributes_to_wire, shake_hands
+from p2prw.engine.model import Operation, RouteReport, SourceIdentity, TransferRequest
+from p2prw.engine.peer import (
+    PeerLink,
+    attributes_from_wire,
+    attributes_to_wire,
+    shake_hands,
+    source_from_wire,
+    source_to_wire,
+)
 from p2prw.engine.phases import PhaseClock
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.rw import RwLimits
@@ -42,6 +51,11 @@ class Attached:
     local: LocalAttachment | None
     """None for size 0: all checks and the handshake have run, nothing is registered."""
 
+    @property
+    def notes_arrivals(self) -> bool:
+        """The sink, at whichever end, notes what arrives and keeps it when the transfer breaks off."""
+        return isinstance(self.memory, ResumableSink) or (self.grant.held is not None and self.grant.held.manifest)
+
 
 class LeaseClient:
     """Opens what one `TransferRequest` needs. `attach` once, then `release` or `abandon`, then `close`.
@@ -50,12 +64,22 @@ class LeaseClient:
     """
 
     def __init__(
-        self, request: TransferRequest, deadline: Deadline, phases: PhaseClock, *, device: Device | None = None
+        self,
+        request: TransferRequest,
+        deadline: Deadline,
+        phases: PhaseClock,
+        *,
+        device: Device | None = None,
+        resume: bool = False,
     ) -> None:
-        """`device`: one that is open already, for another queue pair on it; it is not closed here."""
+        """`device`: one that is open already, for another queue pair on it; it is not closed here.
+
+        `resume`: a file sink goes on where an earlier transfer stopped, and keeps what arrives if this one does.
+        """
         self.request = request
         self.deadline = deadline
         self.phases = phases
+        self.resume = resume
         self.stack = ExitStack()
 
         # --- what a result says
@@ -73,6 +97,8 @@ class LeaseClient:
         self.link: PeerLink | None = None
         self.lease: str | None = None
         self.gid_index: int | None = None
+        self.capabilities: tuple[str, ...] = ()
+        """What the server's release can do."""
 
     def attach(self) -> Attached:
         """Open everything, phase by phase. Raises P2prwError; what was opened until then is closed by `close`."""
@@ -90,7 +116,9 @@ class LeaseClient:
         self._choose_route(device, prepared)
         phases.enter("exchange")
         link = self._shake_hands(channel, device)
-        if prepared.length_bytes is not None:
+        # A resumed sink waits for the grant: it says what the source is.
+        waits = self.resume and request.operation is Operation.READ and prepared.file_region is not None
+        if prepared.length_bytes is not None and not waits:
             # Everything that can fail here fails before the peer gives a lease.
             phases.enter("map")
             self._open_memory(prepared, None)
@@ -100,7 +128,8 @@ class LeaseClient:
         self.stack.callback(queue_pair.close)
         grant = self._open_region(link, queue_pair, device, prepared)
         phases.enter("map")
-        memory = self.memory or self._open_memory(prepared, grant.length)
+        source = source_from_wire(grant.source) or SourceIdentity(request.region, request.region_offset, grant.length)
+        memory = self.memory or self._open_memory(prepared, grant.length, source if waits else None)
         phases.enter("connect")
         window_bytes = self._connect(queue_pair, device, grant)
         phases.enter("register")
@@ -197,11 +226,18 @@ class LeaseClient:
         pair = gids.pick_gid_pair(device.info.gids, gids.from_wire(hello.gid_table), request.queue_pair.gid_index)
         self.environment["gid_pair"] = pair.reason
         self.gid_index = pair.local.index
+        self.capabilities = hello.capabilities
         self.link = PeerLink(channel, device, self.deadline, windows_bind=request.operation is Operation.WRITE)
         return self.link
 
-    def _open_memory(self, prepared: PreparedMemory, length_bytes: int | None) -> MemorySource:
-        memory = self.memory = prepared.open(length_bytes)
+    def _open_memory(
+        self, prepared: PreparedMemory, length_bytes: int | None, resume: SourceIdentity | None = None
+    ) -> MemorySource:
+        memory: MemorySource
+        if resume is not None and prepared.file_region is not None:
+            memory = self.memory = prepared.file_region.open_sink(length_bytes, resume)
+        else:
+            memory = self.memory = prepared.open(length_bytes)
         self.stack.callback(memory.close)
         self.warnings += memory.warnings
         return memory
@@ -218,18 +254,28 @@ class LeaseClient:
                 limit=prepared.length_bytes,
                 shared=request.shared,
                 window_bytes=max(1, device.receive_window_bytes()),
+                source=self._source(),
             )
         )
         grant: Grant = link.expect(Grant, "the grant", request.timeouts.idle_s)
         self.lease = grant.lease
         self.length_bytes = grant.length
         self.remote_route = routes.from_wire(grant.route)
+        self.warnings += grant.notes
         asked, limit = request.size_bytes, prepared.length_bytes
         if (limit is not None and grant.length > limit) or (asked is not None and grant.length != asked):
             raise RemoteProtocolError("the server granted another length than was asked for", code="bad_grant")
         if request.require_direct:
             routes.require_direct(self.remote_route, "remote")
         return grant
+
+    def _source(self) -> Source | None:
+        """Return what a write to be resumed comes from; None where nothing is to be resumed."""
+        if not self.resume or self.request.operation is Operation.READ or RESUME not in self.capabilities:
+            return None
+        if self.memory is None:
+            return Source(self.request.memory.kind, 0, 0)
+        return source_to_wire(identity_of(self.memory))
 
     def _connect(self, queue_pair: QueuePair, device: Device, grant: Grant) -> int:
         """Bring the queue pair up and return the window: what the server granted, for READ what our socket holds."""
@@ -242,6 +288,13 @@ class LeaseClient:
             queue_pair.local, remote, self.request.queue_pair, window_bytes
         )
         return window_bytes
+
+    def start_over(self, attached: Attached) -> None:
+        """Have the sink forget what it noted."""
+        if isinstance(attached.memory, ResumableSink):
+            attached.memory.forget()
+        elif attached.notes_arrivals:
+            attached.link.channel.send(Restart(attached.grant.lease))
 
     # --- the end --------------------------------------------------------------------------------------------
 

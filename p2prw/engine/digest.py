@@ -6,7 +6,7 @@ most 4 MiB. XXH3 finds accidents, not attackers: it is no proof against a peer t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 from p2prw.errors import HostError, RequestError
@@ -64,11 +64,18 @@ def digest_blocks(source: Readable, offset: int, length_bytes: int, block_bytes:
         hasher.reset()
 
 
-def total_digest(block_digests: Iterable[str]) -> str:
-    """Return the XXH3-128 over the concatenated 16-byte block digests; works for blocks digested on different sides."""
-    import xxhash
+class TotalDigest:
+    """The XXH3-128 over concatenated 16-byte block digests; the same for blocks digested on different sides."""
 
-    hasher = xxhash.xxh3_128()
-    for digest in block_digests:
-        hasher.update(bytes.fromhex(digest))
-    return hasher.hexdigest()
+    def __init__(self) -> None:
+        import xxhash
+
+        self._hasher = xxhash.xxh3_128()
+
+    def add(self, block_digest: str) -> None:
+        """Take in the next block's digest."""
+        self._hasher.update(bytes.fromhex(block_digest))
+
+    def hexdigest(self) -> str:
+        """Return 32 hex digits."""
+        return self._hasher.hexdigest()

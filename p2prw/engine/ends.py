@@ -64,6 +64,9 @@ class LocalEnd(Protocol):
     def poll(self) -> Sequence[tuple[int, int]]:
         """Return (slot, offset) of preparations and settlements that finished."""
 
+    def start_at(self, offset: int) -> None:
+        """Spans count from here from now on; no span is on its way."""
+
 
 class _Mapped:
     """What both ends say of mapped memory: there are no slots, all of it is ready, and what arrived is in its place."""
@@ -116,6 +119,10 @@ class DirectLocal(_Mapped):
         """Nothing is ever pending."""
         return ()
 
+    def start_at(self, offset: int) -> None:
+        """Count spans from `offset` of the vec."""
+        self._base_offset = offset
+
 
 class RingLocal(_Slotted):
     """A file (or bounced memory) behind a ring of registered chunks; a worker thread preads and pwrites."""
@@ -156,6 +163,10 @@ class RingLocal(_Slotted):
                 raise job.error
             finished.append((job.slot, job.offset - self._base_offset))
         return finished
+
+    def start_at(self, offset: int) -> None:
+        """Count spans from `offset` of the memory."""
+        self._base_offset = offset
 
 
 class RemoteEnd(Protocol):

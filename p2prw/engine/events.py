@@ -10,7 +10,7 @@ class Progress:
     """One sample, taken by time (5-10 Hz), never per completion."""
 
     phase: str
-    """One of `p2prw.engine.model.PHASES`."""
+    """One of `p2prw.engine.model.PHASES`, or `reconnect` while it waits to try again."""
     bytes_done: int
     """Bytes whose completion was seen."""
     bytes_total: int
@@ -24,6 +24,8 @@ class Progress:
     """The local route: `cpu`, `pin`, ..."""
     retries: int = 0
     """Retransmissions (packets or bursts) the device knows of so far."""
+    reconnects: int = 0
+    """How often the transfer has connected again (`--retries`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,7 @@ PHASES = (
     "register",
     "exchange",
     "connect",
+    "resume",
     "first_byte",
     "steady",
     "drain",
@@ -279,6 +280,18 @@ class MemorySpec:
     """As the user wrote it, for messages."""
 
 
+@dataclass(frozen=True, slots=True)
+class SourceIdentity:
+    """What the bytes of a resumed transfer come from; where any of it differs, what has arrived is of no use."""
+
+    name: str
+    """The memory kind at the client, the region's name at a server."""
+    offset: int
+    bytes: int
+    mtime_ns: int | None = None
+    """Files; of other memory digests alone tell."""
+
+
 # --- requests and results -----------------------------------------------------------------------------------
 
 
@@ -340,6 +353,10 @@ class TransferRequest:
     require_direct: bool = False
     force_route: bool = False
     overwrite: bool = False
+    resume: bool = False
+    """Go on with what an earlier transfer of the same bytes left at a file sink, and leave what arrives to the next."""
+    retries: int = 0
+    """Connect again and go on, at most so many times, when the way to the peer or the peer itself is lost."""
     force_bound_device: bool = False
     via: MemorySpec | None = None
     """`p2pmem:BDF`: where a file is staged instead of in host memory."""
@@ -447,7 +464,7 @@ class TransferStats:
     operation: str
     size_bytes: int
     bytes: int
-    """Bytes whose completion was seen."""
+    """Bytes whose completion was seen; with reconnects over all attempts, those that were moved again too."""
     elapsed_s: float
     """First post to last completion; registration and verification are outside."""
     bw_bytes_per_s: float | None
@@ -459,6 +476,9 @@ class TransferStats:
     rnr_naks: int = 0
     sequence_naks: int = 0
     timeouts: int = 0
+    skipped_bytes: int = 0
+    """Bytes that had arrived before this command began: compared at both ends and not moved."""
+    reconnects: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from p2prw.engine.attach import SCRATCH_BYTES, LocalAttachment, Scratch, attach_remote
 from p2prw.engine.control.messages import Digests, Grant
@@ -14,10 +15,13 @@ from p2prw.engine.memory.via import poison_at
 from p2prw.engine.model import DmaSegment, Operation, RouteReport, TransferRequest, VerifyReport
 from p2prw.engine.peer import PeerLink
 from p2prw.engine.phases import PhaseClock
+from p2prw.engine.resume import Survey
 from p2prw.engine.rw import RwLimits
 from p2prw.engine.transfer import PROGRESS_INTERVAL_S, LoopSettings, LoopStats, TransferLoop, signal_interval
 from p2prw.engine.verify import Previous, Verifier
 from p2prw.errors import P2prwError, VerifyError
+
+Report = TypeVar("Report")
 
 
 @dataclass(slots=True)
@@ -33,19 +37,24 @@ class Mover:
     """How our end reaches its memory."""
     stats: LoopStats = field(default_factory=LoopStats)
 
-    def move(self, local: LocalAttachment, phases: PhaseClock) -> Generator[Progress, None, None]:
-        """Move every byte of the grant; raises what `TransferLoop.run` raises. Books three phases."""
-        operation, clock = self.request.operation, self.link.deadline.clock
-        remote = attach_remote(self.link.channel, self.grant, operation)
-        loop = self._loop(operation, local.end, remote, self.grant.length)
-        loop.stats = self.stats
-        loop.extra_filenos = local.filenos
-        if self.grant.flushable:
-            loop.flush_sge = self.scratch.sge
+    def move(
+        self, local: LocalAttachment, phases: PhaseClock, ranges: Sequence[tuple[int, int]] | None = None
+    ) -> Generator[Progress, None, None]:
+        """Move every byte of the grant, or those of `ranges`; raises what `TransferLoop.run` raises.
+
+        Books three phases. Progress counts what is not in `ranges` as done.
+        """
+        clock, whole = self.link.deadline.clock, self.grant.length
+        if ranges is None:
+            ranges = ((0, whole),)
+        done = whole - sum(end - start for start, end in ranges)
         phases.enter("first_byte")
         began_s = clock()
         try:
-            yield from loop.run()
+            for start, end in ranges:
+                for progress in self._move_range(local, start, end - start):
+                    yield progress if end - start == whole else _within(progress, done, whole)
+                done += end - start
         finally:
             phases.enter(None)
             ended_s = clock()
@@ -56,42 +65,74 @@ class Mover:
             phases.seconds["steady"] = last_s - first_s
             phases.seconds["drain"] = max(0.0, ended_s - last_s)
 
-    def verify(self, memory: MemorySource) -> Generator[Progress, None, VerifyReport]:
-        """Compare both ends and return the report, whatever it says. Raises what the waits raise."""
-        link, clock = self.link, self.link.deadline.clock
+    def _move_range(self, local: LocalAttachment, start: int, length_bytes: int) -> Generator[Progress, None, None]:
+        operation = self.request.operation
+        local.end.start_at(start)
+        remote = attach_remote(self.link.channel, self.grant, operation, base_offset=start)
+        loop = self._loop(operation, local.end, remote, length_bytes)
+        loop.first_wr_id = self.stats.wqes_posted
+        loop.extra_filenos = local.filenos
+        if self.grant.flushable:
+            loop.flush_sge = self.scratch.sge
+        try:
+            yield from loop.run()
+        finally:
+            self.stats.add(loop.stats)
 
-        def expect_digests(name: str) -> Digests:
-            page: Digests = link.expect(Digests, name, self.request.timeouts.idle_s)
-            return page
-
-        def tick() -> None:
-            link.device.pump()
-            link.deadline.check("while verifying")
-
-        verifier = Verifier(
-            channel=link.channel,
+    def survey(self, memory: MemorySource, *, manifest: bool) -> Generator[Progress, None, Survey]:
+        """Find out what has arrived before; `manifest`: the sink notes what arrives."""
+        survey = Survey(
+            channel=self.link.channel,
             lease=self.grant.lease,
             operation=self.request.operation,
             local=memory,
             length_bytes=self.grant.length,
-            clock=clock,
-            expect=expect_digests,
+            manifest=manifest,
+            expect=self._expect_digests,
             read_remote=self.read_back,
-            tick=tick,
+            tick=self._tick,
+        )
+        yield from self._compared(survey.run(), "resume")
+        return survey
+
+    def verify(self, memory: MemorySource) -> Generator[Progress, None, VerifyReport]:
+        """Compare both ends and return the report, whatever it says. Raises what the waits raise."""
+        verifier = Verifier(
+            channel=self.link.channel,
+            lease=self.grant.lease,
+            operation=self.request.operation,
+            local=memory,
+            length_bytes=self.grant.length,
+            clock=self.link.deadline.clock,
+            expect=self._expect_digests,
+            read_remote=self.read_back,
+            tick=self._tick,
             previous=self._previous(memory),
         )
-        steps = verifier.run()
+        return (yield from self._compared(verifier.run(), "verify"))
+
+    def _expect_digests(self, name: str) -> Digests:
+        page: Digests = self.link.expect(Digests, name, self.request.timeouts.idle_s)
+        return page
+
+    def _tick(self) -> None:
+        self.link.device.pump()
+        self.link.deadline.check("while comparing digests")
+
+    def _compared(self, steps: Generator[int, None, Report], phase: str) -> Generator[Progress, None, Report]:
+        """Run a comparison to its end; its steps are bytes compared so far."""
+        clock = self.link.deadline.clock
         next_s = clock()
         while True:
             try:
                 compared = next(steps)
             except StopIteration as finished:
-                report: VerifyReport = finished.value
+                report: Report = finished.value
                 return report
             if clock() >= next_s:
                 next_s = clock() + PROGRESS_INTERVAL_S
                 yield Progress(
-                    phase="verify",
+                    phase=phase,
                     bytes_done=compared,
                     bytes_total=self.grant.length,
                     elapsed_s=self.stats.elapsed_s,
@@ -162,6 +203,11 @@ class Mover:
             ),
             deadline=self.link.deadline,
         )
+
+
+def _within(progress: Progress, done_before: int, whole_bytes: int) -> Progress:
+    """Return the progress of a range as the whole transfer's."""
+    return replace(progress, bytes_done=done_before + progress.bytes_done, bytes_total=whole_bytes)
 
 
 def verify_error(report: VerifyReport) -> VerifyError:

@@ -62,6 +62,8 @@ def parameters(request: TransferRequest, length_bytes: int | None) -> dict[str, 
         "via": request.via.text if request.via is not None else None,
         "verify": request.verify,
         "shared": request.shared,
+        "resume": request.resume,
+        "retries": request.retries,
         "require_direct": request.require_direct,
         "inject": request.inject,
     }
@@ -109,7 +111,12 @@ def negotiated(
 
 
 def stats_row(
-    operation: Operation, length_bytes: int, chunk_bytes: int, stats: LoopStats, counters: QueuePairCounters
+    operation: Operation,
+    length_bytes: int,
+    chunk_bytes: int,
+    stats: LoopStats,
+    counters: QueuePairCounters,
+    skipped_bytes: int = 0,
 ) -> TransferStats:
     """Return the row of `results`: rate is bytes / (first post to last completion)."""
     elapsed_s = stats.elapsed_s
@@ -127,4 +134,5 @@ def stats_row(
         rnr_naks=counters.rnr_naks,
         sequence_naks=counters.sequence_naks,
         timeouts=counters.timeouts,
+        skipped_bytes=skipped_bytes,
     )

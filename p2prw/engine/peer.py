@@ -10,9 +10,18 @@ from p2prw import __version__
 from p2prw.engine import gids
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.handshake import ClientHandshake
-from p2prw.engine.control.messages import Hello, ListRegions, QueuePairInfo, RegionInfo, Regions, Window
+from p2prw.engine.control.messages import (
+    CAPABILITIES,
+    Hello,
+    ListRegions,
+    QueuePairInfo,
+    RegionInfo,
+    Regions,
+    Source,
+    Window,
+)
 from p2prw.engine.deadline import Deadline
-from p2prw.engine.model import PeerAddress, QueuePairAttributes, Timeouts
+from p2prw.engine.model import PeerAddress, QueuePairAttributes, SourceIdentity, Timeouts
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import DeadlineExceeded
@@ -57,6 +66,7 @@ def shake_hands(
         token=token,
         gid_table=gids.to_wire(device.info.gids) if device else (),
         udp_port=device.info.udp_port if device else None,
+        capabilities=CAPABILITIES,
         agent=AGENT,
     )
     return channel.run_handshake(handshake, deadline_s=deadline_s, stop=stop)
@@ -88,6 +98,16 @@ def attributes_from_wire(info: QueuePairInfo) -> QueuePairAttributes:
         udp_port=info.udp_port,
         lid=info.lid,
     )
+
+
+def source_to_wire(source: SourceIdentity) -> Source:
+    """Return what a transfer's bytes come from as the peer is told of it."""
+    return Source(source.name, source.offset, source.bytes, source.mtime_ns)
+
+
+def source_from_wire(source: Source | None) -> SourceIdentity | None:
+    """Return what the peer's bytes come from, where it said so."""
+    return None if source is None else SourceIdentity(source.name, source.offset, source.bytes, source.mtime_ns)
 
 
 @dataclass(slots=True)

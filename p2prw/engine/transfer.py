@@ -51,6 +51,19 @@ class LoopStats:
             return 0.0
         return max(0.0, self.last_completion_s - self.first_post_s)
 
+    def add(self, later: LoopStats) -> None:
+        """Take in what a later loop of the same transfer counted."""
+        self.bytes_done += later.bytes_done
+        self.wqes_posted += later.wqes_posted
+        self.wqes_signalled += later.wqes_signalled
+        self.kernel_wqes += later.kernel_wqes
+        self.wqes_in_flight = later.wqes_in_flight
+        self.first_post_s = self.first_post_s if self.first_post_s is not None else later.first_post_s
+        if self.first_completion_s is None:
+            self.first_completion_s = later.first_completion_s
+        if later.last_completion_s is not None:
+            self.last_completion_s = later.last_completion_s
+
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:

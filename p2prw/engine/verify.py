@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import DIGESTS_PER_PAGE, Digest, Digests
 from p2prw.engine.diagnose import Diagnosis, classify
-from p2prw.engine.digest import ALGORITHM, BLOCK_BYTES, digest_block, digest_blocks, total_digest
+from p2prw.engine.digest import ALGORITHM, BLOCK_BYTES, TotalDigest, digest_block, digest_blocks
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.model import Operation, VerifyReport
 from p2prw.errors import HostError, RemoteProtocolError
@@ -28,6 +29,65 @@ class Previous:
     """(offset, length), in the transfer."""
     why: str | None = None
     """What to say where these bytes are found instead of the data."""
+
+
+class BadBlock(NamedTuple):
+    """A block whose digests differ."""
+
+    offset: int
+    local: str
+    remote: str
+
+
+def receive_digests(
+    expect: Callable[[str], Digests],
+    lease: str,
+    offset: int,
+    length: int,
+    *,
+    read_remote: Callable[[int, int], bytes | None],
+    tick: Callable[[], None],
+) -> tuple[list[str], str]:
+    """Return the digests that answer one `Digest`, and how the owner, or we, came to them.
+
+    RemoteProtocolError for pages that answer something else; HostError where nobody can read the peer's memory.
+    """
+    expected, method = -(-length // BLOCK_BYTES), "owner-cpu"
+    digests: list[str] = []
+    while len(digests) < expected:
+        page = expect("digests")
+        its_turn = page.lease == lease and page.offset == offset + len(digests) * BLOCK_BYTES
+        if its_turn and page.method == "client-read-back":
+            return _read_back(offset, length, read_remote, tick), page.method
+        if not its_turn or not page.digests:
+            raise RemoteProtocolError("a page of digests that was not asked for", code="unexpected_message")
+        digests += page.digests
+        if page.method != "owner-cpu":
+            # One word for both ends: the weaker one.
+            method = page.method
+    if len(digests) != expected:
+        raise RemoteProtocolError("more digests than blocks", code="unexpected_message")
+    return digests, method
+
+
+def _read_back(
+    offset: int, length: int, read_remote: Callable[[int, int], bytes | None], tick: Callable[[], None]
+) -> list[str]:
+    """Digest what our own RDMA READs bring back, where the owner cannot read its memory."""
+    digests = []
+    for start in range(offset, offset + length, BLOCK_BYTES):
+        block = read_remote(start, min(BLOCK_BYTES, offset + length - start))
+        if block is None:
+            raise HostError(
+                "the peer's memory cannot be verified",
+                why="its owner cannot read it, and it could not be read back over RDMA (access=w?)",
+                fix="--no-verify, or serve it with access=rw",
+                code="cannot_verify",
+                side="remote",
+            )
+        digests.append(digest_block(block))
+        tick()
+    return digests
 
 
 @dataclass(slots=True)
@@ -53,83 +113,58 @@ class Verifier:
     """What the report says: how the owners came to their bytes."""
 
     def run(self) -> Generator[int, None, VerifyReport]:
-        """Yield the bytes compared so far, now and then; return what was found."""
+        """Yield the bytes compared so far, now and then; return what was found. Holds one page of digests at a time."""
         started_s = self.clock()
         self.method = self.local.digest_method
-        local_all: list[str] = []
-        remote_all: list[str] = []
+        local_total, remote_total = TotalDigest(), TotalDigest()
+        bad_blocks, first_bad = 0, None
         stride = DIGESTS_PER_PAGE * BLOCK_BYTES
         for offset in range(0, self.length_bytes, stride):
             length = min(stride, self.length_bytes - offset)
             self.channel.send(Digest(self.lease, offset, length, BLOCK_BYTES))
+            local_page: list[str] = []
             for digest in digest_blocks(self.local, offset, length, BLOCK_BYTES):
-                local_all.append(digest)
+                local_page.append(digest)
                 self.blocks_done += 1
                 if self.blocks_done % 8 == 0:
                     self.tick()
                     yield min(self.blocks_done * BLOCK_BYTES, self.length_bytes)
-            remote_all += self._remote_digests(offset, length)
-        bad = [index for index, pair in enumerate(zip(local_all, remote_all, strict=True)) if pair[0] != pair[1]]
+            remote_page = self._remote_digests(offset, length)
+            for index, pair in enumerate(zip(local_page, remote_page, strict=True)):
+                local_total.add(pair[0])
+                remote_total.add(pair[1])
+                if pair[0] != pair[1]:
+                    bad_blocks += 1
+                    first_bad = first_bad or BadBlock(offset + index * BLOCK_BYTES, *pair)
         report = VerifyReport(
             status="verified",
             method=self.method,
             algorithm=ALGORITHM,
             block_bytes=BLOCK_BYTES,
-            blocks=len(local_all),
+            blocks=self.blocks_done,
             elapsed_s=self.clock() - started_s,
-            local_digest=total_digest(local_all),
-            remote_digest=total_digest(remote_all),
+            local_digest=local_total.hexdigest(),
+            remote_digest=remote_total.hexdigest(),
         )
-        return self._diagnose(report, bad, local_all, remote_all) if bad else report
+        return report if first_bad is None else self._diagnose(report, first_bad, bad_blocks)
 
     def _remote_digests(self, offset: int, length: int) -> list[str]:
-        expected = -(-length // BLOCK_BYTES)
-        digests: list[str] = []
-        while len(digests) < expected:
-            page = self.expect("digests")
-            its_turn = page.lease == self.lease and page.offset == offset + len(digests) * BLOCK_BYTES
-            if its_turn and page.method == "client-read-back":
-                return self._read_back(offset, length)
-            if not its_turn or not page.digests:
-                raise RemoteProtocolError("a page of digests that was not asked for", code="unexpected_message")
-            digests += page.digests
-            if page.method != "owner-cpu":
-                # One word for both ends: the weaker one.
-                self.method = page.method
-        if len(digests) != expected:
-            raise RemoteProtocolError("more digests than blocks", code="unexpected_message")
+        digests, method = receive_digests(
+            self.expect, self.lease, offset, length, read_remote=self.read_remote, tick=self.tick
+        )
+        if method != "owner-cpu":
+            self.method = method
         return digests
 
-    def _read_back(self, offset: int, length: int) -> list[str]:
-        """Digest what our own RDMA READs bring back, where the owner cannot read its memory."""
-        self.method = "client-read-back"
-        digests = []
-        for start in range(offset, offset + length, BLOCK_BYTES):
-            block = self.read_remote(start, min(BLOCK_BYTES, offset + length - start))
-            if block is None:
-                raise HostError(
-                    "the peer's memory cannot be verified",
-                    why="its owner cannot read it, and it could not be read back over RDMA (access=w?)",
-                    fix="--no-verify, or serve it with access=rw",
-                    code="cannot_verify",
-                    side="remote",
-                )
-            digests.append(digest_block(block))
-            self.tick()
-        return digests
-
-    def _diagnose(
-        self, report: VerifyReport, bad: list[int], local_all: list[str], remote_all: list[str]
-    ) -> VerifyReport:
-        index = bad[0]
-        offset = index * BLOCK_BYTES
+    def _diagnose(self, report: VerifyReport, bad: BadBlock, bad_blocks: int) -> VerifyReport:
+        offset = bad.offset
         length = min(BLOCK_BYTES, self.length_bytes - offset)
         local_again = next(iter(digest_blocks(self.local, offset, length, BLOCK_BYTES)))
         self.channel.send(Digest(self.lease, offset, length, BLOCK_BYTES))
         remote_again = self._remote_digests(offset, length)[0]
-        found = f"{len(bad)} of {report.blocks} blocks differ"
-        if (local_again, remote_again) != (local_all[index], remote_all[index]):
-            side = "local" if local_again != local_all[index] else "remote"
+        found = f"{bad_blocks} of {report.blocks} blocks differ"
+        if (local_again, remote_again) != (bad.local, bad.remote):
+            side = "local" if local_again != bad.local else "remote"
             return _with(
                 report,
                 status="unstable",

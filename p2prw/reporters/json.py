@@ -71,6 +71,7 @@ class StreamPrinter:
             wqes_total=progress.wqes_total,
             route=progress.route,
             retries=progress.retries,
+            reconnects=progress.reconnects,
         )
 
     def warning(self, text: str) -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 from p2prw.engine.events import Progress
 from p2prw.reporters.output import Output
 from p2prw.reporters.sanitise import clean
-from p2prw.reporters.text import QuietView, time_left_s
+from p2prw.reporters.text import QuietView, reconnects_text, time_left_s
 from p2prw.units import format_duration, format_rate, format_size
 
 REDRAW_S = 0.1
@@ -135,6 +135,7 @@ def render(title: str, progress: Progress) -> Group:
         f"{progress.wqes_in_flight} WQEs in flight",
         f"route {clean(progress.route)}",
         f"{progress.retries} retries",
+        *((reconnects_text(progress.reconnects),) if progress.reconnects else ()),
     )
     lines = (Text(" · ".join(facts), style="dim", no_wrap=True, overflow="ellipsis") for facts in (moved, window))
     return Group(table, *lines)

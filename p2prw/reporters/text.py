@@ -140,7 +140,14 @@ def progress_line(progress: Progress) -> str:
     ]
     if left is not None:
         parts.insert(2, f"{format_duration(left)} left")
+    if progress.reconnects:
+        parts.append(reconnects_text(progress.reconnects))
     return "  ".join(parts)
+
+
+def reconnects_text(count: int) -> str:
+    """Return `2 reconnects`."""
+    return f"{count} reconnect{'' if count == 1 else 's'}"
 
 
 def time_left_s(progress: Progress) -> float | None:
@@ -208,9 +215,12 @@ def fact_lines(result: Any) -> Iterator[str]:
 
 def _stats_lines(stats: TransferStats, result: TransferResult, request: TransferRequest | None) -> Iterator[str]:
     verb = "wrote" if stats.operation == "write" else "read"
-    whole = "" if stats.bytes == stats.size_bytes else f" of {format_size(stats.size_bytes)}, partial"
+    is_whole = stats.bytes + stats.skipped_bytes >= stats.size_bytes
+    whole = "" if is_whole else f" of {format_size(stats.size_bytes)}, partial"
     names = f"  {describe_request(request).partition(' ')[2]}" if request else ""
     yield f"{verb:<9} {format_size(stats.bytes)} ({stats.bytes} bytes){whole}{names}"
+    if stats.skipped_bytes:
+        yield f"resumed   {format_size(stats.skipped_bytes)} ({stats.skipped_bytes} bytes) had arrived before"
     yield f"rate      {format_rate(stats.bw_bytes_per_s)} over {format_duration(stats.elapsed_s)}"
     yield (
         f"work      {stats.wqes_posted} WQEs, {stats.wqes_signalled} signalled, {stats.kernel_wqes} by the kernel's "
@@ -219,6 +229,7 @@ def _stats_lines(stats: TransferStats, result: TransferResult, request: Transfer
     yield (
         f"retries   {stats.retransmitted_packets} packets sent again, {stats.sequence_naks} sequence NAKs, "
         f"{stats.rnr_naks} RNR NAKs, {stats.timeouts} timeouts"
+        + (f", {reconnects_text(stats.reconnects)}" if stats.reconnects else "")
     )
 
 

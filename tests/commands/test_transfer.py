@@ -54,6 +54,8 @@ REACHED = {
     "require_direct": (["--require-direct"], True),
     "force_route": (["--force-route"], True),
     "overwrite": (["--overwrite"], True),
+    "resume": (["--resume"], True),
+    "retries": (["--retries", "3"], 3),
     "force_bound_device": (["--force-bound-device"], True),
     "via": (["--via", "p2pmem:0000:01:00.0"], parse_memory_spec("p2pmem:0000:01:00.0")),
     "max_sgl_rd": (["--max-sgl-rd", "8"], 8),

@@ -23,6 +23,27 @@ from p2prw.engine.control.checks import (
     required_field,
     text,
 )
+from p2prw.engine.control.records import (
+    HEX_DIGEST,
+    HEX_MAC,
+    HEX_NONCE,
+    LEASE,
+    LENGTH,
+    MAX_PROSE_CHARS,
+    PROSE,
+    REGION_NAME,
+    U63,
+)
+from p2prw.engine.control.records import Attempt as Attempt
+from p2prw.engine.control.records import Gid as Gid
+from p2prw.engine.control.records import Held as Held
+from p2prw.engine.control.records import QueuePairInfo as QueuePairInfo
+from p2prw.engine.control.records import RegionInfo as RegionInfo
+from p2prw.engine.control.records import RouteInfo as RouteInfo
+from p2prw.engine.control.records import Segment as Segment
+from p2prw.engine.control.records import Source as Source
+from p2prw.engine.control.records import Staging as Staging
+from p2prw.engine.control.records import Via as Via
 from p2prw.errors import LocalProtocolError, P2prwError, PeerRefusedError, RemoteProtocolError
 
 PROTOCOL_VERSION = 1
@@ -33,112 +54,9 @@ DIGESTS_PER_PAGE = 1024
 """32 hex digits each: 36 KiB a page, inside a frame."""
 REGIONS_PER_PAGE = 64
 
-_U24, _U32, _U63 = (1 << 24) - 1, (1 << 32) - 1, (1 << 63) - 1
-_U64 = (1 << 64) - 1
-
-HEX_GID = text(r"[0-9a-f]{32}", 32)
-HEX_NONCE = text(r"[0-9a-f]{64}", 64)
-HEX_MAC = text(r"[0-9a-f]{64}", 64)
-HEX_DIGEST = text(r"[0-9a-f]{32}", 32)
-REGION_NAME = text(r"[A-Za-z0-9_.-]{1,64}", 64)
-LEASE = text(r"[0-9a-f]{16}", 16)
-MAX_PROSE_CHARS = 2048
-PROSE = text(max_chars=MAX_PROSE_CHARS)
-LENGTH = integer(0, _U63)
-
-
-@dataclass(frozen=True, slots=True)
-class Gid:
-    """A row of the sender's GID table."""
-
-    index: int = required_field(integer(0, 65535))
-    gid: str = required_field(HEX_GID)
-    type: str = required_field(text(r"rocev2|rocev1|ib", 8))
-    netdev: str | None = optional_field(optional(text(max_chars=64)), None)
-    up: bool = optional_field(boolean, True)
-
-
-@dataclass(frozen=True, slots=True)
-class QueuePairInfo:
-    """The sender's end of the queue pair (`model.QueuePairAttributes` on the wire)."""
-
-    qpn: int = required_field(integer(0, _U24))
-    psn: int = required_field(integer(0, _U24))
-    gid: str = required_field(HEX_GID)
-    mtu_bytes: int = required_field(integer(256, 4096))
-    max_rd_atomic: int = required_field(integer(0, 255))
-    max_dest_rd_atomic: int = required_field(integer(0, 255))
-    udp_port: int = optional_field(integer(1, 65535), 4791)
-    lid: int = optional_field(integer(0, 65535), 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One contiguous piece of a granted region."""
-
-    address: int = required_field(integer(0, _U64))
-    length: int = required_field(integer(0, _U63))
-    rkey: int = required_field(integer(0, _U32))
-
-
-@dataclass(frozen=True, slots=True)
-class Staging:
-    """The server's staging slots of one lease, for regions that are not mapped (files, bounced memory)."""
-
-    chunk_bytes: int = required_field(integer(1, 1 << 30))
-    slots: tuple[Segment, ...] = required_field(list_of(record(Segment), 256))
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One rung of the ladder at the server."""
-
-    route: str = required_field(text(max_chars=16))
-    ok: bool = required_field(boolean)
-    errno: str | None = optional_field(optional(text(max_chars=64)), None)
-    wc_status: str | None = optional_field(optional(text(max_chars=64)), None)
-    why: str | None = optional_field(optional(PROSE), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Via:
-    """A served file is staged in a device's memory (`model.ViaReport` on the wire)."""
-
-    memory: str = required_field(text(max_chars=32))
-    pci_address: str = required_field(text(max_chars=32))
-    mover: str = required_field(text(r"drive", 5))
-    peer_to_peer: bool = required_field(boolean)
-    drive: str | None = optional_field(optional(text(max_chars=32)), None)
-    host_bytes: int = optional_field(LENGTH, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class RouteInfo:
-    """How the server reaches the region (`model.RouteReport` on the wire)."""
-
-    chosen: str = required_field(text(max_chars=16))
-    mover: str = required_field(text(r"nic|cpu", 3))
-    peer_to_peer: bool = required_field(boolean)
-    memory: str = required_field(text(max_chars=32))
-    device: str = required_field(text(max_chars=64))
-    driver: str = required_field(text(max_chars=64))
-    staged: bool = optional_field(boolean, False)
-    attempts: tuple[Attempt, ...] = optional_field(list_of(record(Attempt), 16), ())
-    via: Via | None = optional_field(optional(record(Via)), None)
-
-
-@dataclass(frozen=True, slots=True)
-class RegionInfo:
-    """One offered region, as `regions` lists it."""
-
-    name: str = required_field(REGION_NAME)
-    kind: str = required_field(text(max_chars=32))
-    length: int | None = required_field(optional(LENGTH))
-    """None: an elastic sink that takes whatever size is written."""
-    access: str = required_field(text(r"r|w|rw", 2))
-    staged: bool = optional_field(boolean, False)
-    busy: bool = optional_field(boolean, False)
-
+RESUME = "resume"
+CAPABILITIES = (RESUME,)
+"""What this release can do beyond its protocol version; both sides say so in their hello."""
 
 # --- messages -----------------------------------------------------------------------------------------------
 
@@ -196,8 +114,10 @@ class Open:
     limit: int | None = optional_field(optional(LENGTH), None)
     """With length None: the client's own memory is this long, so grant at most this."""
     shared: bool = optional_field(boolean, False)
-    window_bytes: int | None = optional_field(optional(integer(1, _U63)), None)
+    window_bytes: int | None = optional_field(optional(integer(1, U63)), None)
     """What the server may have on the wire towards the client (READ responses)."""
+    source: Source | None = optional_field(optional(record(Source)), None)
+    """WRITE: go on with what an earlier transfer from this source left, and leave what arrives to the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +128,19 @@ class Grant:
     lease: str = required_field(LEASE)
     length: int = required_field(LENGTH)
     segments: tuple[Segment, ...] = required_field(list_of(record(Segment), 256))
-    window_bytes: int = required_field(integer(1, _U63))
+    window_bytes: int = required_field(integer(1, U63))
     route: RouteInfo = required_field(record(RouteInfo))
     queue_pair: QueuePairInfo = required_field(record(QueuePairInfo))
     staging: Staging | None = optional_field(optional(record(Staging)), None)
     region_length: int | None = optional_field(optional(LENGTH), None)
     flushable: bool = optional_field(boolean, True)
     """The keys allow READ too, so a WRITE can be flushed and read back; false for write-only memory."""
+    source: Source | None = optional_field(optional(record(Source)), None)
+    """READ: what the region is now; a client that resumes holds it against what it had."""
+    held: Held | None = optional_field(optional(record(Held)), None)
+    """WRITE with a `source`; missing where this region cannot resume."""
+    notes: tuple[str, ...] = optional_field(list_of(PROSE, 8), ())
+    """What the client's user should know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +201,7 @@ class Window:
     """Unasked for: the bytes this client may have on the wire from now on."""
 
     TYPE: ClassVar[str] = "window"
-    window_bytes: int = required_field(integer(1, _U63))
+    window_bytes: int = required_field(integer(1, U63))
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +213,8 @@ class Digest:
     offset: int = required_field(LENGTH)
     length: int = required_field(LENGTH)
     block_bytes: int = required_field(integer(4096, 1 << 30))
+    noted: bool = optional_field(boolean, False)
+    """Under a `held.manifest`: only blocks that have arrived before; the others answer ""."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,8 +230,19 @@ class Digests:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """The client's source is not what the sink's blocks came from: forget them all. No answer."""
+
+    TYPE: ClassVar[str] = "restart"
+    lease: str = required_field(LEASE)
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
-    """The client is done. `keep`: the transfer was whole (and verified where asked), so a sink may appear."""
+    """The client is done. `keep`: the transfer was whole (and verified where asked), so a sink may appear.
+
+    Without it a sink is thrown away, or under `held.manifest` left for the next one to go on with.
+    """
 
     TYPE: ClassVar[str] = "release"
     lease: str = required_field(LEASE)
@@ -333,6 +272,7 @@ Message: TypeAlias = (
     | Window
     | Digest
     | Digests
+    | Restart
     | Release
     | Released
 )

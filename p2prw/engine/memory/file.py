@@ -9,15 +9,17 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from p2prw.engine.memory.base import MappedBuffer
+from p2prw.engine.memory.base import MappedBuffer, MemorySource
 from p2prw.engine.memory.block_device import BlockSink, block_device_bytes, check_block_sink
 from p2prw.engine.memory.file_errors import file_error
 from p2prw.engine.memory.file_io import read_all
+from p2prw.engine.memory.file_resume import ResumableSink
 from p2prw.engine.memory.file_sink import FileSink
 from p2prw.engine.memory.file_target import check_file_sink
 from p2prw.engine.memory.spec import size_option
-from p2prw.engine.model import MemorySpec, Offer
+from p2prw.engine.model import MemorySpec, Offer, SourceIdentity
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError, LocalProtocolError, RequestError
 from p2prw.units import format_size
@@ -52,6 +54,12 @@ class FileSource:
 
     def __repr__(self) -> str:
         return f"<FileSource {self.path} {self.length_bytes} bytes fd={self.descriptor}>"
+
+    @property
+    def mtime_ns(self) -> int | None:
+        """When the file was modified last; None for a block device, whose node does not say."""
+        status = os.fstat(self.descriptor)
+        return status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
 
     def buffers(self) -> tuple[MappedBuffer, ...]:
         """Files are staged: nothing is mapped."""
@@ -162,11 +170,15 @@ class FileRegion:
         """Open the current file."""
         return FileSource(self.spec)
 
-    def open_writer(self, offset: int, length_bytes: int, elastic: bool | None = None) -> FileSink | BlockSink:
+    def open_writer(
+        self, offset: int, length_bytes: int, elastic: bool | None = None, *, resume: SourceIdentity | None = None
+    ) -> FileSink | BlockSink:
         """Open a sink for the region's bytes [offset, offset + length_bytes); its offsets are the region's too.
 
-        `elastic` None: as the region is. The caller runs `prepare_steps()` before it writes (write_at would run the
-        rest of it at once). HostError: `busy` while another writer is open, `exists` without --overwrite, `no_space`.
+        `elastic` None: as the region is. `resume`: go on with what an unfinished transfer from this source left, and
+        leave in turn what can be gone on with (a block device keeps what was written anyway). The caller runs
+        `prepare_steps()` before it writes (write_at would run the rest of it at once). HostError: `busy` while another
+        writer is open, `exists` without --overwrite, `no_space`.
         """
         if self._writer is not None and not self._writer.closed:
             # Each writer starts from a copy and ends in a rename: of two at once the later would undo the earlier.
@@ -197,19 +209,21 @@ class FileRegion:
             )
             return self._writer
         replace = (self.elastic if elastic is None else elastic) and offset == 0 and self._base == 0
-        self._writer = FileSink(
-            self.spec,
-            self.path,
-            base_offset=self._base,
-            range_start=offset,
-            range_end=offset + length_bytes,
-            least_bytes=0 if self._size is None else self._base + self._size,
-            keep_rest=not replace,
-            overwrite=self._overwrite,
-        )
+        where: dict[str, Any] = {
+            "base_offset": self._base,
+            "range_start": offset,
+            "range_end": offset + length_bytes,
+            "least_bytes": 0 if self._size is None else self._base + self._size,
+            "keep_rest": not replace,
+            "overwrite": self._overwrite,
+        }
+        if resume is None:
+            self._writer = FileSink(self.spec, self.path, **where)
+        else:
+            self._writer = ResumableSink(self.spec, self.path, source=resume, **where)
         return self._writer
 
-    def open_sink(self, length_bytes: int | None) -> FileSink | BlockSink:
+    def open_sink(self, length_bytes: int | None, resume: SourceIdentity | None = None) -> FileSink | BlockSink:
         """Open the whole region as a client's sink, ready to write. RequestError where its size is not known."""
         length = self._size
         if length is None:
@@ -221,13 +235,22 @@ class FileRegion:
                 fix="size=64MiB",
                 code="missing_size",
             )
-        sink = self.open_writer(0, length)
+        sink = self.open_writer(0, length, resume=resume)
         try:
             run_steps(sink.prepare_steps())
         except BaseException:
             sink.close()
             raise
         return sink
+
+
+def identity_of(memory: MemorySource, name: str | None = None, offset: int | None = None) -> SourceIdentity:
+    """Return what a resumed transfer holds a source against: its name, place, size, and a file's time."""
+    spec = memory.spec
+    if offset is None:
+        offset = size_option(spec, "offset") or 0
+    mtime_ns = memory.mtime_ns if isinstance(memory, FileSource) else None
+    return SourceIdentity(name or spec.kind, offset, memory.length_bytes, mtime_ns)
 
 
 def run_steps(steps: Iterator[int]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from p2prw.engine.memory.file_errors import file_error
 from p2prw.engine.memory.file_io import RangeOfFile, write_all
+from p2prw.engine.memory.file_parts import leftover_note, lock_part, part_path, remove_orphans
 from p2prw.engine.memory.file_target import check_file_sink, check_space, exists_error, resolve_target, status_or_none
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.errors import HostError
@@ -21,7 +22,6 @@ from p2prw.units import format_size
 # One step of preparing: short enough that a loop that runs steps in between is not held up.
 COPY_STEP_BYTES = 4 * 1024**2
 ALLOCATE_STEP_BYTES = 64 * 1024**2
-_NAME_MAX_BYTES = 255
 # What copy_file_range(2) and fallocate(2) say where the file system cannot do it.
 _CANNOT = frozenset(
     {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EPERM, errno.EBADF, errno.ETXTBSY}
@@ -122,8 +122,12 @@ class FileSink(RangeOfFile):
         """Close; a sink that was not committed is thrown away. A second call does nothing."""
         if not self.closed:
             self.closed = True
-            self.abort()
+            self._leave()
             self._close_descriptors()
+
+    def _leave(self) -> None:
+        # What becomes of a sink that is closed before it is whole.
+        self.abort()
 
     # --- preparing ------------------------------------------------------------------------------------------
 
@@ -139,11 +143,7 @@ class FileSink(RangeOfFile):
     def _create_temporary(self, existing: os.stat_result | None) -> str:
         name = os.path.basename(self._target)  # noqa: PTH119
         for _ in range(100):
-            ending = f".p2prw-{secrets.token_hex(4)}.part"
-            # The mark must fit into a name; what is cut off is only for the reader's eye.
-            room = _NAME_MAX_BYTES - len(ending) - 1
-            shown = os.fsdecode(os.fsencode(name)[:room])
-            temporary = os.path.join(self._directory, f".{shown}{ending}")  # noqa: PTH118
+            temporary = part_path(self._directory, name, secrets.token_hex(4))
             try:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 self.descriptor = os.open(temporary, flags, 0o666 if existing is None else 0o600)
@@ -151,6 +151,9 @@ class FileSink(RangeOfFile):
                 continue
             except OSError as error:
                 raise file_error("create", self.path, error) from error
+            if not lock_part(self.descriptor):
+                os.close(self.descriptor)
+                continue
             if existing is not None:
                 self._take_over(existing)
             return temporary
@@ -200,7 +203,11 @@ class FileSink(RangeOfFile):
                 pass
 
     def _allocate(self) -> Iterator[int]:
-        check_space(self.path, self._directory, self._final_bytes)
+        remove_orphans(self._target)
+        self.warnings += self._notes()
+        # A resumed sink has its space already.
+        held_bytes = os.fstat(self.descriptor).st_blocks * 512
+        check_space(self.path, self._directory, max(0, self._final_bytes - held_bytes))
         position = 0
         while position < self._final_bytes:
             length = min(ALLOCATE_STEP_BYTES, self._final_bytes - position)
@@ -212,28 +219,36 @@ class FileSink(RangeOfFile):
             position += length
             yield position
 
+    def _notes(self) -> tuple[str, ...]:
+        note = leftover_note(self._target)
+        return () if note is None else (note,)
+
+    def _ranges_to_copy(self) -> list[tuple[int, int]]:
+        return [(0, self._copy_bytes)]
+
     def _copy(self) -> Iterator[int]:
-        position, by_kernel = 0, True
-        while position < self._copy_bytes:
-            length = min(COPY_STEP_BYTES, self._copy_bytes - position)
-            count = 0
-            if by_kernel:
-                try:
-                    count = os.copy_file_range(self._existing, self.descriptor, length, position, position)
-                except OSError as error:
-                    if error.errno not in _CANNOT:
-                        raise
-                # A count of 0 is the end, or a file system (procfs, some FUSE) that does not mean it: pread decides.
-                by_kernel = count > 0
-            if count == 0:
-                piece = os.pread(self._existing, length, position)
-                if not piece:
-                    # The old file shrank; what it no longer has stays zero, as a sparse write would have it.
-                    return
-                write_all(self, memoryview(piece), position)
-                count = len(piece)
-            position += count
-            yield position
+        by_kernel = True
+        for position, end in self._ranges_to_copy():
+            while position < end:
+                length = min(COPY_STEP_BYTES, end - position)
+                count = 0
+                if by_kernel:
+                    try:
+                        count = os.copy_file_range(self._existing, self.descriptor, length, position, position)
+                    except OSError as error:
+                        if error.errno not in _CANNOT:
+                            raise
+                    # A count of 0 is the end, or a file system (procfs, some FUSE) that does not mean it: pread tells.
+                    by_kernel = count > 0
+                if count == 0:
+                    piece = os.pread(self._existing, length, position)
+                    if not piece:
+                        # The old file shrank; what it no longer has stays zero, as a sparse write would have it.
+                        return
+                    write_all(self, memoryview(piece), position)
+                    count = len(piece)
+                position += count
+                yield position
 
     def _allocation_error(self, error: OSError) -> HostError:
         failure = file_error("reserve space for", self.path, error)

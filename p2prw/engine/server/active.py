@@ -21,13 +21,16 @@ from p2prw.engine.control.messages import (
     Fill,
     Filled,
     Grant,
+    Held,
     Segment,
     Staging,
 )
-from p2prw.engine.digest import digest_blocks
+from p2prw.engine.digest import BLOCK_BYTES, digest_blocks
 from p2prw.engine.ladder import climb
+from p2prw.engine.memory.file import identity_of
+from p2prw.engine.memory.file_resume import ResumableSink
 from p2prw.engine.model import Access, Operation, RouteReport, ServeRequest
-from p2prw.engine.peer import attributes_to_wire
+from p2prw.engine.peer import attributes_to_wire, source_to_wire
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.server.leases import Lease
 from p2prw.engine.server.regions import OfferedRegion, OpenedRegion
@@ -66,6 +69,7 @@ class ActiveLease:
         self.queue_pair = queue_pair
         self.filenos: list[int] = []
         self.waiting_for_worker = False
+        self._resuming = opened.resuming
         self._base_offset = opened.base_offset
         self._ring: StagingRing | None = None
         self._busy_slots: set[int] = set()
@@ -128,7 +132,28 @@ class ActiveLease:
             staging=staging,
             region_length=region_length,
             flushable=flushable,
+            source=source_to_wire(identity_of(self.memory, self.region.name, self._base_offset)) if reading else None,
+            held=self._held(),
+            notes=self.memory.warnings if self.region.staged else (),
         )
+
+    def _held(self) -> Held | None:
+        if not self._resuming or self.lease.operation is Operation.READ:
+            return None
+        if isinstance(self.memory, ResumableSink):
+            return Held(manifest=True, fresh=not self.memory.keeps, restarted=self.memory.restarted)
+        return Held(manifest=False, fresh=False)
+
+    @property
+    def keeps_unfinished(self) -> bool:
+        """What has arrived stays behind for the next writer, although this one breaks off."""
+        return isinstance(self.memory, ResumableSink) and self.memory.keeps
+
+    def restart(self) -> None:
+        """Forget the blocks of a resumed sink. RemoteProtocolError where there is none, or where work is under way."""
+        if not isinstance(self.memory, ResumableSink) or self._busy_slots or self._digest is not None:
+            raise RemoteProtocolError("restart has no place here", code="unexpected_message")
+        self.memory.forget()
 
     def _make_staging(
         self, request: ServeRequest, access: Access, report: RouteReport, path_mtu_bytes: int | None
@@ -201,8 +226,13 @@ class ActiveLease:
         if message.length == 0 or message.offset + message.length > self.length_bytes:
             raise RemoteProtocolError("digest outside the lease", code="bad_range")
         start = self._base_offset + message.offset
-        blocks = digest_blocks(self.memory, start, message.length, message.block_bytes)
-        self._digest = _DigestJob(message, iter(blocks), message.offset)
+        if message.noted and isinstance(self.memory, ResumableSink):
+            if message.block_bytes != BLOCK_BYTES or message.offset % BLOCK_BYTES:
+                raise RemoteProtocolError("digest of other blocks than the manifest's", code="bad_range")
+            blocks = self.memory.held_digests(start, message.length)
+        else:
+            blocks = digest_blocks(self.memory, start, message.length, message.block_bytes)
+        self._digest = _DigestJob(message, blocks, message.offset)
 
     def step(self, channel: Channel) -> bool:
         """Answer finished slots and digest a few blocks; True when there was anything to do. HostError of a file."""

@@ -17,6 +17,7 @@ from p2prw.engine import gids
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.handshake import ServerHandshake
 from p2prw.engine.control.messages import (
+    CAPABILITIES,
     REGIONS_PER_PAGE,
     Commit,
     Digest,
@@ -28,11 +29,12 @@ from p2prw.engine.control.messages import (
     Regions,
     Release,
     Released,
+    Restart,
     Window,
     refuse_from,
 )
 from p2prw.engine.model import Operation, QueuePairOptions
-from p2prw.engine.peer import attributes_from_wire
+from p2prw.engine.peer import attributes_from_wire, source_from_wire
 from p2prw.engine.providers.base import Device
 from p2prw.engine.server.active import ActiveLease
 from p2prw.engine.server.leases import Lease
@@ -178,6 +180,7 @@ class ServedClient:
                 token=self.server.request.token,
                 gid_table=gids.to_wire(self.device.info.gids),
                 udp_port=self.device.info.udp_port,
+                capabilities=CAPABILITIES,
                 agent=self.server.agent,
             )
         for answer in self.handshake.receive(message, self.channel.received_body):
@@ -207,6 +210,8 @@ class ServedClient:
                 self._lease(message.lease).commit(message)
             case Digest():
                 self._lease(message.lease).start_digest(message)
+            case Restart():
+                self._lease(message.lease).restart()
             case Release():
                 self._release(message)
             case _:
@@ -265,7 +270,7 @@ class ServedClient:
         server.check_conflict(lease)
         device = self._device_for_peer(message)
         with ExitStack() as guard:
-            opened = region.open_for(operation, message.offset, length)
+            opened = region.open_for(operation, message.offset, length, source_from_wire(message.source))
             guard.callback(opened.close)
             queue_pair = device.create_queue_pair(self._options(device, message))
             guard.callback(queue_pair.close)
@@ -358,11 +363,11 @@ class ServedClient:
         if error is not None:
             self._guard(lambda: _raise(error))
             return
-        lease = active.lease
+        lease, unfinished = active.lease, active.keeps_unfinished
         self._end_lease()
         self.exit_code = 0 if keep else 1
         self._guard(lambda: self.channel.send(Released(lease.id)))
-        done = "kept" if keep else "thrown away"
+        done = "kept" if keep else "broken off, what has arrived stays for --resume" if unfinished else "thrown away"
         self.server.event(
             "released",
             f"{self.name} released {lease.region}: {done}",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.memory.file import FileRegion, run_steps
 from p2prw.engine.memory.prepare import prepare_memory
-from p2prw.engine.model import Operation, ServedRegion, ServeRequest
+from p2prw.engine.model import Operation, ServedRegion, ServeRequest, SourceIdentity
 from p2prw.errors import PeerRefusedError, RequestError
 
 _ROLES = {"r": "source", "w": "sink", "rw": "both"}
@@ -23,6 +24,8 @@ class OpenedRegion:
     close: Callable[[], None]
     prepare: Callable[[], None] | None = None
     """Long work before the first byte may be written (allocating, copying what is kept); run it off the loop."""
+    resuming: bool = False
+    """A writer wants to go on with what is here."""
 
 
 def _nothing() -> None:
@@ -47,8 +50,13 @@ class OfferedRegion:
         """What a client can reach; None: an elastic sink that takes what is written."""
         raise NotImplementedError
 
-    def open_for(self, operation: Operation, offset: int, length_bytes: int) -> OpenedRegion:
-        """Open the region for one lease on [offset, offset + length). HostError where that fails."""
+    def open_for(
+        self, operation: Operation, offset: int, length_bytes: int, resume: SourceIdentity | None = None
+    ) -> OpenedRegion:
+        """Open the region for one lease on [offset, offset + length). HostError where that fails.
+
+        `resume`: a writer's source, where it wants to go on with what it left here.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -128,9 +136,11 @@ class MappedRegion(OfferedRegion):
         """The mapped length."""
         return self._memory.length_bytes
 
-    def open_for(self, operation: Operation, offset: int, length_bytes: int) -> OpenedRegion:
+    def open_for(
+        self, operation: Operation, offset: int, length_bytes: int, resume: SourceIdentity | None = None
+    ) -> OpenedRegion:
         """Return the standing memory."""
-        return OpenedRegion(self._memory, offset, _nothing)
+        return OpenedRegion(self._memory, offset, _nothing, resuming=resume is not None)
 
     def close(self) -> None:
         """Unmap."""
@@ -145,6 +155,7 @@ class FileOffered(OfferedRegion):
 
     def __init__(self, offered: ServedRegion, request: ServeRequest) -> None:
         super().__init__(offered)
+        self._via = request.via
         self._file = FileRegion(offered.memory, overwrite=request.overwrite or offered.access == "rw")
         self._file.check(_ROLES[offered.access])
 
@@ -159,13 +170,18 @@ class FileOffered(OfferedRegion):
             return None
         return self._file.length_bytes
 
-    def open_for(self, operation: Operation, offset: int, length_bytes: int) -> OpenedRegion:
+    def open_for(
+        self, operation: Operation, offset: int, length_bytes: int, resume: SourceIdentity | None = None
+    ) -> OpenedRegion:
         """Open the current file for a reader, a new one (perhaps begun as a copy) for a writer."""
         if operation is Operation.READ:
             reader = self._file.open_reader()
             return OpenedRegion(reader, offset, reader.close)
-        writer = self._file.open_writer(offset, length_bytes)
-        return OpenedRegion(writer, offset, writer.close, prepare=lambda: run_steps(iter(writer.prepare_steps())))
+        # What a drive writes (--via) goes past the sink and cannot be noted.
+        resume = None if self._via is not None else resume
+        writer = self._file.open_writer(offset, length_bytes, resume=resume)
+        prepare = partial(run_steps, writer.prepare_steps())
+        return OpenedRegion(writer, offset, writer.close, prepare, resuming=resume is not None)
 
 
 def open_region(offered: ServedRegion, request: ServeRequest) -> OfferedRegion:

@@ -57,6 +57,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "digest": {"lease": LEASE, "offset": 0, "length": 1, "block_bytes": 1 << 20},
     "digests": {"lease": LEASE, "offset": 0, "digests": [], "more": False},
     "release": {"lease": LEASE, "keep": True},
+    "restart": {"lease": LEASE},
     "released": {"lease": LEASE},
 }
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2prw.engine.control import checks
+from p2prw.engine.control import checks, records
 from p2prw.engine.control import messages as m
 from p2prw.errors import HostError, LocalProtocolError, PeerRefusedError, RemoteProtocolError
 
@@ -78,6 +78,8 @@ region_info = st.builds(
     st.booleans(),
     st.booleans(),
 )
+source = st.builds(m.Source, shown(60), lengths, lengths, st.none() | st.integers(-U63, U63))
+held = st.builds(m.Held, st.booleans(), st.booleans(), st.none() | shown(99))
 slot = st.integers(0, 255)
 MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
     m.Hello: st.builds(
@@ -105,6 +107,7 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         limit=st.none() | lengths,
         shared=st.booleans(),
         window_bytes=st.none() | st.integers(1, U63),
+        source=st.none() | source,
     ),
     m.Grant: st.builds(
         m.Grant,
@@ -116,6 +119,9 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         queue_pair=queue_pair,
         staging=st.none() | st.builds(m.Staging, st.integers(1, 1 << 30), segments),
         region_length=st.none() | lengths,
+        source=st.none() | source,
+        held=st.none() | held,
+        notes=st.lists(shown(99), max_size=8).map(tuple),
     ),
     m.Refuse: st.builds(
         m.Refuse, st.from_regex(r"\A[a-z0-9_]{1,64}\Z"), shown(99), st.none() | shown(99), st.none() | shown(99)
@@ -125,10 +131,16 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
     m.Commit: st.builds(m.Commit, lease, slot, lengths, lengths),
     m.Committed: st.builds(m.Committed, lease, slot, lengths),
     m.Window: st.builds(m.Window, st.integers(1, U63)),
-    m.Digest: st.builds(m.Digest, lease, lengths, lengths, st.integers(4096, 1 << 30)),
+    m.Digest: st.builds(m.Digest, lease, lengths, lengths, st.integers(4096, 1 << 30), st.booleans()),
     m.Digests: st.builds(
-        m.Digests, lease, lengths, st.lists(hex_digits(32), max_size=6).map(tuple), st.booleans(), st.just("owner-cpu")
+        m.Digests,
+        lease,
+        lengths,
+        st.lists(hex_digits(32) | st.just(""), max_size=6).map(tuple),
+        st.booleans(),
+        st.just("owner-cpu"),
     ),
+    m.Restart: st.builds(m.Restart, lease),
     m.Release: st.builds(m.Release, lease, st.booleans()),
     m.Released: st.builds(m.Released, lease),
 }
@@ -380,7 +392,7 @@ def test_an_error_travels_as_a_refusal() -> None:
     refusal = m.refuse_from(error)
     shown_error = m.error_from(m.decode(m.encode(refusal)))  # type: ignore[arg-type]
     assert isinstance(shown_error, PeerRefusedError)
-    assert shown_error.what == "w" * m.MAX_PROSE_CHARS
+    assert shown_error.what == "w" * records.MAX_PROSE_CHARS
     assert (shown_error.why, shown_error.fix, shown_error.code, shown_error.side) == (
         "because",
         "try",
