@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from p2prw.engine.topology.pci import class_name
-from p2prw.reporters.document import plain
 from p2prw.reporters.listing import table
 
 if TYPE_CHECKING:
@@ -108,7 +107,9 @@ def _pair_row(pair: Pair) -> dict[str, Any]:
         "common": verdict.common,
         "path": list(verdict.path),
         "redirects": list(verdict.redirects),
-        "reasons": plain(verdict.reasons),
+        "reasons": [
+            {"code": reason.code, "text": reason.text, "devices": list(reason.devices)} for reason in verdict.reasons
+        ],
         "fixes": list(verdict.fixes),
         "holds_for": verdict.holds_for,
         "link": _link(verdict.link),

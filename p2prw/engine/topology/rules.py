@@ -33,10 +33,6 @@ class HostBridgeRule:
     since: Version | None = None
     """The mainline release it came with; None: older than P2PDMA from user space."""
 
-    def fits(self, vendor_id: int, device_id: int) -> bool:
-        """Tell whether it speaks of this device."""
-        return vendor_id == self.vendor_id and self.device_id in (None, device_id)
-
 
 def _intel(name: str, *device_ids: int, same: bool = False, since: Version | None = None) -> list[HostBridgeRule]:
     return [HostBridgeRule(0x8086, device_id, name, same, since) for device_id in device_ids]
@@ -54,10 +50,12 @@ WHITELIST: tuple[HostBridgeRule, ...] = (
 )
 """AMD has no entry: the processor decides (`is_zen`)."""
 
+_BY_ID = {(rule.vendor_id, rule.device_id): rule for rule in WHITELIST}
+
 
 def host_bridge_rule(vendor_id: int, device_id: int) -> HostBridgeRule | None:
     """Return the entry for a host bridge's first device; None where there is none in any release."""
-    return next((rule for rule in WHITELIST if rule.fits(vendor_id, device_id)), None)
+    return _BY_ID.get((vendor_id, device_id)) or _BY_ID.get((vendor_id, None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,12 @@ _NO_ANSWER = frozenset(
 class SysfsRoot:
     """A sysfs tree at `path`; the real one unless a test or `--sysfs` says otherwise."""
 
-    __slots__ = ("path",)
+    __slots__ = ("_prefix", "path")
 
     def __init__(self, path: str | os.PathLike[str] = "/sys") -> None:
         self.path = Path(path)
+        # fast path: among ten thousand functions, joining Path objects costs more than the system calls.
+        self._prefix = f"{self.path}/"
 
     def __repr__(self) -> str:
         return f"SysfsRoot({str(self.path)!r})"
@@ -44,7 +46,7 @@ class SysfsRoot:
 
     def exists(self, relative: str) -> bool:
         """Tell whether a file, directory or link that leads somewhere is there."""
-        return self.absolute(relative).exists()
+        return os.path.exists(self._prefix + relative)  # noqa: PTH110
 
     def may_open(self, relative: str) -> bool:
         """Tell whether this process may read and write it (access(2), which asks for the real user's rights)."""
@@ -53,7 +55,7 @@ class SysfsRoot:
     def list(self, relative: str) -> tuple[str, ...]:
         """Return the sorted names in a directory; empty where there is none."""
         try:
-            return tuple(sorted(os.listdir(self.absolute(relative))))  # noqa: PTH208 (names are wanted, not paths)
+            return tuple(sorted(os.listdir(self._prefix + relative)))  # noqa: PTH208
         except OSError as error:
             self._refuse(error, relative)
             return ()
@@ -66,7 +68,7 @@ class SysfsRoot:
     def read_bytes(self, relative: str, limit_bytes: int = 65536) -> bytes | None:
         """Return up to `limit_bytes` raw bytes (PCI `config` for one); None where absent or without an answer."""
         try:
-            with self.absolute(relative).open("rb", buffering=0) as file:
+            with open(self._prefix + relative, "rb", buffering=0) as file:  # noqa: PTH123
                 return file.read(limit_bytes)
         except OSError as error:
             self._refuse(error, relative)
@@ -75,7 +77,7 @@ class SysfsRoot:
     def size_bytes(self, relative: str) -> int | None:
         """Return a file's size as stat tells it (256 or 4096 for PCI `config`); None where it is absent."""
         try:
-            return self.absolute(relative).stat().st_size
+            return os.stat(self._prefix + relative).st_size  # noqa: PTH116
         except OSError as error:
             self._refuse(error, relative)
             return None
@@ -91,7 +93,7 @@ class SysfsRoot:
     def link_name(self, relative: str) -> str | None:
         """Return the last component of a symbolic link's target (`driver` -> `nvme`); None where there is no link."""
         try:
-            return Path(os.readlink(self.absolute(relative))).name  # noqa: PTH115 (raw target, unresolved)
+            return os.readlink(self._prefix + relative).rpartition("/")[2]  # noqa: PTH115
         except OSError as error:
             self._refuse(error, relative)
             return None
