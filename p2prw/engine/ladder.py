@@ -14,8 +14,10 @@ from p2prw.engine import routes
 from p2prw.engine.memory.base import MappedBuffer, MemorySource
 from p2prw.engine.memory.dm import NicAllocation, NicMemory
 from p2prw.engine.model import Access, DeviceInfo, Route, RouteAttempt, RouteReport
+from p2prw.engine.p2p_path import PathReason
 from p2prw.engine.providers.base import Device, Registration
 from p2prw.engine.providers.verbs_explain import explain_proof
+from p2prw.engine.topology.verdict import Verdict
 from p2prw.errors import HostError
 
 PAGE_BYTES = 4096
@@ -63,6 +65,9 @@ class RoutedDevice(Protocol):
 
     def odp_keeps_offsets(self) -> bool:
         """Tell whether ODP reaches bytes inside a page, or whole pages only."""
+
+    def path_to(self, pci_address: str) -> Verdict | None:
+        """Return the kernel's P2PDMA verdict for memory of that function."""
 
 
 class DmabufMemory(Protocol):
@@ -122,6 +127,7 @@ def climb(
     if staged:
         return Reach(preview, staged=True)
     routed = cast("RoutedDevice", device)
+    path = PathReason(routed, memory)
     attempts: list[RouteAttempt] = []
     fixes: list[str] = []
     for rung in routes.rungs(kind, staged=staged, wanted=wanted):
@@ -132,13 +138,14 @@ def climb(
             attempts.append(RouteAttempt(rung.value, ok=False, why=refused))
             continue
         if rung is Route.BOUNCE:
-            attempts.append(RouteAttempt(rung.value, ok=True))
+            attempts.append(RouteAttempt(rung.value, ok=True, why=path.words()))
             return Reach(routes.report_of(device.info, kind, rung, attempts, staged=True), staged=True)
         try:
             registration = _register(routed, rung, kind, memory, access, offset, length_bytes)
         except HostError as error:
-            attempts.append(RouteAttempt(rung.value, ok=False, errno=error.errno, why=error.why))
-            fixes.append(error.fix or "")
+            why, fix = path.explain(error.errno, error.why, error.fix)
+            attempts.append(RouteAttempt(rung.value, ok=False, errno=error.errno, why=why))
+            fixes.append(fix or "")
             continue
         attempt = _prove(routed, registration, rung, kind, memory, path_mtu_bytes)
         attempts.append(attempt)

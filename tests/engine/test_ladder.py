@@ -380,3 +380,26 @@ def test_rxe_imports_no_dmabuf_and_says_so(verbs, dmabufs):
         assert (refused.exit_code, refused.error.code, refused.error.errno) == (3, "route_unavailable", None)
         forced: Any = api.write(f"{address}/u", "udmabuf,size=4KiB", route=Route.DMABUF, force_route=True)
         assert (forced.exit_code, forced.error.errno) == (3, "EOPNOTSUPP")
+
+
+def test_attempts_point_to_the_path_through_the_pci_tree(rig, tmp_path):
+    """The NIC at 00:02.0 and the memory at 00:03.0 have only an unlisted host bridge above both."""
+    device, _ = rig(driver="mlx5_core", dmabuf_errno=errno.EINVAL)
+    for slot in (2, 3):
+        function = tmp_path / f"devices/pci0000:00/0000:00:0{slot}.0"
+        function.mkdir(exist_ok=True)
+        for name, text in (("vendor", "0x1234"), ("device", "0x0001"), ("class", "0x020000")):
+            (function / name).write_text(f"{text}\n")
+        (function / "config").write_bytes(b"\x34\x12\x01\x00" + bytes(252))
+    (tmp_path / "bus/pci/devices/0000:00:03.0").symlink_to(tmp_path / "devices/pci0000:00/0000:00:03.0")
+    memory = memory_of("vfio", frozenset({Offer.DMABUF, Offer.CPU_MAPPING}), dmabuf=(3, 0))
+    memory.pci_address = "0000:00:03.0"
+    refused, bounced = climb(device, memory, Access.REMOTE_WRITE, staged=False).report.attempts
+    for attempt in (refused, bounced):
+        assert "P2PDMA rxe0 -> 0000:00:03.0 is" in (attempt.why or "")
+        assert "do not share an upstream bridge" in (attempt.why or "")
+    with pytest.raises(NoRouteError) as caught:
+        climb(device, memory, Access.REMOTE_WRITE, staged=False, wanted=Route.DMABUF)
+    assert "p2prw topology rxe0 0000:00:03.0" in (caught.value.fix or "")
+    memory.pci_address = "0000:00:09.0"
+    assert climb(device, memory, Access.REMOTE_WRITE, staged=False).report.attempts[1].why is None

@@ -34,7 +34,9 @@ from p2prw.engine.providers.verbs_proof import Proof, odp_keeps_offsets, prove_b
 from p2prw.engine.providers.verbs_queue_pair import VerbsQueuePair
 from p2prw.engine.providers.verbs_sysfs import HcaSysfs, PortSysfs, read_counters
 from p2prw.engine.providers.verbs_sysfs import read_state as read_port_state
+from p2prw.engine.topology.pairs import Topology
 from p2prw.engine.topology.sysfs import SysfsRoot
+from p2prw.engine.topology.verdict import Verdict
 from p2prw.errors import HostError, TransferError
 
 if TYPE_CHECKING:
@@ -253,6 +255,15 @@ class VerbsDevice:
         if self._has_loopback:
             return proof
         return replace(proof, ok=True, proven=False, why="this port has no loopback; the first real chunk proves it")
+
+    def path_to(self, pci_address: str) -> Verdict | None:
+        """Return the kernel's P2PDMA verdict for DMA by this device into memory of a PCI function."""
+        if self.info.pci_address is None:
+            return None
+        try:
+            return Topology(self._sysfs).pair(self.info.name, pci_address).verdict
+        except HostError:
+            return None  # not in this tree, or gone meanwhile: the failure itself says more
 
     def odp_keeps_offsets(self) -> bool:
         """Tell whether this driver's ODP heeds the offset in a page; tried once, on pages of our own."""

@@ -119,7 +119,8 @@ def _by_name(sysfs: SysfsRoot, name: str) -> Endpoint | None:
         if real is None:
             continue
         # NVMe namespaces of a multipath subsystem have no PCI path of their own; their controller has.
-        address = next((part for part in reversed(real.split("/")) if normalise_bdf(part) == part), None)
+        parts = [*real.split("/"), *(sysfs.real_path(f"class/{kind}/{name}/device") or "").split("/")]
+        address = next((part for part in reversed(parts) if normalise_bdf(part) == part), None)
         if address is None and kind == "block":
             controller = re.match(r"(nvme\d+)n\d+", name)
             return _by_name(sysfs, controller[1]) if controller else None
