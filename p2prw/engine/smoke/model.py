@@ -76,6 +76,7 @@ class SmokeDevice:
     """Memory kind -> why this device has no way to it, as far as that is known by class."""
     dm_bytes: int = 0
     """Memory of its own (kind `dm`)."""
+    driver: str = ""
 
     @property
     def place(self) -> str:
