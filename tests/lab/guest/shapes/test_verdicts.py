@@ -43,6 +43,7 @@ def test_acs_by_hand_is_the_cause_and_clearing_it_the_mend(oracle, topology) -> 
 
 
 def test_without_privilege_the_answer_is_unknown(oracle, unprivileged) -> None:
-    answer = unprivileged("topology", "switch-b", "switch-a")
-    assert answer["verdict"] == "unknown"
+    answer = unprivileged("switch-b", "switch-a")
+    assert (answer["verdict"], answer["distance"]) == ("unknown", 4)
+    assert "only the first 64 bytes of its configuration space" in answer["why"]
     assert answer["fixes"] == ["run as root to read ACS: sudo p2prw topology"]
