@@ -32,6 +32,7 @@ from p2prw.errors import RequestError
 from p2prw.targets import parse_host, parse_target
 
 if TYPE_CHECKING:
+    from p2prw.engine.bench.model import BenchResult
     from p2prw.engine.smoke.model import SmokeResult
 
 DEFAULT_PORT = 18515
@@ -86,7 +87,7 @@ def transfer(
 
 
 def finish(steps: Generator[Any, None, Result]) -> Result:
-    """Run a transfer or a smoke test to its end without looking at its progress."""
+    """Run a transfer, a smoke test or a measurement to its end without looking at its progress."""
     while True:
         try:
             next(steps)
@@ -117,6 +118,22 @@ def smoke(peer: str | None = None, *, seed: int | None = None, **options: Any) -
     address = parse_peer(peer)[0] if peer is not None else None
     request = SmokeRequest(seed=secrets.randbits(32) if seed is None else seed, peer=address, **options)
     return finish(run_smoke(request))
+
+
+def bench(
+    target: str, memory: str = "host", *, connection: Mapping[str, Any] | None = None, **wishes: Any
+) -> BenchResult:
+    """Measure `target`, which holds nothing of value afterwards; failures are in the result.
+
+    `wishes` are fields of `BenchRequest`, `connection` those of `TransferRequest` (device, queue pair, token).
+    RequestError for wishes that contradict each other. `engine.bench.session.run_bench` is the same with samples and
+    with rows as they come.
+    """
+    from p2prw.engine.bench.model import BenchRequest
+    from p2prw.engine.bench.session import run_bench
+
+    request = make_request(Operation.WRITE, target, memory, **(connection or {}))
+    return finish(run_bench(BenchRequest(connection=request, **wishes)))
 
 
 @contextmanager

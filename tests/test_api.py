@@ -63,6 +63,14 @@ def test_progress_then_result_and_a_region_that_may_not_be_written():
     assert refused.exit_code == 7 and refused.error is not None and refused.error.code == "read_only"
 
 
+def test_a_measurement_is_a_call_and_wishes_that_contradict_each_other_raise():
+    with api.serving({"mem": "host,size=64KiB"}) as address:
+        result = api.bench(f"{address}/mem", tests=("bw", "lat"), sizes=(64,), iterations=5, verify=True)
+    assert (result.exit_code, [row.verify for row in result.results]) == (0, ["verified", "verified"])
+    with pytest.raises(RequestError, match="exclude each other"):
+        api.bench("127.0.0.1:1/mem", sizes=(64,), sweep=True)
+
+
 def test_a_server_that_cannot_open_raises_in_the_caller():
     with pytest.raises(RequestError), api.serving({"mem": "host"}):
         raise AssertionError("not reached")

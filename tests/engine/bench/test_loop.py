@@ -18,7 +18,7 @@ def drive(loop) -> int:
 
 
 @pytest.mark.parametrize("operation", list(Operation))
-@pytest.mark.parametrize(("size", "messages", "chunk"), [(1, 1, 4096), (64, 1000, 4096), (10_000, 33, 4096)])
+@pytest.mark.parametrize(("size", "messages", "chunk"), [(1, 1, 4096), (64, 1001, 4096), (10_000, 33, 4096)])
 def test_every_message_is_posted_and_completes_once(make_bench, operation, size, messages, chunk):
     rig = make_bench(operation=operation)
     if operation is Operation.READ:
