@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -116,3 +118,125 @@ def test_killed_on_either_side_again_and_again(server, p2prw, tmp_path, request,
         if long:
             sys.stderr.write(f"\n{operation}: {length} bytes, {kills} kills, {average:.2%} moved again a kill\n")
     assert average <= 0.05, moved_again
+
+
+def test_retries_outlive_the_server(server, p2prw, tmp_path):
+    """The server is killed and started again under a running client: one command, one verified result."""
+    content = random_file(tmp_path / "in.bin", 96 * MIB, 11)
+    sink = Sink(tmp_path / "there" / "out.bin", content)
+    sink.target.parent.mkdir()
+    region = f"--region=a=file:{sink.target}"
+    one = server(region)
+    running = p2prw.start("write", f"{one.address}/a", "--from", "file:in.bin", "--retries", 5)
+    sink.wait_for(30, running.process)
+    one.may_fail = True
+    one.process.kill()
+    one.join()
+    server(region, listen=one.address)
+    run = running.finish().ok()
+    sink.check_whole()
+    assert run.row["reconnects"] >= 1 and run.row["skipped_bytes"] == 0
+    assert len(content) <= run.row["bytes"] <= len(content) + 2 * most_lost_bytes(len(content))
+    assert any("tried again after" in warning for warning in run.document["warnings"])
+
+
+def test_retries_end(server, p2prw, tmp_path):
+    random_file(tmp_path / "in.bin", 64 * MIB, 12)
+    sink = Sink(tmp_path / "out.bin", b"")
+    one = server(f"--region=a=file:{sink.target}")
+    where = ("write", f"{one.address}/a", "--from", "file:in.bin", "--retries", 1, "--connect-retry", "200ms")
+    running = p2prw.start(*where)
+    sink.wait_for(10, running.process)
+    one.may_fail = True
+    one.process.kill()
+    one.join()
+    run = running.finish()
+    # The lost peer is the worse news than the refused connect after it (contract, section 3).
+    run.failed(1, "peer_lost", "retry_exceeded", "flushed")
+    assert run.row["reconnects"] == 1
+    # A wrong address does not pass: it is told at once.
+    started = time.monotonic()
+    p2prw(*where).failed(3, "connect_refused")
+    assert time.monotonic() - started < 15
+
+
+def test_interrupted_told_and_gone_on_with(server, p2prw, tmp_path, parts):
+    """Ctrl-C with --resume keeps; a plain transfer names what is kept and leaves it; a changed source starts over."""
+    content = random_file(tmp_path / "in.bin", 64 * MIB, 13)
+    there = tmp_path / "there"
+    there.mkdir()
+    sink = Sink(there / "out.bin", content)
+    one = server(f"--region=a=file:{sink.target},access=rw")
+    words = ("write", f"{one.address}/a", "--from", "file:in.bin")
+    running = p2prw.start(*words, "--resume")
+    sink.wait_for(10, running.process)
+    document = running.interrupt().interrupted()
+    assert any("--resume goes on from there" in warning for warning in document["warnings"])
+    sink.settle()
+    assert sink.noted >= 10 and not sink.target.exists()
+
+    plain = p2prw(*words, "--size", "1M").ok()
+    assert any("--resume goes on with it" in warning for warning in plain.document["warnings"])
+    assert sink.target.read_bytes() == content[:MIB] and len(parts(there)) == 1
+
+    changed = bytearray(content)
+    changed[-1] ^= 1
+    (tmp_path / "in.bin").write_bytes(changed)
+    sink.content = bytes(changed)
+    run = p2prw(*words, "--resume").ok()
+    assert run.row["skipped_bytes"] == 0 and run.row["bytes"] == len(content)
+    assert any("starting over" in warning for warning in run.document["warnings"])
+    sink.check_whole()
+
+
+def test_two_signals_leave_what_the_next_run_clears_away_or_goes_on_with(server, p2prw, tmp_path, parts):
+    content = random_file(tmp_path / "in.bin", 64 * MIB, 14)
+    one = server(f"--region=a=file:{tmp_path}/in.bin,access=r")
+    sink = Sink(tmp_path / "out.bin", content)
+    words = ("read", f"{one.address}/a", "--to", "file:out.bin")
+
+    def leave_at_once(running):
+        """The server stands still, so that the first signal's drain lasts until the second."""
+        os.kill(one.pid, signal.SIGSTOP)
+        try:
+            running.process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            return running.interrupt()
+        finally:
+            os.kill(one.pid, signal.SIGCONT)
+
+    slow = ("--mtu", 256, "--no-gso", "--tx-depth", 4, "--chunk", "64KiB", "--drain-timeout", "30s")
+    running = p2prw.start(*words, *slow)
+    end = time.monotonic() + 30
+    while not parts(tmp_path):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(1.0)
+    assert leave_at_once(running).code == 130
+    assert len(parts(tmp_path)) == 1, "left as it was"
+
+    running = p2prw.start(*words, *slow, "--resume")
+    sink.wait_for(4, running.process)
+    assert len(parts(tmp_path)) == 1, "the orphan is gone"
+    run = leave_at_once(running)
+    assert run.code == 130 and "--resume goes on from there" in run.stderr
+    held = sink.noted
+    last = p2prw(*words, "--resume").ok()
+    assert last.row["skipped_bytes"] == held * BLOCK_BYTES > 0
+    sink.check_whole()
+
+
+def test_memory_of_a_server_is_compared(server, p2prw, tmp_path):
+    """Nothing is noted there; what it holds already is not moved again."""
+    content = random_file(tmp_path / "in.bin", 8 * MIB, 15)
+    one = server("--region=a=host,size=8MiB")
+    words = ("write", f"{one.address}/a", "--from", "file:in.bin", "--resume")
+    assert p2prw(*words).ok().row["bytes"] == len(content)
+    changed = bytearray(content)
+    changed[3 * MIB + 5] ^= 1
+    (tmp_path / "in.bin").write_bytes(changed)
+    row = p2prw(*words).ok().row
+    assert (row["bytes"], row["skipped_bytes"]) == (MIB, 7 * MIB)
+    host = p2prw("read", f"{one.address}/a", "--to", "host", "--resume").ok()
+    assert host.row["skipped_bytes"] == 0 and any("keeps nothing" in note for note in host.document["warnings"])
+    p2prw(*words, "--shared").failed(2, "usage")
