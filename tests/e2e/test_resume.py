@@ -68,7 +68,8 @@ def most_lost_bytes(length: int) -> int:
 
 
 def random_file(path: Path, length: int, seed: int) -> bytes:
-    content = random.Random(seed).randbytes(length)
+    numbers = random.Random(seed)
+    content = b"".join(numbers.randbytes(min(64 * MIB, length - start)) for start in range(0, length, 64 * MIB))
     path.write_bytes(content)
     return content
 

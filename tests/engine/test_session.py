@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from p2prw import api
+from p2prw.engine.memory.file_resume import ResumableSink
+from p2prw.engine.memory.manifest import Manifest
 from p2prw.engine.model import Operation, Timeouts
 from p2prw.engine.providers.scripted import Fault, Script, ScriptedDevice, ScriptedFabric
 from p2prw.engine.session import list_regions, run_transfer
 from p2prw.engine.stop import StopRequest
-from p2prw.errors import RequestError
+from p2prw.errors import HostError, PeerGone, RequestError
 from p2prw.units import MIB
 
 QUICK = Timeouts(connect_retry_s=0.2, handshake_s=5.0, idle_s=5.0, drain_s=1.0)
@@ -325,3 +329,143 @@ def test_a_completion_error_is_in_the_result_with_what_was_moved(scripted):
         "REM_ACCESS_ERR",
     )
     assert result.results[0].bytes == 2 * MIB
+
+
+def broken_off(served, tmp_path, monkeypatch, target="sink", **options):
+    """Write with `resume` until some blocks are noted, then lose the peer; return the source."""
+    source = tmp_path / "source.bin"
+    source.write_bytes(bytes(range(256)) * 4096 * 12)
+    note, count = Manifest.note, [0]
+
+    def failing(manifest: Manifest, index: int, digest: str) -> None:
+        count[0] += 1
+        if count[0] > 5:
+            raise HostError("the disk is gone", why="a test", fix="nothing", code="io_error")
+        note(manifest, index, digest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "note", failing)
+        result = api.write(f"{served}/{target}", f"file:{source}", resume=True, **options)
+    assert result.error is not None and result.error.code == "io_error"
+    assert any("--resume goes on from there" in warning for warning in result.warnings)
+    return source
+
+
+@pytest.fixture
+def fresh_sink(tmp_path) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    with api.serving({"sink": f"file:{folder}/sink.bin"}) as address:
+        yield str(address), folder
+
+
+def test_what_arrived_is_not_moved_again(fresh_sink, tmp_path, monkeypatch):
+    served, folder = fresh_sink
+    source = broken_off(served, tmp_path, monkeypatch)
+    result = api.write(f"{served}/sink", f"file:{source}", resume=True)
+    row = result.results[0]
+    assert result.exit_code == 0 and row.skipped_bytes == 5 * MIB and row.bytes == 7 * MIB
+    assert "resume" in result.phases and result.verify.blocks == 12
+    assert [path.name for path in folder.iterdir()] == ["sink.bin"]
+    assert (folder / "sink.bin").read_bytes() == source.read_bytes()
+
+
+def test_a_source_that_changed_behind_its_time_is_found_by_its_digests(fresh_sink, tmp_path, monkeypatch):
+    """Same size, same mtime, other bytes: no mixed file, and the server forgets what it noted."""
+    served, folder = fresh_sink
+    source = broken_off(served, tmp_path, monkeypatch)
+    status = source.stat()
+    changed = bytearray(source.read_bytes())
+    changed[2 * MIB + 7] ^= 0xFF
+    source.write_bytes(changed)
+    os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+    result = api.write(f"{served}/sink", f"file:{source}", resume=True)
+    assert result.exit_code == 0 and result.results[0].skipped_bytes == 0
+    assert any("differs from the source at byte" in warning for warning in result.warnings)
+    assert (folder / "sink.bin").read_bytes() == bytes(changed)
+
+
+def test_another_range_starts_over(fresh_sink, tmp_path, monkeypatch):
+    served, folder = fresh_sink
+    source = broken_off(served, tmp_path, monkeypatch)
+    result = api.write(f"{served}/sink", f"file:{source}", resume=True, size_bytes=6 * MIB)
+    assert result.exit_code == 0 and result.results[0].skipped_bytes == 0
+    assert any("another offset or size" in warning for warning in result.warnings)
+    assert (folder / "sink.bin").read_bytes() == source.read_bytes()[: 6 * MIB]
+
+
+def test_a_dry_run_leaves_alone_what_is_kept(fresh_sink, tmp_path, monkeypatch):
+    served, folder = fresh_sink
+    source = broken_off(served, tmp_path, monkeypatch)
+    before = sorted(path.name for path in folder.iterdir())
+    steps = api.transfer(
+        api.make_request(Operation.WRITE, f"{served}/sink", f"file:{source}", resume=True), dry_run=True
+    )
+    assert api.finish(steps).status == "planned"
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_bytes_that_fail_verification_are_not_kept(fresh_sink, tmp_path, monkeypatch):
+    served, folder = fresh_sink
+    source = tmp_path / "source.bin"
+    source.write_bytes(bytes(range(256)) * 4096 * 3)
+    write_at = ResumableSink.write_at
+
+    def corrupting(sink, offset, data):
+        data[0] ^= 1
+        write_at(sink, offset, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableSink, "write_at", corrupting)
+        result = api.write(f"{served}/sink", f"file:{source}", resume=True)
+    assert result.exit_code == 4 and list(folder.iterdir()) == []
+    assert not any("goes on from there" in warning for warning in result.warnings)
+
+
+def test_releases_without_resume_at_either_end_still_work(fresh_sink, tmp_path, monkeypatch):
+    served, folder = fresh_sink
+    source = tmp_path / "source.bin"
+    source.write_bytes(bytes(range(256)) * 9000)
+    monkeypatch.setattr("p2prw.engine.server.client.CAPABILITIES", ())
+    result = api.write(f"{served}/sink", f"file:{source}", resume=True)
+    assert result.exit_code == 0 and any("the server's release cannot" in warning for warning in result.warnings)
+    back = api.read(f"{served}/sink", f"file:{tmp_path}/back.bin", resume=True)
+    assert back.exit_code == 0 and (tmp_path / "back.bin").read_bytes() == source.read_bytes()
+    assert [path.name for path in folder.iterdir()] == ["sink.bin"]
+
+
+def test_the_time_limit_and_a_stop_end_the_wait_between_attempts(monkeypatch):
+    """The peer is lost after the grant each time: one attempt, then the wait, which both cut short."""
+
+    def lost(client):
+        raise PeerGone("it closed the connection", why="a test", fix="nothing")
+
+    monkeypatch.setattr("p2prw.engine.client.LeaseClient.attach", lost)
+    now = [0.0]
+    request = api.make_request(Operation.WRITE, "127.0.0.1:1/a", "host,size=1MiB", retries=9)
+    limited = replace(request, timeouts=Timeouts(time_limit_s=10.0))
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def run(wanted, stop=None):
+        steps = run_transfer(wanted, stop=stop, clock=lambda: now[0], sleep=sleep)
+        seen = []
+        while True:
+            try:
+                seen.append(next(steps))
+            except StopIteration as end:
+                return seen, end.value
+
+    seen, result = run(limited)
+    assert (result.exit_code, result.error.code) == (1, "peer_lost") and 9 < now[0] < 11
+    assert {progress.phase for progress in seen} == {"reconnect"} and seen[-1].reconnects == 4
+    now[0] = 0.0
+    _, result = run(request)
+    assert result.exit_code == 1 and now[0] == pytest.approx(1 + 2 + 4 + 8 + 16 + 30 * 4)
+    stop = StopRequest()
+    steps = run_transfer(request, stop=stop, clock=lambda: now[0], sleep=sleep)
+    assert next(steps).phase == "reconnect"
+    stop.set()
+    result = api.finish(steps)
+    assert (result.exit_code, result.status) == (130, "interrupted")
