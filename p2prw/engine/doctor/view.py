@@ -18,7 +18,7 @@ from p2prw.engine.topology.pairs import Topology
 from p2prw.engine.topology.sysfs import SysfsRoot
 
 # include/uapi/linux/capability.h
-CAP_NET_ADMIN, CAP_IPC_LOCK, CAP_SYS_ADMIN = 12, 14, 21
+CAP_IPC_LOCK, CAP_SYS_ADMIN = 14, 21
 
 
 @dataclass(frozen=True, slots=True)
