@@ -17,7 +17,10 @@ _HANDLE_DMA_BUF_FD = 1
 _FLAG_MAPPING_TYPE_PCIE = 1
 # CUpointer_attribute
 _POINTER_SYNC_MEMOPS = 6
-_OUT_OF_MEMORY, _NOT_SUPPORTED, _INVALID_VALUE = 2, 801, 1
+# CUflushGPUDirectRDMAWritesTarget, CUflushGPUDirectRDMAWritesScope
+_FLUSH_CURRENT_CONTEXT, _FLUSH_TO_OWNER = 0, 100
+# CUresult
+_NOT_SUPPORTED, _INVALID_VALUE = 801, 1
 
 
 class CudaError(Exception):
@@ -61,7 +64,7 @@ class CudaDoor(Protocol):
         """cuMemGetHandleForAddressRange: a dma-buf of whole host pages."""
 
     def copy_out(self, context: Any, pointer: int, into: memoryview) -> None:
-        """cuMemcpyDtoH."""
+        """cuMemcpyDtoH, after what a NIC wrote was made visible."""
 
     def copy_in(self, context: Any, pointer: int, data: memoryview) -> None:
         """cuMemcpyHtoD."""
@@ -152,6 +155,15 @@ class CudaDriver:
     def copy_out(self, context: Any, pointer: int, into: memoryview) -> None:
         """Copy to host memory; ctypes releases the GIL meanwhile."""
         self._enter(context)
+        try:
+            # A NIC's writes may not be in order with the GPU's own reads (CUDA driver API, GPUDirect RDMA writes).
+            self._call(
+                "cuFlushGPUDirectRDMAWrites", ctypes.c_int(_FLUSH_CURRENT_CONTEXT), ctypes.c_int(_FLUSH_TO_OWNER)
+            )
+        except CudaError as error:
+            # GPUs that keep the order by themselves, and drivers before CUDA 11.3, have no such call.
+            if error.number != _NOT_SUPPORTED:
+                raise
         target = (ctypes.c_char * len(into)).from_buffer(into)
         self._call("cuMemcpyDtoH_v2", target, ctypes.c_ulonglong(pointer), ctypes.c_size_t(len(into)))
 

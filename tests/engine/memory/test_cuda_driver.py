@@ -118,6 +118,18 @@ def test_copies(library) -> None:
     into = bytearray(12)
     driver.copy_out(context, 0x100, memoryview(into)[1:11])
     assert into == b"\0fromthegpu\0"
+    # What a NIC wrote is flushed before it is read, where the GPU has that to do.
+    assert [call[0] for call in library.calls].index("cuFlushGPUDirectRDMAWrites") < [
+        call[0] for call in library.calls
+    ].index("cuMemcpyDtoH_v2")
+    library.results["cuFlushGPUDirectRDMAWrites"] = [801]
+    driver.copy_out(context, 0x100, memoryview(into)[1:11])
+    library.missing.add("cuFlushGPUDirectRDMAWrites")
+    driver.copy_out(context, 0x100, memoryview(into)[1:11])
+    library.missing.clear()
+    library.results["cuFlushGPUDirectRDMAWrites"] = [700]
+    with pytest.raises(CudaError, match="CUDA_ERROR_OTHER"):
+        driver.copy_out(context, 0x100, memoryview(into)[1:11])
     driver.copy_in(context, 0x200, memoryview(b"abc"))
     assert library.called("cuMemcpyHtoD_v2") == [(0x200, b"abc", 3)]
 
