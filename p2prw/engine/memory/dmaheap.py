@@ -73,7 +73,7 @@ def _open(spec: MemorySpec, door: KernelDoor, heaps: Path) -> int:
                 f"{known}; it takes CONFIG_DMABUF_HEAPS and a heap (CONFIG_DMABUF_HEAPS_SYSTEM for `system`)",
                 format_memory_spec(MemorySpec("dmaheap", names[0], {"size": "16MiB"}))
                 if names
-                else "udmabuf,size=16MiB, or docker run --device",
+                else f"udmabuf,size=16MiB, or docker run --device {path}",
             ),
             errno.EACCES: ("not_permitted", "heaps are mode 0600, root's", f"sudo, or sudo chmod a+rw {path}"),
             errno.EPERM: ("not_permitted", "the container's device rules forbid it", f"docker run --device {path}"),
