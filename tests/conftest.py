@@ -26,7 +26,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail where the tests in the QEMU guest would be skipped for want of QEMU or a kernel (see lab/fetch)",
     )
-    parser.addoption("--long", action="store_true", help="the long modes: more bytes, more kills, more minutes")
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="the long modes: every case where the usual run takes a selection, more bytes, more kills, more minutes",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --long the cases beyond the usual selection are no part of the run (the summary counts them)."""
+    if config.getoption("--long"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:

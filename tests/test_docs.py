@@ -78,7 +78,7 @@ def options_of_all_commands() -> set[str]:
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_every_option_named_in_prose_exists(page: str) -> None:
-    scripts = {"--force-netns", "--force-lab", "--system-site-packages"}
+    scripts = {"--force-netns", "--force-lab", "--long", "--system-site-packages"}
     named = set(re.findall(r"`(--[a-z][a-z-]*)", (ROOT / page).read_text()))
     assert named <= options_of_all_commands() | scripts
 

@@ -25,7 +25,8 @@ from lab.topology import load_topology
 IN_GUEST = os.environ.get("LAB_GUEST") == "1"
 GUEST_TESTS = Path(__file__).resolve().parent / "guest"
 ROOT = GUEST_TESTS.parents[2]
-BOOT_LIMIT_S = 600.0
+BOOT_LIMIT_S = {False: 1500.0, True: 3600.0}
+"""By `--long`: the boot and all tests of a topology."""
 REPORTS = "reports.jsonl"
 
 
@@ -36,7 +37,7 @@ class GuestFailure(Exception):
 class Guest:
     """One boot: the outcome of each test it ran, by node id."""
 
-    def __init__(self, topology: str, node_ids: list[str], log_folder: Path) -> None:
+    def __init__(self, topology: str, node_ids: list[str], log_folder: Path, *, long: bool = False) -> None:
         self.outcomes: dict[str, list[dict[str, Any]]] = {}
         self.trouble = ""
         self.console = ""
@@ -53,9 +54,10 @@ class Guest:
                 "-p",
                 "no:cacheprovider",
                 "--durations=15",
+                *(["--long"] if long else []),
                 f"@{run.shared / 'selected'}",
             ]
-            request = BootRequest(command, described, rxe=True, peer=True, timeout_s=BOOT_LIMIT_S)
+            request = BootRequest(command, described, rxe=True, peer=True, timeout_s=BOOT_LIMIT_S[long])
             try:
                 boot(parts, request, run, output.append)
             except LabError as error:
@@ -121,7 +123,7 @@ def guest_of(item: GuestItem) -> Guest:
             if isinstance(other, GuestItem) and other.topology == item.topology
         ]
         try:
-            guests[item.topology] = Guest(item.topology, selected, log_folder())
+            guests[item.topology] = Guest(item.topology, selected, log_folder(), long=is_long(item.config))
         except MissingError as error:
             guests[item.topology] = error
     guest = guests[item.topology]
@@ -130,6 +132,10 @@ def guest_of(item: GuestItem) -> Guest:
             raise GuestFailure(f"--force-lab was given, but the lab cannot be used here: {guest}")
         pytest.skip(" ".join(str(guest).split()))
     return guest
+
+
+def is_long(config: pytest.Config) -> bool:
+    return bool(config.getoption("--long"))
 
 
 def log_folder() -> Path:
@@ -155,7 +161,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         stand_in.own_markers[:] = [mark for mark in item.own_markers if mark.name not in ("usefixtures", "parametrize")]
         stand_in.keywords.update(item.keywords)
         # The first of a topology waits for the boot and for all of its tests.
-        stand_in.add_marker(pytest.mark.timeout(BOOT_LIMIT_S + 60))
+        stand_in.add_marker(pytest.mark.timeout(BOOT_LIMIT_S[is_long(item.config)] + 60))
         items[index] = stand_in
 
 

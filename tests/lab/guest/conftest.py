@@ -25,7 +25,7 @@ NETNS = Path("/run/netns/peer")
 CLONE_NEWNET = 0x40000000
 MTUS = {256: 1, 512: 2, 1024: 3, 2048: 4, 4096: 5}
 # infiniband/verbs.h; the names live in different pyverbs modules from version to version.
-IBV_QPT_RC, IBV_SEND_SIGNALED = 2, 2
+IBV_QPT_RC, IBV_SEND_SIGNALED, IBV_QP_STATE = 2, 2, 1
 ALL_ACCESS = 1 | 2 | 4
 
 
@@ -128,6 +128,11 @@ class VerbsEnd:
         _, completions = self.cq.poll(16)
         return [(completion.wr_id, completion.status) for completion in completions]
 
+    def state(self) -> int:
+        """Return `enum ibv_qp_state`: 3 is RTS, 6 is ERR."""
+        attributes, _ = self.qp.query(IBV_QP_STATE)
+        return int(attributes.qp_state)
+
     def close(self) -> None:
         for thing in (self.qp, self.mr, self.cq, self.pd, self.context):
             thing.close()
@@ -214,3 +219,20 @@ def text_of() -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def rdma_objects(text_of: Callable[..., str]) -> Callable[[], dict[str, int]]:
+    """Count what all processes hold of the kernel's RDMA stack: `rdma_objects()["qp"]`.
+
+    Of all: the kernel names the thread that made an object, not its process.
+    """
+
+    def count() -> dict[str, int]:
+        found = {}
+        for kind in ("qp", "mr", "cq", "pd"):
+            rows = text_of("rdma", "resource", "show", kind).splitlines()
+            found[kind] = sum(" pid " in row for row in rows)  # the kernel's own have no pid
+        return found
+
+    return count

@@ -29,20 +29,45 @@ class Wire:
         with in_peer():
             self.device = open_soft_device(f"soft:{address}", local_address=None, udp_port=4791, role="server")
         self.keys = self.device.register(self.memory.buffers(), ALL)
-        self.soft = self.device.create_queue_pair(QueuePairOptions(mtu_bytes=mtu_bytes))
+        self.vec, self.remote = self.keys.vec, self.keys.remote_segments()
+        self.soft: Any = self.device.create_queue_pair(QueuePairOptions(mtu_bytes=mtu_bytes))
         self.verbs = verbs_end("rxe1", gid_index=GID_INDEX[address], length_bytes=LENGTH, mtu_bytes=mtu_bytes)
         self.soft.connect(self.verbs.attributes())
         self.verbs.connect(self.soft.local)
 
-    def run(self, requester: str, opcode: Opcode, offset: int, length: int, *, rkey_change: int = 0) -> int:
+    def state(self, side: str) -> str:
+        """Return the queue pair's state at one side, by the names of ibv_qp_state; `soft` is given time to hear."""
+        if side == "rxe":
+            return {3: "RTS", 6: "ERR"}[self.verbs.state()]
+        self.device.pump()
+        return str(self.soft._core.state.name)
+
+    def lose(self, side: str) -> None:
+        """Take one end away without a word."""
+        if side == "rxe":
+            self.verbs.qp.close()
+        else:
+            self.device.close()
+
+    def run(
+        self,
+        requester: str,
+        opcode: Opcode,
+        offset: int,
+        length: int,
+        *,
+        rkey_change: int = 0,
+        remote_offset: int | None = None,
+    ) -> int:
         """Move [offset, offset + length) between the two memories; return the completion's status."""
-        (segment,), (remote,) = self.keys.vec, self.keys.remote_segments()
+        (segment,), (remote,) = self.vec, self.remote
+        there = offset if remote_offset is None else remote_offset
         if requester == "soft":
             sges = [Sge(segment.address + offset, length, segment.lkey)]
-            target = self.verbs.mr.buf + offset
+            target = self.verbs.mr.buf + there
             self.soft.post_rdma(7, opcode, sges, target, self.verbs.mr.rkey ^ rkey_change, signaled=True)
         else:
-            self.verbs.post(7, opcode, offset, length, remote.address + offset, remote.rkey ^ rkey_change)
+            self.verbs.post(7, opcode, offset, length, remote.address + there, remote.rkey ^ rkey_change)
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             self.device.pump()
@@ -92,6 +117,31 @@ def test_write_and_read(wire, requester) -> None:
 @pytest.mark.parametrize("requester", ["soft", "rxe"])
 def test_wrong_key_is_refused(wire, requester) -> None:
     assert wire.run(requester, Opcode.RDMA_WRITE, 0, 4096, rkey_change=0x10000) == WcStatus.REM_ACCESS_ERR
+
+
+@pytest.fixture
+def one_wire(in_peer, verbs_end):
+    wire = Wire(in_peer, verbs_end, "10.9.1.2", 4096)
+    yield wire
+    wire.close()
+
+
+@pytest.mark.parametrize("requester", ["soft", "rxe"])
+def test_a_range_beyond_the_memory_is_refused_and_ends_both_sides(one_wire, requester) -> None:
+    """By one byte: remote access error at the requester, and neither queue pair takes anything any more."""
+    wire = one_wire
+    assert wire.run(requester, Opcode.RDMA_READ, 0, 4096, remote_offset=LENGTH - 4095) == WcStatus.REM_ACCESS_ERR
+    assert wire.state("soft") == wire.state("rxe") == "ERR"
+
+
+@pytest.mark.parametrize(("requester", "opcode"), [("soft", Opcode.RDMA_WRITE), ("rxe", Opcode.RDMA_READ)])
+def test_a_peer_that_is_gone_is_noticed_in_time(one_wire, requester, opcode) -> None:
+    """No NAK, no answer, no control channel: retries run out."""
+    wire = one_wire
+    began = time.monotonic()
+    wire.lose("rxe" if requester == "soft" else "soft")
+    assert wire.run(requester, opcode, 0, 4096) == WcStatus.RETRY_EXC_ERR
+    assert time.monotonic() - began < 30
 
 
 class soft_side:

@@ -98,12 +98,17 @@ def test_file_to_file_and_back(move, binding, folder):
 
 
 def test_p2pmem_to_host_goes_by_odp_and_says_why_not_by_pin(move, binding, nvme):
-    result = move("write", "mem", f"p2pmem:{nvme('a')},size=1MiB")
+    result = move("write", "mem+77773", f"p2pmem:{nvme('a')},size=2MiB", size_bytes=MIB + 1)
     check(result, binding, local="odp", remote="pin")
     pin, odp = result.local_route.attempts
     # EREMOTEIO for a source (read-only registration), EFAULT for a sink (mm/gup.c).
     assert (pin.route, pin.ok, pin.errno) == ("pin", False, "EREMOTEIO") and "p2pmem" in pin.why
     assert (odp.route, odp.ok) == ("odp", True)
+
+
+def test_host_memory_into_a_p2pmem_sink(move, binding, nvme):
+    result = move("read", "known+77773", f"p2pmem:{nvme('a')},size=2MiB", size_bytes=MIB + 1)
+    check(result, binding, local="odp", remote="pin")
 
 
 def test_host_to_p2pmem_and_back(move, binding):
@@ -129,14 +134,16 @@ def test_pieces_that_are_no_pages_are_refused(move, nvme):
 
 
 def test_p2pmem_to_p2pmem_of_another_controller(move, binding, nvme):
-    result = move("read", "cmb", f"p2pmem:{nvme('c')},size=1MiB")
-    check(result, binding, local="odp", remote="odp")
+    there = f"p2pmem:{nvme('c')},size=2MiB"
+    for operation, target, remote in (("read", "cmb", "odp"), ("write", "cmb+1", "bounce")):
+        result = move(operation, target, there, size_bytes=MIB + 1)
+        check(result, binding, local="odp", remote=remote)
 
 
 def test_a_bar_as_source_bounces(move, binding, ivshmem, outside):
-    data = random.Random(2).randbytes(64 * KIB)
-    outside.poke("ivshmem-shared", 0, data)
-    result = move("write", "mem", f"bar:{ivshmem}/2,size=64KiB")
+    data = random.Random(2).randbytes(MIB + 1)
+    outside.poke("ivshmem-shared", 5, data)
+    result = move("write", "mem+3", f"bar:{ivshmem}/2,offset=5,size={MIB + 1}")
     check(result, binding, local="bounce", remote="pin")
     assert result.local_route.staged
 
