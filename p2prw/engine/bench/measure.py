@@ -110,11 +110,11 @@ class Measurement:
             ledger.rows.append(row)
         if self.checks:
             phases.enter("verify")
-            yield from self._verify(step)
+            self._verify(step)
             row = ledger.rows[-1]
         yield row
 
-    def _verify(self, step: Step) -> Generator[Event, None, None]:
+    def _verify(self, step: Step) -> None:
         """Flush all lanes, compare each; the row gets the verdict. VerifyError where one is not verified."""
         ledger = self.ledger
         flushes = [check.flush_postings(step.size_bytes) for check in self.checks]
@@ -124,17 +124,10 @@ class Measurement:
             for _ in BandwidthLoop(self.device, self.lanes, self.attendant, self.waiter).run():
                 pass
         for check in self.checks:
-            steps = check.compare(step.size_bytes)
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as finished:
-                    ledger.verify = finished.value
-                    break
+            ledger.verify = check.compare(step.size_bytes)
             ledger.rows[-1] = replace(ledger.rows[-1], verify=ledger.verify.status)
             if ledger.verify.status != "verified":
                 raise verify_error(ledger.verify)
-        yield from ()
 
     def _postings(self, one: Attached, size_bytes: int) -> tuple[Posting, ...]:
         assert one.local is not None

@@ -7,7 +7,6 @@ run, and the sink of a READ with bytes that are not the peer's.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 from p2prw.engine.attach import Scratch
@@ -58,7 +57,7 @@ class GenerationCheck:
         sge = Sge(self.scratch.sge.address, piece.length_bytes, self.scratch.sge.lkey)
         return ((Opcode.RDMA_READ, (sge,), piece.address, piece.rkey),)
 
-    def compare(self, size_bytes: int) -> Generator[None, None, VerifyReport]:
+    def compare(self, size_bytes: int) -> VerifyReport:
         """Compare the first `size_bytes` of both ends; return what was found."""
         one = self.attached
         assert one.local is not None
@@ -73,4 +72,3 @@ class GenerationCheck:
             except StopIteration as finished:
                 report: VerifyReport = finished.value
                 return report
-            yield
