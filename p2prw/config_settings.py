@@ -83,11 +83,10 @@ def _what() -> Iterator[Setting]:
         "memory that is allocated for us.", group, SERVE, default=False, sections=serve, is_flag=True,
     )  # fmt: skip
     yield Setting(
-        "quick", flag, "Less: host memory at the other end only, 1 MiB.", group, SMOKE, default=False, is_flag=True
-    )
-    yield Setting(
-        "full", flag, "More: every pair of memory, every address, 64 MiB.", group, SMOKE, default=False, is_flag=True
-    )
+        "quick", flag, "Less: host memory at the other end, device memory on one device of a driver, 1 MiB.", group,
+        SMOKE, default=False, is_flag=True,
+    )  # fmt: skip
+    yield Setting("full", flag, "More: every pair, every address, 64 MiB.", group, SMOKE, default=False, is_flag=True)
     yield Setting(
         "listen", text, "Where to listen; port 0 picks a free one.", group, SERVE, default=_SERVE["listen"].host,
         shown=str(_SERVE["listen"]), sections=serve, metavar="HOST:PORT",

@@ -151,7 +151,13 @@ def _device(row: DeviceRow, name: str) -> SmokeDevice:
         if not one.routes
     }
     return SmokeDevice(
-        name, _listen_address(info) or "127.0.0.1", info.provider, info.port, no_route, info.limits.max_dm_bytes
+        name,
+        _listen_address(info) or "127.0.0.1",
+        info.provider,
+        info.port,
+        no_route,
+        info.limits.max_dm_bytes,
+        info.driver,
     )
 
 

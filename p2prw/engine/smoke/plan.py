@@ -36,6 +36,8 @@ _LEAST_LARGE = 64 * KIB
 """With less room than this there is no cell of that size: it would show nothing that `odd` does not."""
 FIXED_KINDS = frozenset({"bar", "vfio"})
 """What is one place of the machine; other memory is allocated anew at each opening."""
+EVERYWHERE = frozenset({"host", "file"})
+"""Tried on every device also by --quick; how a driver reaches other memory is the same on all of its devices."""
 NOT_SERVED = frozenset({"host", "dm", "vfio"})
 """Not offered by a loopback beside host memory: dm belongs to one opened device, a VFIO group can be opened once."""
 Pair = tuple[SmokeMemory, SmokeRegion]
@@ -60,19 +62,31 @@ def make_plan(
                 SmokeRegion(region.name, memory.name, int(region.memory.options["size"]))
                 for memory, region in zip(_remote_memories(request, device, memories), server.regions, strict=True)
             ]
-        unreachable = (memory for memory in memories if memory.kind in device.no_route)
-        skips += [Skip(device.place, memory.name, device.no_route[memory.kind]) for memory in unreachable]
-        reachable = [
-            replace(memory, most_bytes=device.dm_bytes) if memory.kind == "dm" else memory
-            for memory in memories
-            if memory.kind not in device.no_route
-        ]
+        reachable: list[SmokeMemory] = []
+        for memory in memories:
+            reason = _no_way(request, device, memory, devices)
+            if reason is not None:
+                skips.append(Skip(device.place, memory.name, reason))
+            else:
+                reachable.append(replace(memory, most_bytes=device.dm_bytes) if memory.kind == "dm" else memory)
         for pair in _pairs(request.preset, reachable, regions):
             fitting = list(_cells_of_pair(request, device, pair, servers.get(device.place), folder, len(cells)))
             if not fitting:
                 skips.append(Skip(device.place, pair[0].name, "too small for any cell", pair[1].memory))
             cells += fitting
     return SmokePlan(tuple(cells), tuple(skips), servers)
+
+
+def _no_way(
+    request: SmokeRequest, device: SmokeDevice, memory: SmokeMemory, devices: Sequence[SmokeDevice]
+) -> str | None:
+    """Return why `memory` has no cell on `device`."""
+    if memory.kind in device.no_route:
+        return device.no_route[memory.kind]
+    first = next((one for one in devices if one.driver == device.driver), device)
+    if request.preset is Preset.QUICK and memory.kind not in EVERYWHERE and first is not device:
+        return f"--quick tries it on one device of a driver, here {first.place}"
+    return None
 
 
 def _pairs(preset: Preset, memories: Sequence[SmokeMemory], regions: Sequence[SmokeRegion]) -> Iterator[Pair]:

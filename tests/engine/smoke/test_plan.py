@@ -128,6 +128,22 @@ def test_memory_of_a_nic_is_what_that_nic_has_and_vfio_is_opened_once(ask):
     assert ("vfio:0000:00:05.0/0", "host") in pairs(plan)
 
 
+def test_quick_tries_other_memory_on_one_device_of_a_driver(ask):
+    devices = [SmokeDevice(name, "10.0.0.1", "verbs", driver=name[:3]) for name in ("rxe0", "rxe1", "mlx5_0")]
+    cmb = SmokeMemory("p2pmem", "p2pmem:0000:01:00.0", 4 << 20)
+    plan = make_plan(ask(preset=Preset.QUICK), devices, [HOST, cmb], None, "/t")
+    assert Counter((cell.device, cell.kind) for cell in plan.cells) == {
+        ("rxe0", "host"): 6,
+        ("rxe0", "p2pmem"): 6,
+        ("rxe1", "host"): 6,
+        ("mlx5_0", "host"): 6,
+        ("mlx5_0", "p2pmem"): 6,
+    }
+    assert [(skip.device, skip.memory) for skip in plan.skips] == [("rxe1", cmb.name)]
+    usual = make_plan(ask(), devices, [HOST, cmb], None, "/t")
+    assert not usual.skips
+
+
 def test_two_ports_have_two_servers(ask):
     ports = [SmokeDevice("mlx5_0", f"10.0.0.{port}", "verbs", port) for port in (1, 2)]
     plan = make_plan(ask(preset=Preset.QUICK), ports, [HOST], None, "/t")

@@ -53,10 +53,10 @@ def test_rxe_and_p2pmem_appear_by_themselves(everything, nvme) -> None:
     cells = cells_of(everything)
     assert {row["device"] for row in cells} >= {"rxe0", "rxe1", "soft0", "soft:::1"}
     cmb = {f"p2pmem:{nvme(serial)}" for serial in ("a", "c")}
-    for device in ("rxe0", "rxe1", "soft0"):
+    for device, memories in (("rxe0", cmb), ("soft0", cmb), ("rxe1", set()), ("soft:::1", set())):
         here = [row for row in cells if row["device"] == device]
-        assert {row["memory"] for row in here} >= {"host", "file", *cmb}
-        for memory in ("host", "file", *cmb):
+        # --quick tries other memory on one device of a driver.
+        for memory in ("host", "file", *memories):
             found = {(row["operation"], row["size_class"]) for row in here if row["memory"] == memory}
             assert found == {(o, s) for o in ("read", "write") for s in ("small", "odd", "large")}
 
