@@ -1,12 +1,10 @@
-"""PCI Express links: speed, width, and the most bytes they can carry. Pure but for the two files of a function."""
+"""PCI Express links: speed, width, and the most bytes they can carry. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-from p2prw.engine.topology.sysfs import SysfsRoot
 
 # Line coding takes its share; packet headers take more (drivers/pci/pci.h, PCIE_SPEED2MBS_ENC).
 _CODING = {2.5: 8 / 10, 5.0: 8 / 10, 8.0: 128 / 130, 16.0: 128 / 130, 32.0: 128 / 130, 64.0: 1.0, 128.0: 1.0}
@@ -41,11 +39,6 @@ def parse_link(speed: str | None, width: str | None) -> Link | None:
     if rate not in _CODING or not 1 <= lanes <= 32:
         return None
     return Link(rate, lanes)
-
-
-def read_link(sysfs: SysfsRoot, base: str) -> Link | None:
-    """Return the link of the function whose sysfs directory is `base`."""
-    return parse_link(sysfs.read_text(f"{base}/current_link_speed"), sysfs.read_text(f"{base}/current_link_width"))
 
 
 def narrowest(links: Iterable[Link | None]) -> Link | None:

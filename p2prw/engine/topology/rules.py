@@ -13,9 +13,6 @@ Version = tuple[int, int]
 
 FIRST_FROM_USER_SPACE: Version = (6, 2)
 """p2pmem/allocate; before it P2PDMA memory was for drivers only."""
-NEWEST_READ: Version = (7, 2)
-"""The newest mainline whose rules are in these tables."""
-
 CPU_DRIVERS = frozenset({"hfi1", "ib_qib", "qib"})
 """PCI devices whose driver moves payload with the CPU (rdmavt): there is no DMA to the memory."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -123,9 +123,6 @@ class Machine:
         entry = self.entry(path)
         size = entry.get("size", entry.get("length")) if isinstance(entry, dict) else None
         return size if isinstance(size, int) else 4096
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.folders)
 
 
 def _decode(entry: Mapping[str, Any]) -> bytes:

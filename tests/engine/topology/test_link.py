@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2prw.engine.topology.link import Link, narrowest, parse_link, read_link
+from p2prw.engine.topology.link import Link, narrowest, parse_link
 
 
 @pytest.mark.parametrize(
@@ -38,11 +38,3 @@ def test_narrowest() -> None:
     assert narrowest([wide, None, narrow]) is narrow
     assert narrowest([None]) is None
     assert narrow.description == "16 GT/s x4, 63.0 Gb/s"
-
-
-def test_read(builder) -> None:
-    machine = builder()
-    machine.root_bus("pci0000:00", (0x8086, 0x09A2))
-    machine.port("0000:00:01.0", "pci0000:00")
-    assert read_link(machine.sysfs(), "bus/pci/devices/0000:00:01.0") == Link(16.0, 16)
-    assert read_link(machine.sysfs(), "bus/pci/devices/0000:00:00.0") is None
