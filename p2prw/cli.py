@@ -37,6 +37,8 @@ COMMANDS: dict[str, dict[str, str]] = {
         "topology": "Say whether P2PDMA works between two devices, and why.",
         "doctor": "Check this host and say what to type.",
         "version": "Print versions.",
+        "help": "Explain a topic, or print the man page.",
+        "completion": "Print completion for bash, zsh or fish.",
     },
 }
 """Heading -> command -> its line in `p2prw --help`; the module is `p2prw.commands.<command>`."""

@@ -39,7 +39,7 @@ POSTS = DATA | {"bench"}
 MOVES = POSTS | SERVE
 TALKS = MOVES | SMOKE | {"regions"}
 CLIENTS = POSTS | SMOKE | {"regions"}
-ALL = TALKS | {"devices", "topology", "doctor", "run", "compare", "version"}
+ALL = TALKS | {"devices", "topology", "doctor", "run", "compare", "version", "help", "completion"}
 RUN = frozenset({"run"})
 
 SECTIONS = ("device", "buffers", "serve", "transfer")
@@ -149,6 +149,9 @@ def _scenario() -> Iterator[Setting]:
     yield Setting(
         "tolerance", share, "How much lower a rate may be: 5% or 0.05.", group, RUN | {"compare"}, default=0.05,
         shown="5%", metavar="SHARE",
+    )  # fmt: skip
+    yield Setting(
+        "man", flag, "Print the man page, in roff.", group, frozenset({"help"}), default=False, is_flag=True,
     )  # fmt: skip
     yield Setting(
         "schema", flag, "Print the JSON Schema of scenario files, for editors.", group, RUN, default=False,

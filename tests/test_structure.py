@@ -76,6 +76,10 @@ TESTED_IN: dict[str, str] = {
 }
 
 TESTED_IN |= {
+    **dict.fromkeys(
+        (f"p2prw/commands/{name}.py" for name in ("completion", "help", "man", "topics")),
+        "tests/commands/test_help_and_completion.py",
+    ),
     "p2prw/scenario/model.py": "tests/scenario/test_document.py",
     "p2prw/scenario/words.py": "tests/scenario/test_read.py",
     "p2prw/scenario/smoke_words.py": "tests/scenario/test_read.py",

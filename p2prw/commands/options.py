@@ -6,12 +6,15 @@ Options carry no click default: an option that was not given must be told from o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from p2prw.config_settings import GROUPS, Setting, settings_of
 from p2prw.errors import RequestError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -54,6 +57,19 @@ class SettingOption(click.Option):
         )
         self.setting = setting
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return what may stand here: the words of a choice, devices of this host, or (by the shell) files."""
+        from click.shell_completion import CompletionItem
+
+        from p2prw.config_values import words_of
+
+        if self.setting.metavar in ("FILE", "DIR", "DIRECTORY"):
+            return [CompletionItem(incomplete, type="file")]
+        words = [str(word) for word in words_of(self.setting.parse)]
+        if self.setting.name == "device":
+            words = ["auto", "soft0", *_verbs_devices()]
+        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the row of the help page."""
         twins, self.secondary_opts = self.secondary_opts, []
@@ -61,6 +77,16 @@ class SettingOption(click.Option):
             return super().get_help_record(ctx)
         finally:
             self.secondary_opts = twins
+
+
+def _verbs_devices() -> list[str]:
+    # Names only: completion must not open a device, and not load the engine.
+    from pathlib import Path
+
+    try:
+        return sorted(entry.name for entry in Path("/sys/class/infiniband").iterdir())
+    except OSError:
+        return []
 
 
 class HelpfulCommand(click.Command):

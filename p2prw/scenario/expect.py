@@ -35,7 +35,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 _FORM = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(>=|<=|==|!=|>|<)\s*(\S.*?)\s*")
 _LINK = re.compile(r"(\d+(?:\.\d+)?)\s*%\s+of\s+link", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-_FIX = "bw >= 1 GiB/s, bw >= 90% of link, lat_p99 <= 50 us, route == odp, error == RemoteAccess"
+EXAMPLES = "bw >= 1 GiB/s, bw >= 90% of link, lat_p99 <= 50 us, route == odp, error == RemoteAccess"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def parse_expectation(text: str, name: str = "expect") -> Expectation:
         raise RequestError(
             f"{name}: cannot read {text!r} as METRIC OPERATOR VALUE",
             why=f"operators are {', '.join(_OPERATORS)}",
-            fix=_FIX,
+            fix=EXAMPLES,
             code="bad_expectation",
         )
     metric, sign, value = match.groups()
@@ -85,7 +85,7 @@ def parse_expectation(text: str, name: str = "expect") -> Expectation:
         raise RequestError(
             f"{name}: unknown metric {metric!r}",
             why=f"metrics: {', '.join(METRICS)}",
-            fix=f"did you mean {near!r}?" if near else _FIX,
+            fix=f"did you mean {near!r}?" if near else EXAMPLES,
             code="bad_expectation",
         )
     if metric in WORDS and sign not in ("==", "!="):
@@ -121,7 +121,7 @@ def _parse_value(metric: str, value: str, name: str) -> float | int | str:
         raise RequestError(
             f"{name}: {metric}: {value!r} is no word",
             why="a word is letters, digits and _",
-            fix=_FIX,
+            fix=EXAMPLES,
             code="bad_expectation",
         )
     return snake(value)

@@ -155,6 +155,11 @@ _KINDS: dict[str, _Kind] = {
 MEMORY_KINDS = tuple(_KINDS)
 
 
+def kind_examples() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return (an example, its keys) of every kind, for help pages."""
+    return tuple((rules.example, tuple(rules.keys)) for rules in _KINDS.values())
+
+
 def parse_memory_spec(text: str) -> MemorySpec:
     """Return the spec that `text` means; RequestError names the nearest valid kind or key."""
     kind, arg, options = split_spec(text)
