@@ -25,12 +25,11 @@ def completion(app: App, /, shell: str, **line: Any) -> int:
     app.settings("completion", line)
     from click.shell_completion import ShellComplete, get_completion_class
 
-    from p2prw.cli import cli
     from p2prw.reporters.document import build
 
     found = get_completion_class(shell)
     assert found is not None, "click has these three"
     # bash's own source() starts a bash to look at its version: printing a text starts nothing here.
-    text = ShellComplete.source(found(cli, {}, "p2prw", "_P2PRW_COMPLETE"))
+    text = ShellComplete.source(found(click.get_current_context().find_root().command, {}, "p2prw", "_P2PRW_COMPLETE"))
     rows = [{"shell": shell, "script": text}]
     return app.listing(build("completion", results=rows), text.rstrip("\n").split("\n"))

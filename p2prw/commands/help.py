@@ -31,7 +31,7 @@ def help(app: App, /, topic: str | None, **line: Any) -> int:
     if settings["man"]:
         from p2prw.commands.man import man_page
 
-        text = man_page()
+        text = man_page(click.get_current_context().find_root())
         return app.listing(build("help", results=[{"topic": "man", "text": text}]), text.rstrip("\n").split("\n"))
     if topic is None:
         lines = [f"{name:<12} {title}" for name, title in TOPICS.items()]

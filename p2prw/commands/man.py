@@ -7,26 +7,25 @@ from collections.abc import Iterator
 import click
 
 from p2prw import __version__
-from p2prw.cli import KNOWN, cli
 from p2prw.commands.topics import TOPICS, topic_lines
 
 
-def man_page() -> str:
-    """Return p2prw.1."""
-    return "\n".join(_lines()) + "\n"
+def man_page(root: click.Context) -> str:
+    """Return p2prw.1; `root` is the context of `p2prw` itself."""
+    return "\n".join(_lines(root)) + "\n"
 
 
-def _lines() -> Iterator[str]:
+def _lines(root: click.Context) -> Iterator[str]:
     yield f'.TH P2PRW 1 "" "p2prw {__version__}" "User Commands"'
     yield ".SH NAME"
-    yield f"p2prw \\- {_roff((cli.help or '').splitlines()[0])}"
+    yield f"p2prw \\- {_roff((root.command.help or '').splitlines()[0])}"
     yield ".SH SYNOPSIS"
     yield ".B p2prw"
     yield "COMMAND [OPTIONS] [ARGUMENTS]"
     yield ".SH COMMANDS"
-    root = click.Context(cli, info_name="p2prw")
-    for name in KNOWN:
-        command = cli.get_command(root, name)
+    assert isinstance(root.command, click.Group)
+    for name in root.command.list_commands(root):
+        command = root.command.get_command(root, name)
         assert command is not None
         yield f".SS p2prw {name}"
         yield from _verbatim(command.get_help(click.Context(command, info_name=name, parent=root)).splitlines())
