@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +30,8 @@ def blocks(text: str, language: str) -> list[str]:
 def commands() -> list[str]:
     """Every `$ p2prw ...` line of a code block on any page."""
     lines = [line.strip() for page in PAGES for block in blocks(page.read_text(), "") for line in block.splitlines()]
-    return [line[2:] for line in lines if line.startswith("$ p2prw ")]
+    # `compare` compares what the line before it made: its block is run as a whole.
+    return [line[2:] for line in lines if line.startswith("$ p2prw ") and not line.startswith("$ p2prw compare ")]
 
 
 @pytest.mark.parametrize("line", commands())
@@ -42,8 +47,6 @@ def test_every_command_line_is_understood(
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     if ">" in args:
         args = args[: args.index(">")]
-    if args[0] == "compare":
-        pytest.skip("compares what the line before it makes; tests/commands/test_compare.py runs it")
     if args[0] == "run":
         if "--baseline" in args:
             (tmp_path / args[args.index("--baseline") + 1]).write_text('{"schema": "p2prw/1", "results": []}')
@@ -51,6 +54,45 @@ def test_every_command_line_is_understood(
     elif args[0] not in ("devices", "help", "completion", "version"):
         args.append("--show-config")
     assert cli.main(args, standalone_mode=False) == 0, capsys.readouterr().err
+
+
+RUN = re.compile(r"^<!-- run -->\n```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGE_BLOCKS = RUN.findall(README)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language, block", PAGE_BLOCKS, ids=[block.split("\n")[0] for _, block in PAGE_BLOCKS])
+def test_blocks_that_say_so_are_run(language: str, block: str, tmp_path: Path) -> None:
+    """As a reader would: `$ p2prw serve` in the background, the rest in order; a yaml block is a scenario."""
+    (tmp_path / "p2prw").write_text(f'#!/bin/sh\nexec {sys.executable} -m p2prw "$@"\n')
+    (tmp_path / "p2prw").chmod(0o755)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    lines = [line[2:] for line in block.splitlines() if line.startswith("$ ")]
+    if language == "yaml":
+        (tmp_path / "scenario.yaml").write_text(block)
+        lines = ["p2prw run scenario.yaml"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # A rate against itself a moment ago: what a busy machine does to it is not this page's fault.
+    script = "".join(
+        f"{line} & trap 'kill %1' EXIT\n"
+        if " serve " in line
+        else re.sub(r"--tolerance \d+%", "--tolerance 99%", line) + "\n"
+        for line in lines
+    )
+    env = {name: text for name, text in os.environ.items() if not name.startswith("P2PRW_")}
+    env |= {"PATH": f"{tmp_path}:{env['PATH']}", "PYTHONPATH": str(ROOT), "P2PRW_PORT": str(port)}
+    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=env, text=True, capture_output=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_block_is_of_a_kind_that_is_checked() -> None:
+    """Commands are read (run where `<!-- run -->` stands above); json, python and yaml run; the rest is output."""
+    for language, block in FENCE.findall(README):
+        assert language in ("", "json", "python", "yaml"), f"nobody checks a block of {language}"
+        if language == "yaml":
+            assert (language, block) in PAGE_BLOCKS, "a scenario of the page is run: put <!-- run --> above it"
 
 
 def test_there_are_commands_to_check() -> None:
