@@ -143,6 +143,10 @@ def _scenario() -> Iterator[Setting]:
         shown="the file's, else continue", metavar="WORD",
     )  # fmt: skip
     yield Setting(
+        "report", text, "Write an archive for a bug report here (.tar.gz): everything but secrets.", group, RUN,
+        metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
         "baseline", text, "An earlier result (--json): a rate that is worse is a missed threshold.", group, RUN,
         metavar="FILE",
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -125,7 +125,7 @@ def _run(app: App, scenario: Scenario, settings: Settings) -> int:
     if lost or missing:
         parts |= {"regressions": lost, "warnings": missing}
         document = run_document(scenario, results, **parts)
-    failures = _write_reports(settings, document, started_at)
+    failures = _write_reports(app, scenario, settings, document, started_at)
     if failures:
         parts["warnings"] = [*missing, *(failure.what for failure in failures)]
         document = run_document(scenario, results, **parts, extra_codes=[3])
@@ -186,18 +186,25 @@ def _view(app: App, scenario: Scenario) -> Any:
     return RunLines(app.stderr, len(scenario.rows))
 
 
-def _write_reports(settings: Settings, document: Mapping[str, Any], started_at: str) -> list[Any]:
+def _write_reports(
+    app: App, scenario: Scenario, settings: Settings, document: Mapping[str, Any], started_at: str
+) -> list[Any]:
     """Write the files that were asked for; return what went wrong, so that the result can say it."""
     from p2prw.errors import HostError
     from p2prw.reporters.files import write_whole
 
+    makers: dict[str, Callable[[], bytes]] = {
+        "junit": lambda: _junit(document, started_at),
+        "markdown": lambda: _markdown(document),
+        "report": lambda: _report(app, scenario, document),
+    }
     failures = []
-    for name, make in (("junit", _junit), ("markdown", _markdown)):
+    for name, make in makers.items():
         path = settings[name]
         if path is None:
             continue
         try:
-            write_whole(path, make(document, started_at), f"--{name}")
+            write_whole(path, make(), f"--{name}")
         except HostError as error:
             failures.append(error)
     return failures
@@ -209,10 +216,18 @@ def _junit(document: Mapping[str, Any], started_at: str) -> bytes:
     return run_junit(document, started_at)
 
 
-def _markdown(document: Mapping[str, Any], _: str) -> bytes:
+def _markdown(document: Mapping[str, Any]) -> bytes:
     from p2prw.reporters.run_markdown import run_markdown
 
     return run_markdown(document).encode()
+
+
+def _report(app: App, scenario: Scenario, document: Mapping[str, Any]) -> bytes:
+    from p2prw.scenario.bundle import bundle, machine, report_files
+    from p2prw.scenario.document import planned_rows
+
+    plan = "".join(f"{result.row.name}: {result.command}\n" for result in planned_rows(scenario))
+    return bundle(report_files(document, app.environ, machine(), scenario.text, plan), time.time())
 
 
 def _say_what_failed(app: App, document: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -71,3 +72,21 @@ def test_a_wrong_file_is_refused_with_its_place(run, file, tmp_path):
     result = run("run", file)
     assert result.exit_code == 2 and f"{file}:4:" in result.stderr and "did you mean 'from'?" in result.stderr
     assert result.stdout == ""
+
+
+def test_a_report_holds_all_but_secrets(run, tmp_path):
+    secret = "correct-horse-battery-staple"
+    (tmp_path / "token").write_text(secret)
+    (tmp_path / "token").chmod(0o600)
+    peer = f"peer: 127.0.0.1:1/a, token_file: {tmp_path}/token, connect_retry: 0"
+    (tmp_path / "s.yaml").write_text(f"steps: [{{name: r, read: {{{peer}, to: host}}}}]")
+    archive = tmp_path / "r.tar.gz"
+    env = {"P2PRW_PASSWORD": secret}
+    document, result = run.json("run", str(tmp_path / "s.yaml"), "--report", str(archive), "--json", env=env)
+    assert result.exit_code == 3 and document["results"][0]["error_code"] == "connect_refused"
+    with tarfile.open(archive) as found:
+        found.extractall(tmp_path, filter="data")
+        texts = {name: (tmp_path / name).read_text() for name in found.getnames()}
+    assert not [name for name, text in texts.items() if secret in text]
+    assert json.loads(texts["p2prw-report/result.json"])["results"][0]["name"] == "r"
+    assert "soft0" in texts["p2prw-report/machine.json"] and f"{tmp_path}/token" in texts["p2prw-report/plan.txt"]
