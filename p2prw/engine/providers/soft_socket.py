@@ -95,6 +95,14 @@ def open_socket(
 
 
 def _bind(local: LocalAddress, udp_port: int) -> socket.socket:
+    try:
+        return _bind_unexplained(local, udp_port)
+    except OSError as exc:
+        raise _bind_error(local, udp_port, exc) from exc
+
+
+def _bind_unexplained(local: LocalAddress, udp_port: int) -> socket.socket:
+    """Bind or raise the kernel's OSError: explaining one walks /proc, too dear for tries that are expected to fail."""
     sock = socket.socket(local.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if local.family == socket.AF_INET6:
@@ -103,9 +111,9 @@ def _bind(local: LocalAddress, udp_port: int) -> socket.socket:
             sock.bind((local.address, udp_port, 0, local.scope_id))
         else:
             sock.bind((local.address, udp_port))
-    except OSError as exc:
+    except OSError:
         sock.close()
-        raise _bind_error(local, udp_port, exc) from exc
+        raise
     return sock
 
 
@@ -156,10 +164,10 @@ def _bind_loopback_client(local: LocalAddress, random_bits: Callable[[int], int]
         address = f"127.{host >> 16}.{host >> 8 & 0xFF}.{host & 0xFF}"
         candidate = LocalAddress(address, local.netdev, local.netdev_mtu_bytes, local.up)
         try:
-            return _bind(candidate, ROCE_UDP_PORT), candidate
-        except HostError as exc:
-            if exc.errno not in ("EADDRINUSE", "EADDRNOTAVAIL"):
-                raise
+            return _bind_unexplained(candidate, ROCE_UDP_PORT), candidate
+        except OSError as exc:
+            if exc.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise _bind_error(candidate, ROCE_UDP_PORT, exc) from exc
     # rxe owns the port for every address of the namespace.
     return _bind(local, 0), local
 

@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
-
-from p2prw.schema import load_schema
 
 LIMIT_S = 240
-VALIDATOR = Draft202012Validator(load_schema())
 
 
 def smoke(*words: str) -> dict[str, Any]:
@@ -26,7 +22,6 @@ def smoke(*words: str) -> dict[str, Any]:
         check=False,
     )
     document: dict[str, Any] = json.loads(done.stdout)
-    VALIDATOR.validate(document)
     assert document["exit_code"] == done.returncode
     assert "Traceback" not in done.stderr
     return document
