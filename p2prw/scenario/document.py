@@ -10,6 +10,8 @@ from p2prw.errors import InterruptedTransfer, P2prwError, ThresholdError, TimeLi
 from p2prw.reporters.document import build, error_object
 from p2prw.scenario.model import RowResult, Scenario, command_line
 
+_WHOLE = frozenset({0, 4, 5})
+"""Exit codes of commands that did all their work; what is wrong is its outcome."""
 STATUSES = ("pass", "fail", "skip", "not_run", "planned")
 
 
@@ -92,8 +94,7 @@ def run_document(
     code = worst_exit_code(codes)
     failed = [result for result in results if result.status == "fail"]
     not_run = counts["not_run"]
-    # A command that left no document was killed: what it did is not known.
-    cut = any(result.document is None or result.document.get("partial") for result in failed)
+    cut = any(_was_cut(result) for result in failed)
     document = build(
         "run",
         code,
@@ -117,6 +118,15 @@ def run_document(
     elif results and all(result.status == "planned" for result in results):
         document["status"] = "planned"
     return document
+
+
+def _was_cut(result: RowResult) -> bool:
+    """Return True where a row that failed did not come to its end: its peer, its disk or its time was gone before."""
+    document = result.document
+    # Without a document it was killed: what it did is not known. A smoke whose cells fail has run all of them.
+    if document is None or document.get("partial") or result.row.action == "smoke":
+        return document is None or bool(document.get("partial"))
+    return result.command_exit_code not in _WHOLE
 
 
 def _error(code: int, scenario: Scenario, failed: Sequence[RowResult], regressions: Sequence[str]) -> P2prwError:
