@@ -82,7 +82,7 @@ TESTED_IN |= {
     ),
     "p2prw/scenario/model.py": "tests/scenario/test_document.py",
     "p2prw/scenario/words.py": "tests/scenario/test_read.py",
-    "p2prw/scenario/smoke_words.py": "tests/scenario/test_read.py",
+    "p2prw/scenario/option_words.py": "tests/scenario/test_read.py",
     "p2prw/reporters/run_junit.py": "tests/reporters/test_run_rows.py",
     "p2prw/reporters/run_live.py": "tests/reporters/test_run_rows.py",
     "p2prw/reporters/run_markdown.py": "tests/reporters/test_run_rows.py",

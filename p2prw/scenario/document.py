@@ -18,7 +18,9 @@ STATUSES = ("pass", "fail", "skip", "not_run", "planned")
 def row_object(result: RowResult) -> dict[str, Any]:
     """Return one row of `results`."""
     row, document = result.row, result.document or {}
-    transfers = [entry for entry in document.get("results", ()) if isinstance(entry.get("bw_bytes_per_s"), float)]
+    rates = [entry["bw_bytes_per_s"] for entry in document.get("results", ()) if entry.get("bw_bytes_per_s")]
+    # A smoke's cells, and a bench's sizes, have no rate in common; one size has.
+    one = row.action in ("write", "read") or (row.action == "bench" and len(rates) == 1)
     route = document.get("route", {}).get("local")
     return {
         "number": row.number,
@@ -32,7 +34,7 @@ def row_object(result: RowResult) -> dict[str, Any]:
         "reason": result.reason,
         "error_code": result.error_code,
         "elapsed_s": result.elapsed_s,
-        "bw_bytes_per_s": transfers[0]["bw_bytes_per_s"] if transfers and row.action != "smoke" else None,
+        "bw_bytes_per_s": rates[0] if rates and one else None,
         "route": route["chosen"] if route else None,
         "expect": [
             {

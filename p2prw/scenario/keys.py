@@ -21,6 +21,7 @@ ACTIONS = {
     "read": "`p2prw read` with these words of `transfer:`.",
     "transfer": "`p2prw write` or `read`, as `op` says.",
     "smoke": "`p2prw smoke` with its options as keys.",
+    "bench": "`p2prw bench` with its options as keys; its figures are those of its worst row.",
     "parallel": "A list of steps whose rows all run at the same time.",
 }
 
@@ -35,7 +36,5 @@ STEP_KEYS = {
     "skip_unless": "What this host must have: one need or a list of them.",
     "time_limit": "Bound each row (exit 6).",
 }
-
-NOT_YET = {"bench": "measuring is for `p2prw bench`, which is not in this release"}
 
 ON_FAILURE = ("continue", "stop")

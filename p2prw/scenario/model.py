@@ -35,7 +35,7 @@ class Row:
     name: str
     step: str
     action: str
-    """`serve`, `write`, `read` or `smoke`: a command of p2prw."""
+    """`serve`, `write`, `read`, `smoke` or `bench`: a command of p2prw."""
     group: int
     """Its place in `steps`; what stands under one `parallel` is one group."""
     words: tuple[str, ...]

@@ -16,7 +16,7 @@ from p2prw.config_values import at_place, choice, duration, integer
 from p2prw.config_yaml import Placed, Reader, compose_file
 from p2prw.errors import RequestError
 from p2prw.scenario.expect import parse_expectation
-from p2prw.scenario.keys import ACTIONS, FILE_KEYS, NOT_YET, ON_FAILURE, STEP_KEYS
+from p2prw.scenario.keys import ACTIONS, FILE_KEYS, ON_FAILURE, STEP_KEYS
 from p2prw.scenario.model import Row, Scenario, address_mark
 from p2prw.scenario.needs import parse_need
 from p2prw.scenario.text import NAME, combinations, expand, row_name
@@ -200,13 +200,8 @@ class _Scenario:
     def read_step(self, node: yaml.Node, group: int, steps: list[_Step], *, inside: bool) -> None:
         place = self.reader.place(node)
         label = f"step {len(steps) + 1}"
-        entries = self.reader.entries(node, label, (*STEP_KEYS, *NOT_YET))
+        entries = self.reader.entries(node, label, tuple(STEP_KEYS))
         nodes = {key: value for key, _, value in entries}
-        for key, why in NOT_YET.items():
-            if key in nodes:
-                raise RequestError(
-                    f"{place}: {label}: {key} steps are not in this release", why=why, fix="remove it", code="not_built"
-                )
         actions = [key for key in ACTIONS if key in nodes]
         if len(actions) != 1:
             raise RequestError(
@@ -309,6 +304,8 @@ class _Scenario:
                 return self.serve_row(row, nodes)
             if action == "smoke":
                 return self.smoke_row(row, nodes["smoke"])
+            if action == "bench":
+                return self.bench_row(row, nodes)
             return self.transfer_row(row, nodes, step.action)
         except RequestError as error:
             # Errors of values carry the value's place; one of a whole request gets the step's.
@@ -317,7 +314,7 @@ class _Scenario:
             raise at_place(f"{step.place}: {row.name}", error) from error
 
     def read_maps(
-        self, row: Row, nodes: Mapping[str, yaml.Node], section: str, action: str, servers: set[int]
+        self, row: Row, nodes: Mapping[str, yaml.Node], section: str | None, action: str, servers: set[int]
     ) -> Reader:
         """Read the file's maps, then the step's over them, with this row's variables."""
         reader = Reader(self.path)
@@ -326,7 +323,8 @@ class _Scenario:
             reader.read_map(key, self.filled(node, row.values, servers))
         if "device" in nodes:
             reader.read_section("device", self.filled(nodes["device"], row.values, servers))
-        reader.read_section(section, self.filled(nodes[action], row.values, servers))
+        if section is not None:
+            reader.read_section(section, self.filled(nodes[action], row.values, servers))
         return reader
 
     def transfer_row(self, row: Row, nodes: Mapping[str, yaml.Node], key: str) -> Row:
@@ -335,8 +333,7 @@ class _Scenario:
         if row.time_limit_s is not None:
             limit = self.reader.scalar(self.filled(nodes["time_limit"], row.values), "time_limit")
             reader.values[("transfer", "time_limit")] = Placed(limit.text, limit.place)
-        planned = {server.number: server.planned_address for server in self.rows if server.action == "serve"}
-        words = transfer_words(row.action, reader.found(), self.environ, planned, self.seed + row.number)
+        words = transfer_words(row.action, reader.found(), self.environ, self.planned(), self.seed + row.number)
         return replace(row, words=words, servers=tuple(sorted(servers)))
 
     def serve_row(self, row: Row, nodes: Mapping[str, yaml.Node]) -> Row:
@@ -356,12 +353,26 @@ class _Scenario:
         )
 
     def smoke_row(self, row: Row, node: yaml.Node) -> Row:
-        from p2prw.scenario.smoke_words import smoke_words
+        from p2prw.scenario.option_words import smoke_words
 
         servers: set[int] = set()
         limit = None if row.time_limit_s is None else f"{row.time_limit_s:g}s"
         words = smoke_words(self.reader, self.filled(node, row.values, servers), self.seed + row.number, limit)
         return replace(row, words=words, servers=tuple(sorted(servers)))
+
+    def bench_row(self, row: Row, nodes: Mapping[str, yaml.Node]) -> Row:
+        from p2prw.scenario.option_words import bench_words
+
+        servers: set[int] = set()
+        file = self.read_maps(row, nodes, None, "bench", servers).found()
+        limit = None if row.time_limit_s is None else f"{row.time_limit_s:g}s"
+        node = self.filled(nodes["bench"], row.values, servers)
+        words = bench_words(self.reader, node, file, self.environ, self.planned(), limit)
+        return replace(row, words=words, servers=tuple(sorted(servers)))
+
+    def planned(self) -> dict[int, str]:
+        """Return the addresses that the servers before this row would have if all ports were free."""
+        return {server.number: server.planned_address for server in self.rows if server.action == "serve"}
 
     def find_server(self, step: str, values: Mapping[str, str], place: str) -> int:
         """Return the row of the server `step` whose matrix has the same values as this row's, where both have them."""

@@ -12,7 +12,7 @@ from p2prw.config_settings import Setting, keys_of
 from p2prw.config_values import words_of
 from p2prw.engine.memory.spec import MEMORY_KINDS
 from p2prw.scenario.keys import FILE_KEYS, ON_FAILURE, STEP_KEYS
-from p2prw.scenario.smoke_words import smoke_keys
+from p2prw.scenario.option_words import step_keys
 
 SCHEMA_ID = "p2prw-scenario/1"
 _VARIABLE = {"type": "string", "pattern": r"\$\{"}
@@ -62,7 +62,8 @@ def scenario_schema() -> dict[str, Any]:
             "device": device,
             "transfer": transfer,
             "serve": serve,
-            "smoke": _closed(dict.fromkeys(smoke_keys(), _either(_SCALAR, {"type": "array", "items": _SCALAR}))),
+            "smoke": _closed(dict.fromkeys(step_keys("smoke"), _either(_SCALAR, {"type": "array", "items": _SCALAR}))),
+            "bench": _closed(dict.fromkeys(step_keys("bench"), _SCALAR)),
             "buffer": _either({"type": "string"}, _buffer()),
             "region": _either({"type": "string"}, _region()),
             "step": _step(steps),
@@ -82,6 +83,7 @@ def _step(steps: dict[str, Any]) -> dict[str, Any]:
         "serve": {"$ref": "#/$defs/serve"},
         **{key: {"$ref": "#/$defs/transfer"} for key in ("write", "read", "transfer")},
         "smoke": {"$ref": "#/$defs/smoke"},
+        "bench": {"$ref": "#/$defs/bench"},
         "parallel": steps,
         "op": _either({"enum": ["write", "read"]}, _VARIABLE),
         "device": {"$ref": "#/$defs/device"},
@@ -94,7 +96,10 @@ def _step(steps: dict[str, Any]) -> dict[str, Any]:
     step = _closed(_described(values, STEP_KEYS))
     alone = {"required": ["parallel"], "propertyNames": {"enum": ["parallel", "name"]}}
     step["oneOf"] = [
-        *({"required": [action], "not": {"required": ["op"]}} for action in ("serve", "write", "read", "smoke")),
+        *(
+            {"required": [action], "not": {"required": ["op"]}}
+            for action in ("serve", "write", "read", "smoke", "bench")
+        ),
         {"required": ["transfer", "op"]},
         alone,
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from p2prw.config import Settings, resolve
 from p2prw.config_requests import serve_request, transfer_request
@@ -28,7 +29,7 @@ def transfer_words(
     command: str, file: FileConfig, environ: Mapping[str, str], addresses: Mapping[int, str], seed: int
 ) -> tuple[str, ...]:
     """Return the words of `write` or `read`. RequestError with its place: a word is missing or wrong."""
-    settings = _settings(command, file, environ)
+    settings = settings_in(command, file, environ)
     assert settings.file is not None
     peer = file.peer
     if peer is not None:
@@ -37,16 +38,16 @@ def transfer_words(
     side = "from" if command == "write" else "to"
     memory = seeded(request.memory, seed) if command == "write" else request.memory
     assert peer is not None, "transfer_request() refuses a file without a peer"
-    rest = _option_words(settings, {side: memory.text, **_seeded_faults(settings, seed)})
+    rest = option_words(settings, {side: memory.text, **_seeded_faults(settings, seed)})
     return (command, peer.text, *rest, "--json")
 
 
 def serve_words(file: FileConfig, environ: Mapping[str, str], seed: int) -> tuple[str, ...]:
     """Return the words of `serve`, without --listen and --ready-file: those are the runner's."""
-    settings = _settings("serve", file, environ)
+    settings = settings_in("serve", file, environ)
     request = serve_request(settings)
     regions = [word for region in request.regions for word in ("--region", _region_text(region, seed))]
-    rest = _option_words(settings, _seeded_faults(settings, seed), without=("listen", "port", "ready_file"))
+    rest = option_words(settings, _seeded_faults(settings, seed), without=("listen", "port", "ready_file"))
     return ("serve", *regions, *rest, "--json")
 
 
@@ -58,11 +59,14 @@ def seeded(memory: MemorySpec, seed: int) -> MemorySpec:
     return replace(filled, text=format_memory_spec(filled))
 
 
-def _settings(command: str, file: FileConfig, environ: Mapping[str, str]) -> Settings:
+def settings_in(
+    command: str, file: FileConfig, environ: Mapping[str, str], line: Mapping[str, Any] | None = None
+) -> Settings:
+    """Return what `command` will run with; `line` holds what stands on its command line already."""
     # What the scenario says stands on the child's command line, where it wins over the child's environment.
     said = {BY_NAME[name].variable for _, name in file.values}
     outside = {name: text for name, text in inherited(environ).items() if name not in said}
-    return resolve(command, {}, outside, file)
+    return resolve(command, line or {}, outside, file)
 
 
 def _region_text(region: ServedRegion, seed: int) -> str:
@@ -75,7 +79,8 @@ def _seeded_faults(settings: Settings, seed: int) -> dict[str, str]:
     return {} if not faults or "seed=" in faults else {"inject": f"{faults},seed={seed}"}
 
 
-def _option_words(settings: Settings, changed: Mapping[str, str], without: tuple[str, ...] = ()) -> Iterator[str]:
+def option_words(settings: Settings, changed: Mapping[str, str], without: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the options of what the file says; `changed` holds other texts for some."""
     for name, value in settings.values.items():
         if name in without or not value.origin.startswith("file "):
             continue

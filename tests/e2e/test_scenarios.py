@@ -243,6 +243,29 @@ def test_a_disk_that_is_full_in_the_middle(p2prw, tmp_path):
 
 
 @pytest.mark.slow
+def test_figures_of_bench_steps(p2prw, tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        SLOW.partition("  - {name: quick")[0]
+        + """\
+  - name: latency
+    bench: {peer: "${server.address}/memory", test: lat, sizes: "2,64", iters: 50}
+    expect: [lat_p99 <= 30 s, lat_p50 <= 1 us]
+  - name: rate
+    bench: {peer: "${server.address}/memory", op: read, sizes: 4K, iters: 50}
+    expect: [bw >= 1 B/s, route == cpu]
+"""
+    )
+    run = p2prw("run", "s.yaml")
+    rows = rows_of(run.document)
+    assert run.code == 5 and run.document["partial"] is False, run.stderr
+    p99, p50 = rows["latency"]["expect"]
+    assert (p99["outcome"], p50["outcome"]) == ("met", "missed")
+    # Of two sizes the slower one counts.
+    assert p99["measured"] == max(row["lat_p99_us"] for row in rows["latency"]["result"]["results"]) / 1e6
+    assert rows["rate"]["status"] == "pass" and rows["rate"]["bw_bytes_per_s"] > 0
+
+
+@pytest.mark.slow
 def test_reports_that_cannot_be_written_are_said(p2prw, tmp_path):
     (tmp_path / "s.yaml").write_text("steps: [{name: v, read: {peer: 127.0.0.1:1/a, to: host, connect_retry: 0}}]")
     run = p2prw("run", "s.yaml", "--junit", "none/j.xml")

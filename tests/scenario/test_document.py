@@ -103,6 +103,9 @@ def test_a_row_shows_rate_and_route(scenario, good, outcome):
     assert shown["bw_bytes_per_s"] == 2**30 and shown["route"] == "cpu"
     assert shown["values"] == {"size": "4K", "op": "write", "host": "127.0.0.1"}
     assert row_object(RowResult(replace(row, action="smoke"), "pass", document=outcome()))["bw_bytes_per_s"] is None
+    sizes = outcome(results=[{"bw_bytes_per_s": 1.0}, {"bw_bytes_per_s": 2.0}])
+    assert row_object(RowResult(replace(row, action="bench"), "pass", document=sizes))["bw_bytes_per_s"] is None
+    assert row_object(RowResult(replace(row, action="bench"), "pass", document=outcome()))["bw_bytes_per_s"] == 2**30
 
 
 def test_marks_are_filled_with_what_is_known():

@@ -96,6 +96,31 @@ def test_smoke_steps_take_the_options_of_smoke(scenario):
         scenario("steps: [{name: s, smoke: {quik: true}}]".replace("s, ", "s,   "))
 
 
+def test_bench_steps_take_the_options_of_bench(scenario, environ):
+    text = """\
+device: {name: soft0, tx_depth: 32, mtu: 512}
+buffers: {here: "host,size=1MiB,numa=0"}
+steps:
+  - {name: server, serve: {regions: {a: "host,size=1MiB"}}}
+  - name: b
+    matrix: {test: [bw, lat]}
+    device: {mtu: 1024}
+    time_limit: 90s
+    bench: {peer: "${server.address}/a", test: "${test}", sizes: "4K,64K", tx_depth: 8, verify: on, local_memory: here}
+    expect: lat_p99 <= 1 s
+"""
+    # What the step says wins over the variables of its environment, as it does for a write.
+    outside = {"P2PRW_TX_DEPTH": "3", "P2PRW_MTU": "nonsense"}
+    plan = scenario(text, environ={**environ, **outside})
+    bandwidth, latency = plan.rows[1:]
+    assert bandwidth.action == "bench" and bandwidth.servers == (1,)
+    assert command_line(bandwidth.command_words(plan.planned_addresses())) == (
+        "p2prw bench 127.0.0.1:18515/a --device soft0 --mtu 1024 --test bw --sizes 4K,64K --tx-depth 8 --verify "
+        "--local-memory host,size=1MiB,numa=0 --time-limit 90s --json"
+    )
+    assert "lat" in latency.words
+
+
 def test_loops_and_parallel_steps(scenario):
     found = scenario(ONE + "  - {name: r, read: {peer: 127.0.0.1/a, to: host}, repeat: 3}\n")
     assert [row.name for row in found.rows] == ["w", "r#1", "r#2", "r#3"]
@@ -128,7 +153,7 @@ WRONG = [
     (ONE.replace("127.0.0.1/a", "127.0.0.1"), "s.yaml:2:29", "/NAME"),
     (ONE.replace("peer: 127.0.0.1/a, ", ""), "s.yaml:2:5: w: PEER/REGION is missing", ""),
     (ONE.replace(", from: 'host,size=4K'", ""), "s.yaml:2:5: w: --from MEMORY is missing", ""),
-    (ONE.replace("name: w", "name: w, expect: bw > fast"), "s.yaml:2:23: w.expect: cannot read 'fast'", "bw >="),
+    (ONE.replace("name: w", "name: w, expect: bw > fast"), "s.yaml:2:23: w.expect: bw: cannot read 'fast'", "1 GiB/s"),
     (ONE.replace("name: w", "name: w, skip_unless: rott"), "s.yaml:2:28: w.skip_unless: unknown need", "root"),
     (ONE.replace("name: w", "name: w, repeat: 0"), "s.yaml:2:23: w.repeat: expected a number from 1", ""),
     (ONE.replace("name: w", "name: w, time_limit: soon"), "s.yaml:2:27: w.time_limit", "10s"),
@@ -140,7 +165,10 @@ WRONG = [
     (ONE.replace("127.0.0.1/a", "'${srv.address}/a'"), "${srv.address} names no server", "{name: server, serve"),
     (ONE + ONE.partition("\n")[2], "s.yaml:3:5: there are two steps named 'w'", "w-2"),
     (ONE.replace("name: w", "name: w, device: {mtu: 1000}"), "s.yaml:2:29: device.mtu", "512"),
-    ("steps: [{bench: {}}]", "bench steps are not in this release", ""),
+    ("steps: [{bench: {}}]", "s.yaml:1:9: bench-1: PEER/REGION is missing", ""),
+    ("steps: [{bench: {peer: h/a, size: 4K}}]", "s.yaml:1:29: bench: unknown key 'size'", "did you mean 'sizes'?"),
+    ("steps: [{bench: {peer: h/a, sizes: 4Q}}]", "s.yaml:1:36: bench.sizes", ""),
+    ("steps: [{bench: {peer: h/a, plot: a.svg}}]", "bench: unknown key 'plot'", ""),
     ("steps: [{parallel: [{parallel: []}]}]", "not inside another", ""),
     ("seed: -1\n" + ONE, "s.yaml:1:7: seed", ""),
     ("on_failure: halt\n" + ONE, "s.yaml:1:13: on_failure", ""),

@@ -30,7 +30,7 @@ BOTH_REFUSE = [
     "steps: {}",
     "steps: [{}]",
     "steps: [{wirte: {}}]",
-    "steps: [{bench: {peer: h/a}}]",
+    "steps: [{bench: {peer: h/a, size: 4K}}]",
     f"stpes: []\nsteps: [{WRITE}]",
     f"seed: -1\nsteps: [{WRITE}]",
     f"seed: many\nsteps: [{WRITE}]",
