@@ -98,7 +98,7 @@ USAGE = [
     (("read", "ADDRESS/a", "--from", "host"), "unknown_option", "--to"),
     (("serve", "--region", "a"), "*", "NAME=MEMORY"),
     (("serve",), "*", "--region"),
-    (("bench", "ADDRESS/a"), "not_built", ""),
+    (("bench", "ADDRESS"), "*", "/"),
 ]
 
 
