@@ -84,6 +84,7 @@ def test_bars_are_left_alone_with_the_reason(everything, ivshmem) -> None:
     assert "only with --memory" in bars["reason"]
 
 
+@pytest.mark.long
 def test_a_named_bar_takes_part(ivshmem) -> None:
     document = smoke("--device", "rxe0", "--memory", f"bar:{ivshmem}/2")
     cells = cells_of(document)
@@ -109,6 +110,7 @@ def peer(tmp_path: Path) -> Iterator[str]:
         assert server.wait(30) == 0
 
 
+@pytest.mark.long
 def test_a_peer_on_another_device(peer, nvme) -> None:
     """The kernel's rxe here, our software device there, over a wire: `auto` finds the way."""
     document = smoke(peer, "--memory", "host", "--memory", f"p2pmem:{nvme('a')}")
