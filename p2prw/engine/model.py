@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag, StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 
 class Operation(StrEnum):
@@ -512,9 +512,12 @@ class ErrorReport:
     side: str = "local"
 
 
-@dataclass(frozen=True, slots=True)
-class TransferResult:
-    """The whole outcome; reporters turn it into text or the `p2prw/1` document."""
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome(Generic[Row]):
+    """What every `p2prw/1` document of work done over a lease says, whatever its rows are."""
 
     command: str
     status: str
@@ -524,7 +527,7 @@ class TransferResult:
     environment: Mapping[str, Any]
     local_route: RouteReport | None
     remote_route: RouteReport | None
-    results: tuple[TransferStats, ...]
+    results: tuple[Row, ...]
     verify: VerifyReport
     phases: Mapping[str, float]
     """Seconds for each of PHASES that was reached."""
@@ -533,3 +536,8 @@ class TransferResult:
     error: ErrorReport | None = None
     plan: Mapping[str, Any] | None = None
     """Only for a dry run: see `p2prw.engine.plan`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferResult(Outcome[TransferStats]):
+    """The whole outcome of a transfer; reporters turn it into text or the document."""

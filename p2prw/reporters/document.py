@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 from p2prw import __version__
+from p2prw.engine.model import Outcome
 from p2prw.errors import InterruptedTransfer, P2prwError
 
 SCHEMA = "p2prw/1"
@@ -84,8 +85,8 @@ def build(command: str, exit_code: int = 0, **parts: Any) -> dict[str, Any]:
     return document
 
 
-def transfer_document(result: Any) -> dict[str, Any]:
-    """Return the document of a TransferResult."""
+def transfer_document(result: Outcome[Any]) -> dict[str, Any]:
+    """Return the document of a transfer or a measurement."""
     document = build(
         result.command,
         result.exit_code,

@@ -8,6 +8,7 @@ from typing import Any
 
 from p2prw.engine.events import Progress
 from p2prw.engine.model import (
+    Outcome,
     RouteReport,
     TransferRequest,
     TransferResult,
@@ -195,7 +196,7 @@ def result_lines(result: TransferResult, request: TransferRequest | None) -> Ite
     yield from fact_lines(result)
 
 
-def fact_lines(result: Any) -> Iterator[str]:
+def fact_lines(result: Outcome[Any]) -> Iterator[str]:
     """Return what any result has beside its rows: routes, verification, phases, warnings."""
     if result.local_route or result.remote_route:
         yield f"route     local   {route_text(result.local_route)}"

@@ -36,9 +36,12 @@ class FakeBench:
         yield BenchProgress("bw", "write", 64, 1, 1, 5, 10, 0.05, None, 6400.0, 3)
         yield ROW
         return BenchResult(
-            "ok", 0, {"peer": "h", "region": "r"},
-            {"cpus": 2, "python": "3", "kernel": "6", "clock": "c", "device": {"name": "soft0", "driver": "soft"}},
-            ROUTE, ROUTE, (ROW,), VerifyReport("unverified"), {"steady": 0.1},
+            status="ok", exit_code=0, params={"peer": "h", "region": "r"},
+            environment={
+                "cpus": 2, "python": "3", "kernel": "6", "clock": "c", "device": {"name": "soft0", "driver": "soft"}
+            },
+            local_route=ROUTE, remote_route=ROUTE, results=(ROW,), verify=VerifyReport("unverified"),
+            phases={"steady": 0.1},
         )  # fmt: skip
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from p2prw.engine.model import ErrorReport, Operation, RouteReport, TransferRequest, VerifyReport
+from p2prw.engine.model import Operation, Outcome, TransferRequest
 
 TESTS = ("bw", "lat")
 DEFAULT_SIZE_BYTES = {"bw": 65536, "lat": 2}
@@ -137,22 +136,8 @@ class BenchRow:
     verify: str = "unverified"
 
 
-@dataclass(frozen=True, slots=True)
-class BenchResult:
-    """The whole outcome; the same members as a `TransferResult`, so that the same document is made of it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchResult(Outcome[BenchRow]):
+    """The whole outcome of a measurement."""
 
-    status: str
-    """`ok`, `failed`, `interrupted`."""
-    exit_code: int
-    params: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    local_route: RouteReport | None
-    remote_route: RouteReport | None
-    results: tuple[BenchRow, ...]
-    verify: VerifyReport
-    phases: Mapping[str, float]
-    warnings: tuple[str, ...] = ()
-    partial: bool = False
-    error: ErrorReport | None = None
     command: str = "bench"
-    plan: None = None
