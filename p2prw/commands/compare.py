@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from p2prw.commands.app import App
+from p2prw.commands.complete import files
 from p2prw.commands.options import HelpfulCommand, settings_options
 from p2prw.errors import HostError, RequestError, ThresholdError
 
@@ -28,8 +29,8 @@ MAX_FILE_BYTES = 256 << 20
 
 
 @click.command(cls=HelpfulCommand, epilog=EPILOG, short_help="Compare two results; refuse unlike ones.")
-@click.argument("before", metavar="A")
-@click.argument("after", metavar="B")
+@click.argument("before", metavar="A", shell_complete=files)
+@click.argument("after", metavar="B", shell_complete=files)
 @settings_options("compare")
 @click.pass_obj
 def compare(app: App, /, before: str, after: str, **line: Any) -> int:

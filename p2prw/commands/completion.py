@@ -23,13 +23,14 @@ Examples:
 def completion(app: App, /, shell: str, **line: Any) -> int:
     """Print a script that completes commands, options, their words, devices and files of p2prw."""
     app.settings("completion", line)
-    from click.shell_completion import ShellComplete, get_completion_class
+    from click.shell_completion import get_completion_class
 
+    from p2prw.commands.complete import install
     from p2prw.reporters.document import build
 
+    install()
     found = get_completion_class(shell)
     assert found is not None, "click has these three"
-    # bash's own source() starts a bash to look at its version: printing a text starts nothing here.
-    text = ShellComplete.source(found(click.get_current_context().find_root().command, {}, "p2prw", "_P2PRW_COMPLETE"))
+    text = found(click.get_current_context().find_root().command, {}, "p2prw", "_P2PRW_COMPLETE").source()
     rows = [{"shell": shell, "script": text}]
     return app.listing(build("completion", results=rows), text.rstrip("\n").split("\n"))

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from p2prw.commands.app import App
+from p2prw.commands.complete import topics
 from p2prw.commands.options import HelpfulCommand, settings_options
 from p2prw.errors import RequestError
 
@@ -18,7 +19,7 @@ Examples:
 
 
 @click.command(cls=HelpfulCommand, epilog=EPILOG, short_help="Explain a topic, or print the man page.")
-@click.argument("topic", metavar="[TOPIC]", required=False)
+@click.argument("topic", metavar="[TOPIC]", required=False, shell_complete=topics)
 @settings_options("help")
 @click.pass_obj
 def help(app: App, /, topic: str | None, **line: Any) -> int:

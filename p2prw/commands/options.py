@@ -59,16 +59,17 @@ class SettingOption(click.Option):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Return what may stand here: the words of a choice, devices of this host, or (by the shell) files."""
-        from click.shell_completion import CompletionItem
-
+        from p2prw.commands import complete
         from p2prw.config_values import words_of
 
+        if self.setting.metavar == "MEMORY":
+            return complete.memory_specs(incomplete)
         if self.setting.metavar in ("FILE", "DIR", "DIRECTORY"):
-            return [CompletionItem(incomplete, type="file")]
+            return complete.files(ctx, self, incomplete)
         words = [str(word) for word in words_of(self.setting.parse)]
         if self.setting.name == "device":
-            words = ["auto", "soft0", *_verbs_devices()]
-        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+            words = ["auto", "soft0", *complete.verbs_devices()]
+        return complete.any_of(words, incomplete)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the row of the help page."""
@@ -77,16 +78,6 @@ class SettingOption(click.Option):
             return super().get_help_record(ctx)
         finally:
             self.secondary_opts = twins
-
-
-def _verbs_devices() -> list[str]:
-    # Names only: completion must not open a device, and not load the engine.
-    from pathlib import Path
-
-    try:
-        return sorted(entry.name for entry in Path("/sys/class/infiniband").iterdir())
-    except OSError:
-        return []
 
 
 class HelpfulCommand(click.Command):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2prw.commands.app import App
+from p2prw.commands.complete import files
 from p2prw.commands.options import EXIT_CODES_RUN, HelpfulCommand, settings_options
 from p2prw.errors import RequestError
 from p2prw.reporters.base import Format, is_live_terminal
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 EPILOG = f"""\
 Examples:
-  p2prw run configs/scenario_loopback.yaml
-  p2prw run configs/scenario_loopback.yaml --dry-run
+  p2prw run configs/matrix_loopback.yaml
+  p2prw run configs/matrix_loopback.yaml --dry-run
   p2prw run ci.yaml --var size=1GiB --junit results.xml --markdown summary.md
   p2prw run --schema > p2prw-scenario.schema.json
 
@@ -35,7 +36,7 @@ with the command line that is printed for it.
     epilog=EPILOG,
     short_help="Run a scenario file: transfers, servers and what is expected of them.",
 )
-@click.argument("scenario", metavar="SCENARIO.yaml", required=False)
+@click.argument("scenario", metavar="SCENARIO.yaml", required=False, shell_complete=files)
 @settings_options("run")
 @click.pass_obj
 def run(app: App, /, scenario: str | None, **line: Any) -> int:
@@ -55,7 +56,7 @@ def run(app: App, /, scenario: str | None, **line: Any) -> int:
         raise RequestError(
             "SCENARIO.yaml is missing",
             why="a scenario says what is to be run",
-            fix="p2prw run configs/scenario_loopback.yaml   (p2prw help scenario explains the format)",
+            fix="p2prw run configs/matrix_loopback.yaml   (p2prw help scenario explains the format)",
             code="missing_scenario",
         )
     from p2prw.scenario.read import read_scenario

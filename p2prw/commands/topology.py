@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2prw.commands.app import App
+from p2prw.commands.complete import clients, memories
 from p2prw.commands.options import HelpfulCommand, settings_options
 from p2prw.commands.show import show_config
 
@@ -28,8 +29,8 @@ Exit codes: 0 answered, whatever the answer; 2 usage; 3 no such device."""
 
 
 @click.command(cls=HelpfulCommand, epilog=EPILOG, short_help="Say whether P2PDMA works between two devices, and why.")
-@click.argument("client", required=False)
-@click.argument("memory", required=False)
+@click.argument("client", required=False, shell_complete=clients)
+@click.argument("memory", required=False, shell_complete=memories)
 @settings_options("topology")
 @click.pass_obj
 def topology(app: App, /, client: str | None, memory: str | None, **line: Any) -> int:

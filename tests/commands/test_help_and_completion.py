@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.shell_completion import get_completion_class
 
-from p2prw.cli import KNOWN
+from p2prw.cli import KNOWN, cli
+from p2prw.commands.complete import install
 from p2prw.commands.topics import EXIT_CODES, TOPICS
 from p2prw.config_settings import SETTINGS
 from p2prw.engine.memory.spec import MEMORY_KINDS
@@ -53,24 +60,23 @@ def test_scripts(run, shell, tmp_path):
         subprocess.run([shell, "-n", str(tmp_path / "script")], check=True, capture_output=True)
 
 
-def complete(words: str) -> list[str]:
+@pytest.fixture
+def complete(monkeypatch) -> Callable[[str], list[str]]:
     """What bash offers behind these words."""
-    program = Path(sys.executable).with_name("p2prw")
-    env = {name: text for name, text in os.environ.items() if not name.startswith("P2PRW_")}
-    count = len(words.split(" ")) - 1
-    more = {"_P2PRW_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(count)}
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.argv[0] = {str(program)!r}; from p2prw.cli import main; main()"],
-        env={**env, **more},
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    def offered(words: str) -> list[str]:
+        monkeypatch.setenv("COMP_WORDS", words.replace(" ", "\n").replace(":", "\n:\n"))
+        monkeypatch.setenv("COMP_CWORD", str(os.environ["COMP_WORDS"].count("\n")))
+        install()
+        bash = get_completion_class("bash")
+        assert bash is not None
+        shown = bash(cli, {}, "p2prw", "_P2PRW_COMPLETE").complete()
+        return [line.partition(",")[2] for line in shown.splitlines()]
+
+    return offered
 
 
-def test_words_are_completed():
+def test_words_are_completed(complete):
     assert complete("p2prw wr") == ["write"]
     assert "--require-direct" in complete("p2prw write --requ")
     assert complete("p2prw write --route od") == ["odp"]
@@ -78,19 +84,90 @@ def test_words_are_completed():
     assert complete("p2prw completion ba") == ["bash"]
 
 
-def test_bash_completes_for_real(run, tmp_path):
-    """The script in a real bash, called as readline calls it."""
-    (tmp_path / "script").write_text(run("completion", "bash").stdout)
-    (tmp_path / "p2prw").write_text(f'#!/bin/sh\nexec {sys.executable} -m p2prw "$@"\n')
-    (tmp_path / "p2prw").chmod(0o755)
-    text = """
-source "$1/script"
-COMP_WORDS=(p2prw ser); COMP_CWORD=1
-$(complete -p p2prw | sed 's/.*-F \\([^ ]*\\) .*/\\1/') p2prw ser p2prw
-printf '%s\\n' "${COMPREPLY[@]}"
+def test_words_of_every_kind(tmp_path, monkeypatch, complete):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image.bin").touch()
+    (tmp_path / "images").mkdir()
+    assert {"host", "file:", "cuda:"} <= set(complete("p2prw write --from "))
+    assert complete("p2prw read --to ho") == ["host"]
+    # bash replaces what stands behind the colon.
+    assert complete(f"p2prw write --from file:{tmp_path}/im") == [f"{tmp_path}/image.bin", f"{tmp_path}/images/"]
+    assert complete("p2prw write 127.0.0.1:18515/x --from file:im") == ["image.bin", "images/"]
+    assert complete("p2prw write --from file:no-such-folder/x") == []
+    assert complete("p2prw help ro") == ["routes"]
+
+
+@pytest.fixture
+def echo_program(tmp_path: Path) -> Path:
+    """A folder with a `p2prw` that completes like the real one, and otherwise shows what it was given."""
+    program = tmp_path / "bin" / "p2prw"
+    program.parent.mkdir()
+    program.write_text(
+        f"""#!/bin/sh
+if [ -n "$_P2PRW_COMPLETE" ]; then exec {sys.executable} -m p2prw "$@"; fi
+printf 'given:'; printf ' <%s>' "$@"; echo
 """
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        ["bash", "-c", text, "bash", str(tmp_path)], text=True, capture_output=True, env=env, check=True
     )
-    assert done.stdout.split() == ["serve"]
+    program.chmod(0o755)
+    return program.parent
+
+
+TYPED = (
+    ("p2prw vers\t", "given: <version>"),
+    ("p2prw write --route od\t", "given: <write> <--route> <odp>"),
+    ("p2prw write --from file:imag\t", "given: <write> <--from> <file:image.bin>"),
+    ("p2prw run scen\t", "given: <run> <scenario.yaml>"),
+)
+
+
+def type_into(shell: list[str], folder: Path, env: dict[str, str]) -> None:
+    """Type each line into the shell on a terminal of its own, and see that it comes to what it should."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execvpe(shell[0], shell, env)
+    seen = ""
+    try:
+        for line, wanted in TYPED:
+            os.write(terminal, f"{line}\n".encode())
+            deadline_s = time.monotonic() + 30
+            while wanted not in seen:
+                left_s = deadline_s - time.monotonic()
+                assert left_s > 0, f"{line!r}: {seen!r}"
+                if select.select([terminal], [], [], left_s)[0]:
+                    seen += os.read(terminal, 65536).decode(errors="replace")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_real_shell_completes(run, shell, tmp_path, echo_program):
+    """As a user has it: the script where the command's help says, keys pressed on a terminal."""
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell} here (apt-get install {shell}; scripts/test does that as root)")
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("image.bin", "scenario.yaml"):
+        (work / name).touch()
+    script = run("completion", shell).stdout
+    env = {name: text for name, text in os.environ.items() if not name.startswith("P2PRW_")}
+    env |= {"PATH": f"{echo_program}:{env['PATH']}", "PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "dumb"}
+    env |= {"HOME": str(tmp_path), "ZDOTDIR": str(tmp_path)}
+    if shell == "bash":
+        (tmp_path / "rc").write_text(script)
+        type_into(["bash", "--noprofile", "--rcfile", str(tmp_path / "rc"), "-i"], work, env)
+    elif shell == "zsh":
+        (tmp_path / ".zfunc").mkdir()
+        (tmp_path / ".zfunc" / "_p2prw").write_text(script)
+        (tmp_path / ".zshrc").write_text("fpath+=~/.zfunc\nautoload -Uz compinit && compinit -u\n")
+        type_into(["zsh", "-d", "-i"], work, env)
+    else:
+        (tmp_path / "script").write_text(script)
+        for line, wanted in TYPED:
+            code = f"source {tmp_path}/script; complete -C '{line.rstrip()}'"
+            done = subprocess.run(
+                ["fish", "--no-config", "-c", code], cwd=work, env=env, text=True, capture_output=True, timeout=60
+            )
+            assert done.stdout.split("\t")[0].split() == [wanted.rpartition("<")[2].rstrip(">")], (line, done)

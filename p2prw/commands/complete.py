@@ -1,0 +1,117 @@
+"""What may stand where the cursor is: memory specs, files, topics, devices. Shells ask by `p2prw completion SHELL`.
+
+Names only: completion runs at every press of the key, so it opens no device and loads no more of the engine than nouns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from click.shell_completion import BashComplete, CompletionItem, ShellComplete, ZshComplete, add_completion_class
+
+if TYPE_CHECKING:
+    import click
+
+_SYS = Path("/sys")
+
+
+def any_of(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    """Return those of the words that begin like this."""
+    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+def files(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete a file name."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def topics(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the topics of `p2prw help`."""
+    from p2prw.commands.topics import TOPICS
+
+    return any_of(TOPICS, incomplete)
+
+
+def clients(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return what can do P2P DMA: RDMA devices and NVMe controllers."""
+    return any_of([*verbs_devices(), *_names("class/nvme")], incomplete)
+
+
+def memories(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the specs of device memory that this host has, and its NVMe controllers."""
+    return any_of([*_p2pmem(), *_names("class/nvme")], incomplete)
+
+
+def memory_specs(incomplete: str) -> list[CompletionItem]:
+    """Return memory kinds; behind `file:` paths, behind `p2pmem:` the providers of this host."""
+    from p2prw.engine.memory.spec import MEMORY_KINDS, kind_examples
+
+    if incomplete.startswith("file:"):
+        return any_of((f"file:{path}" for path in _paths(incomplete.removeprefix("file:"))), incomplete)
+    takes_arg = {kind for kind, (example, _) in zip(MEMORY_KINDS, kind_examples(), strict=True) if ":" in example}
+    words = [f"{kind}:" if kind in takes_arg else kind for kind in MEMORY_KINDS if kind != "p2pmem"]
+    return any_of([*words, *(_p2pmem() or ["p2pmem:"])], incomplete)
+
+
+def verbs_devices() -> list[str]:
+    """Return the names of this host's RDMA devices."""
+    return _names("class/infiniband")
+
+
+def _p2pmem() -> list[str]:
+    return [f"p2pmem:{path.parent.name}" for path in sorted(_SYS.glob("bus/pci/devices/*/p2pmem"))]
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(entry.name for entry in (_SYS / folder).iterdir())
+    except OSError:
+        return []
+
+
+def _paths(beginning: str) -> list[str]:
+    folder, slash, name = beginning.rpartition("/")
+    try:
+        with os.scandir(folder + slash or ".") as entries:
+            return sorted(f"{folder}{slash}{it.name}{'/' * it.is_dir()}" for it in entries if it.name.startswith(name))
+    except OSError:
+        return []
+
+
+class _Bash(BashComplete):
+    """bash takes `file:/etc/ho` for three words and replaces the last alone: join them, answer with the last's rest."""
+
+    def source(self) -> str:
+        # click's starts a bash to look at its version: printing a text starts nothing here.
+        return ShellComplete.source(self)
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        words = os.environ["COMP_WORDS"].split("\n" if "\n" in os.environ["COMP_WORDS"] else " ")
+        joined: list[str] = []
+        for word in words[: int(os.environ["COMP_CWORD"]) + 1]:
+            if joined[1:] and not joined[-1].startswith("--") and (word == ":" or joined[-1].endswith(":")):
+                joined[-1] += word
+            else:
+                joined.append(word)
+        self._kept = joined[-1].rpartition(":")[0]
+        return joined[1:-1], joined[-1]
+
+    def format_completion(self, item: CompletionItem) -> str:
+        value = item.value.removeprefix(f"{self._kept}:") if self._kept else item.value
+        return f"{item.type},{value}"
+
+
+class _Zsh(ZshComplete):
+    """An autoloaded function's file is its body: from the second call on zsh runs it as `shfunc`, unknown to click."""
+
+    def source(self) -> str:
+        return super().source().replace("[-1] == loadautofunc", "[-1] == (loadautofunc|shfunc)")
+
+
+def install() -> None:
+    """Put ours in the place of click's completion for bash and zsh."""
+    add_completion_class(_Bash)
+    add_completion_class(_Zsh)
