@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 import pytest
 
 from p2prw.engine.control.channel import Channel
-from p2prw.engine.control.messages import Hello, Open, QueuePairInfo, Refuse
+from p2prw.engine.control.messages import PROTOCOL_VERSION, Hello, Open, QueuePairInfo, Refuse
 
 NONCE = "0" * 64
 GID = "00000000000000000000ffff7f000001"
@@ -204,7 +204,9 @@ def shaken(one) -> Iterator[Channel]:
     with Channel(socket.create_connection((one.host, one.port), 10)) as channel:
         from p2prw.engine.control.messages import Gid
 
-        channel.send(Hello(version=1, nonce=NONCE, auth="none", gid_table=(Gid(0, GID, "rocev2"),), udp_port=4791))
+        channel.send(
+            Hello(version=PROTOCOL_VERSION, nonce=NONCE, auth="none", gid_table=(Gid(0, GID, "rocev2"),), udp_port=4791)
+        )
         channel.expect(Hello, deadline_s=10, name="hello")
         yield channel
 
@@ -225,7 +227,7 @@ def test_clients_that_break_the_rules(server, p2prw, tmp_path, parts, still_serv
         (Commit(lease, 0, 0, 1), "bad_lease"),
         (Digest(lease, 0, 1, 4096), "bad_lease"),
         (Release(lease, True), "bad_lease"),
-        (Hello(version=1, nonce=NONCE, auth="none"), "unexpected_message"),
+        (Hello(version=PROTOCOL_VERSION, nonce=NONCE, auth="none"), "unexpected_message"),
     ):
         with shaken(one) as channel:
             channel.send(message)

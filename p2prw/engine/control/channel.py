@@ -18,6 +18,7 @@ from p2prw.engine.control.connect import connect_socket, plain_address
 from p2prw.engine.control.framing import READ_BYTES, FrameParser, frame
 from p2prw.engine.control.handshake import Handshake
 from p2prw.engine.control.messages import Hello, Message, Refuse, decode, encode, error_from
+from p2prw.engine.control.seal import Seal
 from p2prw.engine.model import PeerAddress, Timeouts
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import DeadlineExceeded, InterruptedTransfer, PeerGone, RemoteProtocolError
@@ -49,8 +50,9 @@ class Channel:
         self._queue = bytearray()
         self._broken: OSError | None = None
         self._closed = False
+        self._seal: Seal | None = None
         self.received_body = b""
-        """The frame of the message that `receive` gave last, as it was on the wire."""
+        """The frame of the message that `receive` gave last, as it was on the wire, but for its seal."""
         self.local_address = PeerAddress("local", 0)
         self.peer_address = PeerAddress("local", 0)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -87,6 +89,10 @@ class Channel:
         """Return the descriptor to wait for: readable always, writable while `wants_write`; -1 once closed."""
         return self._sock.fileno()
 
+    def seal_from(self, handshake: Handshake) -> None:
+        """Seal every frame from here on, where the finished `handshake` was one with a token."""
+        self._seal = handshake.make_seal()
+
     # --- sending ---
 
     @property
@@ -104,7 +110,8 @@ class Channel:
 
         A broken connection is reported by `receive`, after the last messages (a refusal, perhaps) that arrived.
         """
-        data = frame(encode(message))
+        body = encode(message)
+        data = frame(body if self._seal is None else self._seal.close(body))
         if len(self._queue) + len(data) > MAX_QUEUED_BYTES:
             raise PeerGone(
                 f"{self.peer_address} stopped reading the control channel",
@@ -140,6 +147,8 @@ class Channel:
         while True:
             body = self._parser.next_frame()
             if body is not None:
+                if self._seal is not None:
+                    body = self._seal.open(body)
                 self.received_body = body
                 return decode(body)
             try:
@@ -234,6 +243,7 @@ class Channel:
         if handshake.error:
             raise handshake.error
         assert handshake.peer is not None
+        self.seal_from(handshake)
         return handshake.peer
 
     def _gone(self, error: OSError | None) -> PeerGone:

@@ -9,6 +9,9 @@
 The client proves first, so a server gives nothing to guess at to whoever connects. A client that has a token insists on
 it: were "none" taken from a server, whoever sits in between could strip the proof away.
 
+With a token, every frame after the last `auth` is sealed in both directions (`Handshake.make_seal`): the parameters of
+the transfer are bound into the proof as they are said.
+
 Laws: a machine starts in START (client) or WAIT_HELLO (server) and ends in DONE or FAILED; a pair (state, message type)
 that is not in the table is a protocol error and ends in FAILED; in DONE and FAILED nothing more is taken.
 """
@@ -30,6 +33,7 @@ from p2prw.engine.control.messages import (
     error_from,
     refuse_from,
 )
+from p2prw.engine.control.seal import Seal
 from p2prw.errors import LocalProtocolError, P2prwError, PeerRefusedError, RemoteProtocolError
 
 
@@ -80,6 +84,7 @@ class Handshake:
         )
         self._own_body = encode(self.hello)
         self._peer_body = b""
+        self._binding = b""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.state}{' with token' if self._token else ''}>"
@@ -102,12 +107,14 @@ class Handshake:
         """Return what to send before anything was received."""
         raise NotImplementedError
 
-    def receive(self, message: Message, body: bytes | None = None) -> list[Message]:
+    def receive(self, message: Message, body: bytes | None = None, binding: bytes = b"") -> list[Message]:
         """Take one message and return what to send. RemoteProtocolError when it has no place here.
 
         `body` is the frame as it was on the wire (`Channel.received_body`): the proof covers every byte of a hello,
-        fields that only a newer peer knows included. Without it the message is encoded again.
+        fields that only a newer peer knows included. Without it the message is encoded again. `binding` is the
+        channel's (`Channel.binding`); it stays the same.
         """
+        self._binding = binding
         handler = self.table.get((self.state, type(message)))
         if handler is None:
             error = RemoteProtocolError(
@@ -130,11 +137,25 @@ class Handshake:
         self._fail(error_from(message))
         return []
 
+    def make_seal(self) -> Seal | None:
+        """Return what seals the frames after this handshake; None where no token is used. Call once, when `done`."""
+        if not self._token:
+            return None
+        ours, theirs = (auth.session_key(*self._secrets(role)) for role in self._roles())
+        return Seal(ours, theirs)
+
+    def _roles(self) -> tuple[auth.Role, auth.Role]:
+        return ("client", "server") if self.role == "client" else ("server", "client")
+
     def _mac(self, role: auth.Role) -> str:
+        return auth.compute_mac(*self._secrets(role))
+
+    def _secrets(self, role: auth.Role) -> tuple[bytes, auth.Role, str, str, bytes]:
         assert self._token is not None and self.peer is not None
         ours, theirs = (self.hello.nonce, self._own_body), (self.peer.nonce, self._peer_body)
         client, server = (ours, theirs) if self.role == "client" else (theirs, ours)
-        return auth.compute_mac(self._token, role, client[0], server[0], auth.transcript_hash(client[1], server[1]))
+        transcript = auth.transcript_hash(client[1], server[1], self._binding)
+        return self._token, role, client[0], server[0], transcript
 
     def _version_mismatch(self, peer: Hello) -> P2prwError | None:
         if peer.version == PROTOCOL_VERSION:

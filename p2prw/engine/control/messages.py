@@ -46,7 +46,8 @@ from p2prw.engine.control.records import Staging as Staging
 from p2prw.engine.control.records import Via as Via
 from p2prw.errors import LocalProtocolError, P2prwError, PeerRefusedError, RemoteProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+"""2: with a token, frames are sealed (`seal.py`). A peer of another version is refused, never met half way."""
 MAX_FRAME_BYTES = 64 * 1024
 DEFAULT_PORT = 18515
 
@@ -78,7 +79,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """Proof of the token: HMAC-SHA-256 over role and both nonces. The client proves first, then the server."""
+    """Proof of the token (`auth.py`). The client proves first, then the server; the frames after it are sealed."""
 
     TYPE: ClassVar[str] = "auth"
     mac: str = required_field(HEX_MAC)

@@ -193,6 +193,7 @@ class ServedClient:
             self.server.event("refused", f"{self.name}: {error.what}", client=self.name, code=error.code)
         elif self.handshake.done:
             self.authenticated = True
+            self.channel.seal_from(self.handshake)
             agent = self.handshake.peer.agent if self.handshake.peer else ""
             self.server.event("joined", f"{self.name} joined ({agent})", client=self.name, agent=agent)
 

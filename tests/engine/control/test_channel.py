@@ -17,6 +17,7 @@ from p2prw.engine.control.channel import MAX_QUEUED_BYTES, STRANGER_LINE, Channe
 from p2prw.engine.control.framing import frame
 from p2prw.engine.control.handshake import ClientHandshake, ServerHandshake
 from p2prw.engine.control.messages import (
+    PROTOCOL_VERSION,
     Digests,
     Grant,
     Hello,
@@ -453,7 +454,7 @@ def test_a_failed_handshake_raises_its_error(tcp_pair: tuple[Channel, Channel]) 
 
 def test_the_refusal_of_a_client_reaches_the_server(tcp_pair: tuple[Channel, Channel]) -> None:
     client, server = tcp_pair
-    server.send(Hello(version=1, nonce="5e" * 32, auth="none"))
+    server.send(Hello(version=PROTOCOL_VERSION, nonce="5e" * 32, auth="none"))
     with pytest.raises(PeerRefusedError):
         client.run_handshake(ClientHandshake(nonce="c1" * 32, token=b"secret"), deadline_s=5)
     client.close()

@@ -35,7 +35,7 @@ QUEUE_PAIR = {
 ROUTE = {"chosen": "cpu", "mover": "cpu", "peer_to_peer": False, "memory": "host", "device": "soft0", "driver": "soft"}
 # One valid document for each message type, so that a new type cannot be forgotten here.
 EXAMPLES: dict[str, dict[str, Any]] = {
-    "hello": {"version": 1, "nonce": "ab" * 32, "auth": "none"},
+    "hello": {"version": PROTOCOL_VERSION, "nonce": "ab" * 32, "auth": "none"},
     "auth": {"mac": "00" * 32},
     "list": {},
     "regions": {"regions": [], "more": False},
@@ -177,6 +177,33 @@ def test_a_hello_changed_on_the_way_breaks_the_proof() -> None:
     assert failed(two).code == "auth_failed"
 
 
+def test_both_sides_make_the_same_seal_and_only_with_a_token() -> None:
+    one, two = client(b"secret"), server(b"secret")
+    settle(one, two)
+    ours, theirs = one.make_seal(), two.make_seal()
+    assert ours is not None and theirs is not None
+    assert theirs.open(ours.close(b"open")) == b"open"
+    assert ours.open(theirs.close(b"grant")) == b"grant"
+    other, again = ClientHandshake(nonce="c2" * 32, token=b"secret"), server(b"secret")
+    settle(other, again)
+    key_of_another_session = again.make_seal()
+    assert key_of_another_session is not None
+    with pytest.raises(RemoteProtocolError):
+        key_of_another_session.open(ours.close(b"open"))
+    settle(one := client(), two := server())
+    assert one.make_seal() is None and two.make_seal() is None
+
+
+def test_a_proof_relayed_over_another_tls_connection_is_none() -> None:
+    """The man in the middle has a certificate of his own: each end hashes the one that it sees."""
+    one, two = client(b"secret"), server(b"secret")
+    (hello,) = one.start()
+    (reply,) = two.receive(hello, binding=b"b" * 32)
+    (proof,) = one.receive(reply, binding=b"a" * 32)
+    two.receive(proof, binding=b"b" * 32)
+    assert failed(two).code == "auth_failed"
+
+
 def test_fields_that_only_a_newer_peer_knows_are_covered_too() -> None:
     one, two = client(b"secret"), server(b"secret")
     one.start()
@@ -189,7 +216,7 @@ def test_fields_that_only_a_newer_peer_knows_are_covered_too() -> None:
     assert one.done and two.done
 
 
-@pytest.mark.parametrize("theirs", [0, 2, 65535])
+@pytest.mark.parametrize("theirs", [0, 1, 3, 65535])
 def test_versions_that_differ_are_named_on_both_sides(theirs: int) -> None:
     # The client is the other version.
     two = server()
