@@ -84,6 +84,7 @@ def client_request(
         inject=settings["inject"],
         pcap=settings["pcap"],
         gso=not settings["no_gso"],
+        leaf=not settings["no_leaf"],
     )
 
 
@@ -127,6 +128,7 @@ def serve_request(settings: Settings) -> ServeRequest:
         inject=settings["inject"],
         pcap=settings["pcap"],
         gso=not settings["no_gso"],
+        leaf=not settings["no_leaf"],
     )
 
 

@@ -339,6 +339,10 @@ def _faults() -> Iterator[Setting]:
         "no_gso", flag, "Send one packet per system call.", group, MOVES, default=False, sections=section,
         is_flag=True,
     )  # fmt: skip
+    yield Setting(
+        "no_leaf", flag, "Make and check packets in Python even where the compiled code for it was built.", group,
+        MOVES, default=False, sections=section, is_flag=True,
+    )  # fmt: skip
 
 
 def _output() -> Iterator[Setting]:

@@ -131,7 +131,7 @@ set_up() { # dev | run
   exec 9>"$cache/setup.lock"
   flock 9 # two runs at once: the second finds the work done
   make_venv
-  now=$({ cat "$root/pyproject.toml"; "$venv/bin/python" -VV; printf %s "$root"; } | sha256sum)
+  now=$({ cat "$root/pyproject.toml" "$root/scripts/build_leaf.py" "$root/p2prw/engine/roce/_leaf.c"; "$venv/bin/python" -VV; printf %s "$root"; } | sha256sum)
   # Whoever has what the tests need has what p2prw needs.
   if [[ $now != "$(cat "$venv/.p2prw-dev" 2>/dev/null)" ]]; then
     if [[ $wanted == dev || $now != "$(cat "$venv/.p2prw-run" 2>/dev/null)" ]]; then

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from p2prw.engine.roce.runs import RunCodec
 
 # Two busy cores: a slow example is no defect, so Hypothesis has no deadline; pytest-timeout bounds a whole test.
 settings.register_profile("p2prw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -57,6 +63,54 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             pytest.fail(reason, pytrace=False)
         except pytest.fail.Exception:
             call.excinfo = pytest.ExceptionInfo.from_current()
+
+
+def load_module(path: Path, name: str) -> ModuleType:
+    """Import a file that is no part of a package."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def leaf_builder(repository: Path) -> ModuleType:
+    """The build hook."""
+    pytest.importorskip("hatchling", reason="hatchling, which builds (pip install -e '.[dev]')")
+    return load_module(repository / "scripts/build_leaf.py", "build_leaf")
+
+
+@pytest.fixture(scope="session")
+def compiled_leaf(tmp_path_factory: pytest.TempPathFactory, repository: Path, leaf_builder: ModuleType) -> ModuleType:
+    """`_leaf.c` as it stands in this checkout, whatever is installed; skips only where nothing can compile."""
+    binary = tmp_path_factory.mktemp("leaf") / Path(leaf_builder.BINARY).name
+    try:
+        leaf_builder.compile_leaf(repository / leaf_builder.SOURCE, binary)
+    except leaf_builder.NoCompilerError as missing:
+        pytest.skip(f"the compiled leaf cannot be built here: {missing} (apt-get install gcc python3-dev)")
+    return load_module(binary, "_leaf")
+
+
+@pytest.fixture(scope="session")
+def compiled_codec(compiled_leaf: ModuleType) -> RunCodec:
+    """It, as a software device takes it."""
+    from p2prw.engine.roce.leaf import codec_of
+
+    codec = codec_of(compiled_leaf)
+    assert codec is not None, "leaf.py and _leaf.c differ in INTERFACE"
+    return codec
+
+
+@pytest.fixture(scope="session")
+def codecs(request: pytest.FixtureRequest) -> tuple[RunCodec, ...]:
+    """Python's and the compiled one where it can be built, for tests that change between them as they go."""
+    from p2prw.engine.roce.runs import PURE
+
+    try:
+        return PURE, request.getfixturevalue("compiled_codec")
+    except pytest.skip.Exception:
+        return (PURE,)
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -200,19 +203,36 @@ def test_scripts_can_be_run() -> None:
         subprocess.run(["bash", "-n", str(path)], check=True)
 
 
+def test_a_leaf_that_cannot_be_built_leaves_nothing_behind(tmp_path: Path, leaf_builder: ModuleType) -> None:
+    source, binary = ROOT / leaf_builder.SOURCE, tmp_path / "_leaf.abi3.so"
+    with pytest.raises(leaf_builder.NoCompilerError, match="no compiler: no-such-compiler"):
+        leaf_builder.compile_leaf(source, binary, "no-such-compiler -O2")
+    # "true" compiles nothing and says it did.
+    for compiler in ("false", "true"):
+        with pytest.raises(leaf_builder.CannotBuildError):
+            leaf_builder.compile_leaf(source, binary, compiler)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
-def test_the_wheel_builds_and_holds_what_it_must(tmp_path: Path) -> None:
-    """`pip install .` works without a compiler, and types and the schema come with it."""
+@pytest.mark.parametrize("compiler", ["cc", "false"])
+def test_the_wheel_builds_and_holds_what_it_must(tmp_path: Path, request: pytest.FixtureRequest, compiler: str) -> None:
+    """`pip install .` works without a compiler, or with a broken one; types and the schema come with it."""
+    if compiler == "cc":
+        request.getfixturevalue("compiled_leaf")  # skips where there is none
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("hatchling is not installed here (pip install -e '.[dev]' brings it)")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
-    subprocess.run([*command, str(ROOT)], check=True, timeout=120)
+    subprocess.run([*command, str(ROOT)], check=True, timeout=120, env={**os.environ, "CC": compiler})
     (wheel,) = tmp_path.glob("p2prw-*.whl")
-    assert wheel.name.endswith("-py3-none-any.whl")
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel.name.endswith(f"-cp311-abi3-{platform}.whl" if compiler == "cc" else "-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
         entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    binaries = ["p2prw/engine/roce/_leaf.abi3.so"] if compiler == "cc" else []
+    assert [name for name in names if name.endswith((".so", ".c"))] == binaries
     assert {"p2prw/py.typed", "p2prw/schema/result.schema.json", "p2prw/cli.py"} <= set(names)
     assert any(name.endswith("/LICENSE") for name in names)
     assert not [name for name in names if not name.startswith(("p2prw/", "p2prw-"))], "only p2prw goes into the wheel"

@@ -20,6 +20,7 @@ def version(app: App, /, **line: Any) -> int:
     """Print the versions of p2prw, its protocol, Python and the packages it uses: put them in a bug report."""
     app.settings("version", line)
     from p2prw.engine.control.messages import PROTOCOL_VERSION
+    from p2prw.engine.roce.leaf import choose_codec
     from p2prw.reporters.document import SCHEMA, build, environment
 
     host = environment()
@@ -30,6 +31,7 @@ def version(app: App, /, **line: Any) -> int:
         {"name": "python", "version": host["python"]},
         {"name": "kernel", "version": host["kernel"]},
         *({"name": name, "version": _installed(name)} for name in PACKAGES),
+        {"name": "packets of the software device", "version": choose_codec().name},
     ]
     lines = (f"{row['name']} {row['version'] or 'is not installed'}" for row in rows)
     return app.listing(build("version", results=rows), lines)

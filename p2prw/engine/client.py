@@ -188,6 +188,7 @@ class LeaseClient:
             local_address=channel.local_address.host,
             role="client",
             gso=request.gso,
+            leaf=request.leaf,
             inject=request.inject,
             pcap=request.pcap,
             ib_port=request.ib_port,

@@ -28,6 +28,7 @@ def open_device(
     local_address: str,
     role: Literal["client", "server"],
     gso: bool = True,
+    leaf: bool = True,
     inject: str | None = None,
     pcap: str | None = None,
     ib_port: int = 1,
@@ -60,7 +61,8 @@ def open_device(
     # Imported here: `p2prw --help` must not load numpy and the RoCE core.
     from p2prw.engine.providers.soft import open_soft_device
 
-    options = {"local_address": local_address, "role": role, "gso": gso, "inject": inject, "pcap": pcap}
+    options = {"local_address": local_address, "role": role, "gso": gso, "leaf": leaf}
+    options |= {"inject": inject, "pcap": pcap}
     device: Device | None = None
     if role == "client" and not local_address.startswith(("127.", "::1")) and name != "soft0":
         # A NIC or rxe at the other end sends to 4791 whatever we say; where it is taken, a software peer is told.

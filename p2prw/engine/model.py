@@ -223,6 +223,8 @@ class DeviceInfo:
     note: str | None = None
     binding: str | None = None
     """The verbs binding it is driven through: `pyverbs` or `ibverbs`."""
+    codec: str | None = None
+    """What makes and checks a software device's packets: `python`, or `compiled` and how it computes CRCs."""
     port: int = 1
     rate_gbit_per_s: float | None = None
     """What the port says it signals at; rxe always says 2.5 or 100, whatever its netdev does."""
@@ -367,6 +369,8 @@ class TransferRequest:
     """Faults made on purpose by the software device: `drop=1%,dup=...,reorder=...,seed=N`."""
     pcap: str | None = None
     gso: bool = True
+    leaf: bool = True
+    """Let compiled code make and check packets on the software device, where it was built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -406,6 +410,8 @@ class ServeRequest:
     inject: str | None = None
     pcap: str | None = None
     gso: bool = True
+    leaf: bool = True
+    """Let compiled code make and check packets on the software device, where it was built."""
 
 
 @dataclass(frozen=True, slots=True)

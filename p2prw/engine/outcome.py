@@ -87,6 +87,7 @@ def environment(info: DeviceInfo | None) -> dict[str, Any]:
             "udp_port": info.udp_port,
             "netdev": info.netdev,
             "binding": info.binding,
+            "codec": info.codec,
             "active_mtu_bytes": info.active_mtu_bytes,
             "rate_gbit_per_s": info.rate_gbit_per_s,
         }

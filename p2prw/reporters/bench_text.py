@@ -71,6 +71,7 @@ def summary_lines(result: BenchResult) -> Iterator[str]:
     negotiated = environment.get("negotiated") or {}
     if device:
         binding = f" by {device['binding']}" if device.get("binding") else ""
+        binding += f", packets: {device['codec']}" if device.get("codec") else ""
         facts = (
             f"{device['name']} [{device['driver']}{binding}]",
             f"path MTU {negotiated.get('path_mtu_bytes', '-')}",

@@ -60,3 +60,13 @@ def test_version(run):
     assert {"name": "p2prw", "version": __version__} in document["results"]
     assert run("version").stdout.startswith(f"p2prw {__version__}\ncontrol protocol 1\n")
     assert run("--version").stdout == f"p2prw {__version__}\n"
+
+
+def test_version_and_devices_say_who_makes_packets(run, monkeypatch, compiled_codec):
+    for codec in (None, compiled_codec):
+        monkeypatch.setattr("p2prw.engine.roce.leaf.COMPILED", codec)
+        name = codec.name if codec else "python"
+        assert run("version").stdout.splitlines()[-1] == f"packets of the software device {name}"
+        document, _ = run.json("devices", "--json")
+        assert {row["codec"] for row in document["results"] if row.get("provider") == "soft"} == {name}
+        assert f"packets: {name}" in run("devices").stdout

@@ -18,6 +18,7 @@ from p2prw.engine.providers.soft_address import local_addresses, port_mtu_bytes,
 from p2prw.engine.providers.soft_device import SoftDevice, describe
 from p2prw.engine.providers.soft_selftest import run_self_test
 from p2prw.engine.providers.soft_socket import open_socket
+from p2prw.engine.roce.leaf import choose_codec
 from p2prw.errors import HostError, RequestError
 
 __all__ = ["SoftDevice", "list_soft_devices", "open_soft_device"]
@@ -32,11 +33,13 @@ def open_soft_device(
     udp_port: int | None,
     role: Role,
     gso: bool = True,
+    leaf: bool = True,
     inject: str | None = None,
     pcap: str | Path | None = None,
 ) -> SoftDevice:
     """Open `soft0`, `soft:NETDEV`, `soft:ADDRESS` or `auto` (the address `local_address`).
 
+    With `leaf`, packets are made and checked by compiled code where it was built (`roce.leaf`).
     Raises RequestError for a name or fault list that cannot be used, HostError (with errno) where the host has no such
     address, the UDP port is taken, or the kernel sends headers that the ICRC cannot foresee.
     """
@@ -73,7 +76,7 @@ def open_soft_device(
         if injector:
             bound.warnings.append(f"faults are injected on purpose: {inject}")
         capture = PcapWriter(pcap) if pcap else None
-        return SoftDevice(name, bound, mtu_bytes, self_test, injector, capture)
+        return SoftDevice(name, bound, mtu_bytes, self_test, injector, capture, choose_codec(leaf=leaf))
     except BaseException:
         bound.sock.close()
         raise
@@ -81,6 +84,7 @@ def open_soft_device(
 
 def list_soft_devices() -> tuple[DeviceInfo, ...]:
     """Return what could be opened here: one device for each address of each netdev that is up; nothing is bound."""
+    codec = choose_codec()
     found: list[DeviceInfo] = []
     named: set[str] = set()
     for local in local_addresses():
@@ -97,5 +101,5 @@ def list_soft_devices() -> tuple[DeviceInfo, ...]:
         else:
             name = f"soft:{local.netdev}"
         named.add(local.netdev)
-        found.append(describe(name, local, mtu_bytes, None))
+        found.append(describe(name, local, mtu_bytes, None, codec))
     return tuple(found)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from p2prw.engine.providers.base import QueuePair, QueuePairCounters, Registration
     from p2prw.engine.roce.memory_table import MemoryRegistration
     from p2prw.engine.roce.queue_pair import RoceQueuePair
+    from p2prw.engine.roce.runs import RunCodec
 
 # By "has segmentation offload": without it a packet costs four times as much, and so does a window that is lost.
 # Measured on loopback, 1 MiB is as fast as 8 MiB; go-back-N throws a whole window away for each lost packet.
@@ -53,7 +54,7 @@ _PUMPS_PER_LOOK = 16
 _TIMER_GRACE_S = 0.1  # a flood from one peer must not stop the timers of another
 
 
-def describe(name: str, local: LocalAddress, mtu_bytes: int, udp_port: int | None) -> DeviceInfo:
+def describe(name: str, local: LocalAddress, mtu_bytes: int, udp_port: int | None, codec: RunCodec) -> DeviceInfo:
     """Return what a device on `local` says about itself; `udp_port` is None before it is bound."""
     return DeviceInfo(
         name=name,
@@ -68,8 +69,9 @@ def describe(name: str, local: LocalAddress, mtu_bytes: int, udp_port: int | Non
         netdev=local.netdev,
         address=local.address,
         udp_port=udp_port,
-        note="RoCEv2 in user space over UDP; the CPU copies every byte",
+        note=f"RoCEv2 in user space over UDP; the CPU copies every byte; packets: {codec.name}",
         netdev_mtu_bytes=local.netdev_mtu_bytes,
+        codec=codec.name,
     )
 
 
@@ -143,8 +145,9 @@ class SoftDevice:
         self_test: SelfTest,
         injector: FaultInjector | None,
         capture: PcapWriter | None,
+        codec: RunCodec,
     ) -> None:
-        self.info = describe(name, bound.local, mtu_bytes, bound.udp_port)
+        self.info = describe(name, bound.local, mtu_bytes, bound.udp_port, codec)
         self.warnings: list[str] = bound.warnings
         """Sentences for the user, in the order they came up; the list grows while the device lives."""
         self.self_test = self_test
@@ -159,6 +162,7 @@ class SoftDevice:
             # IPv4: the identification of a foreign packet is not shown to a UDP socket, so it is solved for.
             icrc_check="solve" if bound.local.is_ipv4 else "full",
             gso_segments=GSO_SEGMENTS if bound.has_gso else 1,
+            codec=codec,
         )
         self.wire = Wire(
             bound, self.core.receive_burst, on_gso_refused=self.stop_gso, injector=injector, capture=capture

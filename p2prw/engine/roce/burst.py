@@ -8,7 +8,7 @@ from p2prw.engine.roce.icrc import Flow, crc32
 from p2prw.engine.roce.opcodes import ICRC_BYTES, MIDDLE_OVERHEAD_BYTES
 from p2prw.engine.roce.packet import ACK_REQUEST, ICRC_FIELD, PADDING, PSN_WORD, push_prefix
 from p2prw.engine.roce.psn import PSN_MASK
-from p2prw.engine.roce.runs import Buffer, build_run
+from p2prw.engine.roce.runs import PURE, Buffer, RunCodec
 
 MAX_BURST_BYTES = 65487
 """UDP payload of one send: 65507 on IPv4, less on paths with IP options; both families stay below."""
@@ -34,12 +34,19 @@ class Connection:
     """
 
     def __init__(
-        self, flow: Flow, destination: tuple[str, int], dest_qpn: int, mtu_bytes: int, gso_segments: int
+        self,
+        flow: Flow,
+        destination: tuple[str, int],
+        dest_qpn: int,
+        mtu_bytes: int,
+        gso_segments: int,
+        codec: RunCodec = PURE,
     ) -> None:
         self.flow = flow
         self.destination = destination
         self.dest_qpn = dest_qpn
         self.mtu_bytes = mtu_bytes
+        self.codec = codec
         self.segment_bytes = mtu_bytes + MIDDLE_OVERHEAD_BYTES
         self.max_segments = max(1, min(gso_segments, MAX_BURST_BYTES // self.segment_bytes))
         self._prefixes: dict[tuple[int, int], tuple[bytes, bytes]] = {}
@@ -107,7 +114,7 @@ class Connection:
                 seeds = self.flow.prefixed_seeds(masked, self.segment_bytes, self.max_segments)
                 run = self._runs[opcode] = (sent, seeds)
             sent, seeds = run
-            return build_run(sent, seeds, psn, pieces[0], self.mtu_bytes, count, ack_last=ack_last)
+            return self.codec.build(sent, seeds, psn, pieces[0], self.mtu_bytes, count, ack_last=ack_last)
         buffers: list[Buffer] = []
         rest = iter(pieces)
         piece = next(rest)

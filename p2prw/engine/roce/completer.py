@@ -20,7 +20,6 @@ from p2prw.engine.roce.packet import (
 )
 from p2prw.engine.roce.psn import psn_unwrap
 from p2prw.engine.roce.requester import INFINITE_RNR_RETRY, Requester
-from p2prw.engine.roce.runs import receive_run
 from p2prw.engine.roce.work import SendWqe
 
 _FATAL_NAKS = {
@@ -165,7 +164,7 @@ class Completer:
         if count <= 0:
             return 0
         seeds = flow.prefixed_seeds(masked, mtu + MIDDLE_OVERHEAD_BYTES, index + count) if check else None
-        done, _asked = receive_run(view, position, count, mtu, prefix, psn, seeds, index, target, start)
+        done, _asked = connection.codec.receive(view, position, count, mtu, prefix, psn, seeds, index, target, start)
         if done:
             requester.acknowledged(wqe, psn + done)
             requester.progress(now)

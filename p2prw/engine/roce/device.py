@@ -18,6 +18,7 @@ from p2prw.engine.roce.opcodes import MIDDLE_OVERHEAD_BYTES, MIN_PACKET_BYTES, T
 from p2prw.engine.roce.packet import BTH, DEFAULT_PKEY
 from p2prw.engine.roce.psn import PSN_MASK
 from p2prw.engine.roce.queue_pair import MTU_SIZES, ROCE_UDP_PORT, RoceQueuePair, gid_of
+from p2prw.engine.roce.runs import PURE, RunCodec
 from p2prw.errors import HostError
 
 __all__ = ["ROCE_UDP_PORT", "Burst", "DeviceCounters", "RoceDevice", "RoceQueuePair"]
@@ -55,6 +56,7 @@ class RoceDevice:
         random_bits: Callable[[int], int],
         icrc_check: IcrcCheck = "full",
         gso_segments: int = 1,
+        codec: RunCodec = PURE,
         fast_paths: bool = True,
     ) -> None:
         """`gso_segments`: most datagrams of one send (1: the driver has no UDP_SEGMENT). `fast_paths`: for tests."""
@@ -65,6 +67,7 @@ class RoceDevice:
         self.port_mtu_bytes = port_mtu_bytes
         self.icrc_check: IcrcCheck = icrc_check
         self.gso_segments = gso_segments
+        self.codec = codec
         self.counters = DeviceCounters()
         self.memory = MemoryTable(random_bits)
         self._packed_address = packed_address(address)
@@ -109,6 +112,7 @@ class RoceDevice:
             options=options,
             memory=self.memory,
             gso_segments=self.gso_segments,
+            codec=self.codec,
             forget=self._forget,
         )
         return queue_pair

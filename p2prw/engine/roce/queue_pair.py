@@ -38,6 +38,7 @@ from p2prw.engine.roce.packet import ACK_REQUEST, MAX_MESSAGE_BYTES
 from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK, packets_of
 from p2prw.engine.roce.requester import Requester
 from p2prw.engine.roce.responder import Responder
+from p2prw.engine.roce.runs import PURE, RunCodec
 from p2prw.engine.roce.spoil import SpoiltList
 from p2prw.engine.roce.state import (
     TAKES_RECEIVES,
@@ -87,6 +88,7 @@ class RoceQueuePair:
         memory: MemoryTable,
         gso_segments: int,
         forget: Callable[[RoceQueuePair], None],
+        codec: RunCodec = PURE,
     ) -> None:
         self.local = local
         self.remote: QueuePairAttributes | None = None
@@ -98,6 +100,7 @@ class RoceQueuePair:
         self._local_address = local_address
         self._memory = memory
         self._gso_segments = gso_segments
+        self._codec = codec
         self._forget = forget
         self._completions: deque[Completion] = deque()
         self._is_requests_turn = False
@@ -140,7 +143,7 @@ class RoceQueuePair:
         if len(packed) != len(self._local_address):
             raise HostError(
                 "the two ends have addresses of different families",
-                why=f"{gid_text(self.local.gid)} here, {gid_text(remote.gid)} there",
+                why=f"{address_of(self.local.gid)[1]} here, {printed} there",
                 fix="give both ends an IPv4 or both an IPv6 address (--gid-index, --device soft:ADDRESS)",
                 code="address_family",
             )
@@ -158,7 +161,7 @@ class RoceQueuePair:
         self._remote_address = packed
         flow = Flow((self._local_address, self.local.udp_port), (packed, remote.udp_port))
         destination = (printed, remote.udp_port)
-        connection = Connection(flow, destination, remote.qpn, self.mtu_bytes, self._gso_segments)
+        connection = Connection(flow, destination, remote.qpn, self.mtu_bytes, self._gso_segments, self._codec)
         self.responder.connection = connection
         self.responder.expected_psn = remote.psn
         self.state = next_state(self.state, Step.READY_TO_SEND)
@@ -391,8 +394,3 @@ class RoceQueuePair:
         self.state = next_state(self.state, Step.FAIL)
         self.requester.flush(status)
         self.responder.flush()
-
-
-def gid_text(gid: str) -> str:
-    """Return the address of a GID for messages."""
-    return address_of(gid)[1]

@@ -41,7 +41,6 @@ from p2prw.engine.roce.packet import (
     pull_reth,
 )
 from p2prw.engine.roce.psn import psn_unwrap
-from p2prw.engine.roce.runs import receive_run
 from p2prw.engine.roce.work import ReceiveWqe
 
 _REMOTE_WRITE, _REMOTE_READ = int(Access.REMOTE_WRITE), int(Access.REMOTE_READ)
@@ -266,7 +265,7 @@ class Responder:
         if count <= 0:
             return 0
         seeds = flow.prefixed_seeds(masked, mtu + MIDDLE_OVERHEAD_BYTES, index + count) if check else None
-        done, asked = receive_run(
+        done, asked = connection.codec.receive(
             view, position, count, mtu, prefix, psn, seeds, index, region.view, address - region.address
         )
         if done:

@@ -3,11 +3,15 @@
 A MIDDLE packet is `prefix (8, constant) | PSN word (4) | data (path MTU) | ICRC (4)`. Going out, the ICRC of a packet
 and the header of the next are one piece of 16 bytes, so a packet costs two iovecs and no copy. Coming in, everything
 after the prefix is one CRC call, because the prefix's share is in the seed.
+
+`leaf.py` has the same two, compiled, where that could be built; a device is told which to use (`RunCodec`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
+from typing import NamedTuple
 
 from p2prw.engine.roce.icrc import ICRC_RESIDUE, crc32
 from p2prw.engine.roce.opcodes import MIDDLE_OVERHEAD_BYTES
@@ -90,3 +94,17 @@ def receive_run(
         asked |= word
         done += 1
     return done, asked & ACK_REQUEST != 0
+
+
+class RunCodec(NamedTuple):
+    """Who makes and who takes the runs of a device."""
+
+    name: str
+    """As shown to users."""
+    build: Callable[..., list[Buffer]]
+    """As `build_run`; what it returns may not change while the burst is in use, so no buffer is used again."""
+    receive: Callable[..., tuple[int, bool]]
+    """As `receive_run`."""
+
+
+PURE = RunCodec("python", build_run, receive_run)

@@ -150,6 +150,7 @@ class Server:
                 local_address=local_address,
                 role="server",
                 gso=request.gso,
+                leaf=request.leaf,
                 inject=request.inject,
                 pcap=request.pcap,
                 ib_port=request.ib_port,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from p2prw.engine.roce.device import Burst, RoceDevice, RoceQueuePair
 from p2prw.engine.roce.memory_table import MemoryRegistration
 from p2prw.engine.roce.opcodes import RcOpcode
 from p2prw.engine.roce.packet import Packet, pull_packet
+from p2prw.engine.roce.runs import PURE, RunCodec
 
 ALL_RIGHTS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ
 
@@ -206,6 +208,7 @@ def make(
     seed: int = 7,
     icrc_check: Any = "full",
     fast_paths: bool = True,
+    codec: RunCodec = PURE,
     connect: bool = True,
     **options: Any,
 ) -> Link:
@@ -220,6 +223,7 @@ def make(
             icrc_check=icrc_check,
             gso_segments=gso_segments,
             fast_paths=fast_paths,
+            codec=codec,
         )
         if isinstance(memory, int):
             memory = [PlainBuffer(pattern(memory, port))]
@@ -253,7 +257,8 @@ def lab() -> type[Lab]:
     return Lab
 
 
-@pytest.fixture
-def connected_devices() -> Iterator[Callable[..., Link]]:
+@pytest.fixture(params=["python", "compiled"])
+def connected_devices(request: pytest.FixtureRequest) -> Callable[..., Link]:
     """Return a factory of two connected ends; see `make` for what can be chosen."""
-    yield make
+    codec = PURE if request.param == "python" else request.getfixturevalue("compiled_codec")
+    return partial(make, codec=codec)

@@ -15,6 +15,7 @@ import struct
 import zlib
 from collections import Counter, deque
 from dataclasses import dataclass
+from itertools import cycle
 
 import pytest
 
@@ -24,6 +25,7 @@ from p2prw.engine.roce.icrc import IcrcCheck
 from p2prw.engine.roce.packet import pull_packet, push_aeth, push_bth, push_reth
 from p2prw.engine.roce.psn import packets_of
 from p2prw.engine.roce.queue_pair import RoceQueuePair, gid_of
+from p2prw.engine.roce.runs import PURE, RunCodec
 from p2prw.engine.roce.state import QueuePairState
 
 PACKETS = 30_000
@@ -43,6 +45,8 @@ PATHS: list[tuple[str, str, IcrcCheck]] = [
 ]
 ANSWERS = frozenset(range(0x0D, 0x12))
 PEER_PORT = 40001
+Codecs = tuple[RunCodec, ...]
+"""Each new queue pair takes the next one."""
 each_path = pytest.mark.parametrize(
     ("peer_address", "address", "check"), PATHS, ids=["ipv6", "ipv4", "ipv4-solve", "unchecked"]
 )
@@ -237,8 +241,11 @@ def check_caches(queue_pair: RoceQueuePair) -> None:
 class Responding:
     """A server with memory of every kind of right, and one live queue pair."""
 
-    def __init__(self, rng: random.Random, peer_address: str, address: str, check: IcrcCheck) -> None:
+    def __init__(
+        self, rng: random.Random, peer_address: str, address: str, check: IcrcCheck, codecs: Codecs = (PURE,)
+    ) -> None:
         self.rng, self.check = rng, check
+        self.codecs = cycle(codecs)
         self.wire = Wire(peer_address, address)
         self.device = make_device(rng, address, check)
         self.peer_address = peer_address
@@ -267,6 +274,7 @@ class Responding:
     def renew(self) -> None:
         """Take a new queue pair, with some receives and some work of its own to flush."""
         self.queue_pair.close()
+        self.device.codec = next(self.codecs)
         max_reads = self.rng.choice([1, 2, 16])
         self.queue_pair = self.device.create_queue_pair(QueuePairOptions(max_rd_atomic=max_reads))
         self.queue_pair.connect(peer_attributes(self.rng, self.peer_address, max_reads))
@@ -514,8 +522,8 @@ POOL = random.Random(99).randbytes(8192).translate(NO_SECRET)
 
 
 @each_path
-def test_requests_at_a_responder(peer_address: str, address: str, check: IcrcCheck) -> None:
-    storm = Responding(random.Random(f"{address} {check}"), peer_address, address, check)
+def test_requests_at_a_responder(peer_address: str, address: str, check: IcrcCheck, codecs: Codecs) -> None:
+    storm = Responding(random.Random(f"{address} {check}"), peer_address, address, check, codecs)
     half: list[int] = []
     while storm.sent < PACKETS:
         storm.shoot(is_sealed=storm.sealed <= storm.sent / 2)
@@ -578,8 +586,11 @@ class Requesting:
     GAP_BYTES = 128
     """At the end of each slot; no READ's sink reaches it."""
 
-    def __init__(self, rng: random.Random, peer_address: str, address: str, check: IcrcCheck) -> None:
+    def __init__(
+        self, rng: random.Random, peer_address: str, address: str, check: IcrcCheck, codecs: Codecs = (PURE,)
+    ) -> None:
         self.rng, self.check = rng, check
+        self.codecs = cycle(codecs)
         self.wire = Wire(peer_address, address)
         self.device = make_device(rng, address, check)
         self.peer_address = peer_address
@@ -602,6 +613,7 @@ class Requesting:
     def renew(self) -> None:
         rng = self.rng
         self.queue_pair.close()
+        self.device.codec = next(self.codecs)
         if not self.sink_is_open:
             self.register_sink()
         max_reads = rng.choice([1, 2, 16])
@@ -826,8 +838,8 @@ class Requesting:
 
 
 @each_path
-def test_answers_at_a_requester(peer_address: str, address: str, check: IcrcCheck) -> None:
-    storm = Requesting(random.Random(f"{address} {check} answers"), peer_address, address, check)
+def test_answers_at_a_requester(peer_address: str, address: str, check: IcrcCheck, codecs: Codecs) -> None:
+    storm = Requesting(random.Random(f"{address} {check} answers"), peer_address, address, check, codecs)
     half: list[int] = []
     while storm.sent < PACKETS:
         storm.shoot(is_sealed=storm.sealed <= storm.sent / 2)

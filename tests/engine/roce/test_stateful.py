@@ -36,6 +36,7 @@ from p2prw.engine.roce.device import RoceDevice
 from p2prw.engine.roce.memory_table import MemoryRegistration
 from p2prw.engine.roce.opcodes import BTH_BYTES, HEADER_BYTES, IS_READ_REQUEST, IS_WRITE, TRAITS
 from p2prw.engine.roce.psn import packets_of, psn_unwrap
+from p2prw.engine.roce.runs import PURE, RunCodec
 from p2prw.engine.roce.state import QueuePairState
 
 RUNS = 1000
@@ -171,6 +172,7 @@ class Network(RuleBasedStateMachine):
         max_rd_atomic=st.sampled_from([1, 2, 16]),
         views=st.sampled_from([(True, True), (True, True), (True, False), (False, True), (False, False)]),
         fast_paths=st.sampled_from([True, True, False]),
+        codecs=st.tuples(st.integers(0, 1), st.integers(0, 1)),
         seed=st.integers(0, 1 << 16),
     )
     def start(
@@ -183,6 +185,7 @@ class Network(RuleBasedStateMachine):
         max_rd_atomic: int,
         views: tuple[bool, bool],
         fast_paths: bool,
+        codecs: tuple[int, int],
         seed: int,
     ) -> None:
         self.rng = random.Random(seed)
@@ -202,8 +205,9 @@ class Network(RuleBasedStateMachine):
                 icrc_check="solve" if path == "ipv4 solve" else "full",
                 gso_segments=gso_segments,
                 fast_paths=fast_paths,
+                codec=self.codecs[codec % len(self.codecs)],
             )
-            for address, port in zip(addresses, (40001, 4791), strict=True)
+            for address, port, codec in zip(addresses, (40001, 4791), codecs, strict=True)
         ]
         cut = self.rng.randrange(1, REGION_BYTES)
         self.a = Ends(devices[0], self.rng.randbytes(REGION_BYTES), [cut], has_view=views[0])
@@ -217,6 +221,8 @@ class Network(RuleBasedStateMachine):
 
     # --- plumbing ----------------------------------------------------------------------------------------------
 
+    codecs: tuple[RunCodec, ...] = (PURE,)
+    """Both, where the compiled one can be built; each end has one of them."""
     bits_asked = 0
     qa: Any = None
     qb: Any = None
@@ -743,7 +749,8 @@ class Network(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_random_operations_on_a_random_network() -> None:
+def test_random_operations_on_a_random_network(codecs: tuple[RunCodec, ...], monkeypatch: Any) -> None:
+    monkeypatch.setattr(Network, "codecs", codecs)
     FIRED.clear()
     SEEN.clear()
     run_state_machine_as_test(

@@ -1,0 +1,38 @@
+"""The compiled twin of `runs`: `_leaf.c`, where an installation could build it (scripts/build_leaf.py).
+
+It is a leaf: it knows no queue pair, no PSN state and no key, only a run of packets and the buffers it is given. All
+decisions stay in Python, and so does everything else where it was not built.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from p2prw.engine.roce.runs import PURE, RunCodec
+
+INTERFACE = 1
+"""Of `_leaf.c`: a binary from before a change (an editable installation that was not repeated) is left alone."""
+
+
+def codec_of(module: ModuleType | None) -> RunCodec | None:
+    """Return what a compiled module offers; None: nothing that fits this source."""
+    if module is None or getattr(module, "INTERFACE", None) != INTERFACE:
+        return None
+    return RunCodec(f"compiled ({module.engines()[0]})", module.build_run, module.receive_run)
+
+
+def _load() -> ModuleType | None:
+    try:
+        from p2prw.engine.roce import _leaf
+    except ImportError:
+        # Not built; or built for another machine, or a newer libc.
+        return None
+    return _leaf
+
+
+COMPILED = codec_of(_load())
+
+
+def choose_codec(*, leaf: bool = True) -> RunCodec:
+    """Return the compiled functions where there are any and `leaf` allows them, else the plain ones."""
+    return COMPILED if leaf and COMPILED is not None else PURE
