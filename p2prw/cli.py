@@ -179,12 +179,31 @@ def _report_error(app: App, error: Exception) -> int:
 
         for line in "".join(traceback.format_exception(error)).splitlines():
             app.stderr.line(line)
+    document = error_document(app.command, known)
+    unreported = _report_on(app, document)
     if not app.reported:
         app.reported = True
-        show_document(app.mode, app.stdout, error_document(app.command, known))
-    for line in error_lines(known):
-        app.stderr.line(line)
-    return known.exit_code
+        show_document(app.mode, app.stdout, document)
+    for one in (known, unreported):
+        for line in error_lines(one) if one is not None else ():
+            app.stderr.line(line)
+    code: int = document["exit_code"]
+    return code
+
+
+def _report_on(app: App, document: dict[str, Any]) -> Any:
+    """Write the --report of a command that ended in an exception; return what went wrong."""
+    if app.report is None:
+        return None
+    # A signal from here on must not come between the outcome and its report; a second one ends the command at once.
+    app.stop_is_watched = True
+    from p2prw.commands.report import report_on
+    from p2prw.reporters.document import add_failure
+
+    error = report_on(app, document)
+    if error is not None:
+        add_failure(document, error)
+    return error
 
 
 def _usage_error(error: click.ClickException) -> Any:

@@ -41,6 +41,7 @@ TALKS = MOVES | SMOKE | {"regions"}
 CLIENTS = POSTS | SMOKE | {"regions"}
 ALL = TALKS | {"devices", "topology", "doctor", "run", "compare", "version", "help", "completion"}
 RUN = frozenset({"run"})
+REPORTS = POSTS | SMOKE | RUN
 
 SECTIONS = ("device", "buffers", "serve", "transfer")
 """Maps at the top of a YAML file."""
@@ -143,10 +144,6 @@ def _scenario() -> Iterator[Setting]:
         shown="the file's, else continue", metavar="WORD",
     )  # fmt: skip
     yield Setting(
-        "report", text, "Write an archive for a bug report here (.tar.gz): everything but secrets.", group, RUN,
-        metavar="FILE",
-    )  # fmt: skip
-    yield Setting(
         "baseline", text, "An earlier result (--json): a rate that is worse is a missed threshold.", group, RUN,
         metavar="FILE",
     )  # fmt: skip
@@ -222,7 +219,8 @@ def _route() -> Iterator[Setting]:
         default=False, sections=both, is_flag=True,
     )  # fmt: skip
     yield Setting(
-        "overwrite", flag, "Replace an existing file.", group, ENDS, default=False, sections=both, is_flag=True,
+        "overwrite", flag, "Replace an existing file.", group, ENDS | REPORTS, default=False, sections=both,
+        is_flag=True,
     )  # fmt: skip
 
 
@@ -360,6 +358,10 @@ def _output() -> Iterator[Setting]:
     )  # fmt: skip
     yield Setting(
         "markdown", text, "Write a summary in Markdown here, for a pull request.", group, RUN, metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "report", text, "Write an archive for a bug report here (.tar.gz): everything but secrets.", group, REPORTS,
+        metavar="FILE",
     )  # fmt: skip
     yield Setting("json", flag, "One JSON document on stdout.", group, ALL, default=False, is_flag=True)
     yield Setting(

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from p2prw.config_files import FileKind, read_whole
 from p2prw.config_memory import split_access
 from p2prw.config_settings import SCENARIO_KEYS, SECTIONS, keys_of
 from p2prw.config_values import at_place, nearest
 from p2prw.engine.memory.spec import SpecError, memory_spec_from_mapping, parse_memory_spec
 from p2prw.engine.model import MemorySpec
-from p2prw.errors import HostError, RequestError
+from p2prw.errors import RequestError
 from p2prw.targets import check_access, check_region_name
-
-MAX_FILE_BYTES = 1 << 20
 
 
 class Placed(NamedTuple):
@@ -57,6 +55,16 @@ class FileConfig:
 _FIX = "see configs/ in the source tree for files that work"
 
 
+CONFIG_FILE = FileKind(
+    "config file",
+    1 << 20,
+    "it is a YAML file that must be readable",
+    "configs/ in the source tree has examples",
+    unreadable="config_file",
+    bad="bad_yaml",
+)
+
+
 def load_config(path: str) -> FileConfig:
     """Return the checked file. HostError: cannot be read; RequestError: wrong, with its place."""
     root = compose_file(path)
@@ -65,24 +73,7 @@ def load_config(path: str) -> FileConfig:
 
 def compose_file(path: str) -> yaml.Node | None:
     """Return the node tree of a YAML file, None for an empty one. HostError: cannot be read; RequestError: no YAML."""
-    try:
-        with Path(path).open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise HostError(
-            f"config file {path}: {(error.strerror or 'cannot read').lower()}",
-            why="it is a YAML file that must be readable",
-            fix=f"ls -l {path}; configs/ in the source tree has examples",
-            code="config_file",
-            errno=error.errno,
-        ) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise RequestError(
-            f"config file {path} is longer than {MAX_FILE_BYTES} bytes",
-            why="is it another file?",
-            fix=_FIX,
-            code="bad_yaml",
-        )
+    data = read_whole(path, CONFIG_FILE)
     try:
         return yaml.compose(data, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2prw.config import resolve
-from p2prw.config_yaml import MAX_FILE_BYTES, load_config
+from p2prw.config_yaml import CONFIG_FILE, load_config
 from p2prw.errors import HostError, RequestError
 
 # YAML, where in it (line:column), a part of the message or fix, code
@@ -98,7 +98,7 @@ def test_missing_file_and_long_file(tmp_path):
         load_config(str(tmp_path / "none.yaml"))
     assert caught.value.errno == "ENOENT"
     path = tmp_path / "long.yaml"
-    path.write_text("#" * (MAX_FILE_BYTES + 1))
+    path.write_text("#" * (CONFIG_FILE.most_bytes + 1))
     with pytest.raises(RequestError, match="longer than"):
         load_config(str(path))
 

@@ -35,6 +35,7 @@ TESTED_IN: dict[str, str] = {
     **dict.fromkeys(
         (
             "p2prw/config_bench_settings.py",
+            "p2prw/config_files.py",
             "p2prw/config_memory.py",
             "p2prw/config_requests.py",
             "p2prw/config_setting.py",

@@ -16,6 +16,7 @@ from p2prw.reporters.output import Output
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from p2prw.commands.report import Report
     from p2prw.config import Settings
 
 
@@ -38,6 +39,8 @@ class App:
     """True while a live view may have hidden the cursor."""
     reported: bool = False
     """True once the outcome is on stdout, or on its way: a document is written once."""
+    report: Report | None = None
+    """The archive that was asked for; from here on it is written however the command ends."""
 
     def settings(self, command: str, line: Mapping[str, Any]) -> Settings:
         """Return the effective settings; from here on the command speaks as they say."""
@@ -57,6 +60,10 @@ class App:
         self.mode = replace(self.mode, format=form, quiet=settings["quiet"], debug=settings["debug"])
         for note in unknown_variable_notes(settings.unknown_variables):
             self.note(f"warning: {note}")
+        if settings.get("report") is not None:
+            from p2prw.commands.report import asked_report
+
+            self.report = asked_report(settings, self.arguments)
         return settings
 
     def note(self, text: str) -> None:

@@ -50,11 +50,15 @@ def bench(app: App, /, target: str | None, **line: Any) -> int:
     if settings["show_config"]:
         return show_config(app, settings, lambda: bench_request(settings, target))
     request = bench_request(settings, target)
+    from p2prw.commands.report import reported_result
     from p2prw.engine.bench.model import BenchRow
     from p2prw.engine.bench.session import run_bench
     from p2prw.reporters.bench import BenchReporter, choose_printer
+    from p2prw.reporters.bench_text import describe_bench
     from p2prw.reporters.choose import choose_view
 
+    if app.report is not None:
+        app.report.more["plan.txt"] = describe_bench(request) + "\n"
     if settings["plot"]:
         _check_plot(Path(settings["plot"]))
     printer = choose_printer(
@@ -80,6 +84,7 @@ def bench(app: App, /, target: str | None, **line: Any) -> int:
                 reporter.row(event)
             else:
                 reporter.progress(event)
+        result = reported_result(app, result)
         app.reported = True
         reporter.finished(result)
     finally:

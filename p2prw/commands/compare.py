@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +10,8 @@ import click
 from p2prw.commands.app import App
 from p2prw.commands.complete import files
 from p2prw.commands.options import HelpfulCommand, settings_options
-from p2prw.errors import HostError, RequestError, ThresholdError
+from p2prw.config_files import FileKind, read_whole
+from p2prw.errors import RequestError, ThresholdError
 
 EPILOG = """\
 Examples:
@@ -25,7 +25,14 @@ route, size, device kind, MTU, depth or chunk are refused, with the difference.
 Exit codes: 0 none is worse, 2 usage or unlike runs, 3 a file cannot be read,
 5 worse than the tolerance."""
 
-MAX_FILE_BYTES = 256 << 20
+RESULT_FILE = FileKind(
+    "result",
+    256 << 20,
+    "it is a result that --json printed",
+    "p2prw run SCENARIO.yaml --json > result.json",
+    unreadable="result_file",
+    bad="bad_result",
+)
 
 
 @click.command(cls=HelpfulCommand, epilog=EPILOG, short_help="Compare two results; refuse unlike ones.")
@@ -69,17 +76,7 @@ def read_result(path: str) -> dict[str, Any]:
     """Return a result document from a file. HostError: cannot be read; RequestError: it is none."""
     from p2prw.reporters.document import SCHEMA
 
-    try:
-        with Path(path).open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise HostError(
-            f"cannot read {path}: {(error.strerror or str(error)).lower()}",
-            why="it is a result that --json printed",
-            fix=f"ls -l {path}",
-            code="result_file",
-            errno=error.errno,
-        ) from error
+    data = read_whole(path, RESULT_FILE)
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
@@ -88,7 +85,7 @@ def read_result(path: str) -> dict[str, Any]:
         raise RequestError(
             f"{path} is no result of p2prw",
             why=f"a result is one JSON document with schema {SCHEMA}",
-            fix="p2prw run SCENARIO.yaml --json > result.json",
+            fix=RESULT_FILE.fix,
             code="bad_result",
         )
     return document

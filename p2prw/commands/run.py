@@ -11,7 +11,7 @@ import click
 from p2prw.commands.app import App
 from p2prw.commands.complete import files
 from p2prw.commands.options import EXIT_CODES_RUN, HelpfulCommand, settings_options
-from p2prw.errors import RequestError
+from p2prw.errors import P2prwError, RequestError
 from p2prw.reporters.base import Format, is_live_terminal
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def run(app: App, /, scenario: str | None, **line: Any) -> int:
         )
     from p2prw.scenario.read import read_scenario
 
+    if app.report is not None:
+        app.report.more["scenario.yaml"] = _text_of(scenario)
     planned = read_scenario(
         scenario,
         app.environ,
@@ -74,6 +76,8 @@ def run(app: App, /, scenario: str | None, **line: Any) -> int:
         from p2prw.commands.compare import read_result
 
         read_result(settings["baseline"])
+    if app.report is not None:
+        app.report.more["plan.txt"] = _plan_text(planned)
     if settings["dry_run"]:
         return _show_plan(app, planned)
     return _run(app, planned, settings)
@@ -94,12 +98,36 @@ def _variables(texts: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def _text_of(path: str) -> str:
+    """Return the file for a report, also where it is no scenario; why not, where it cannot be read."""
+    from p2prw.config_files import read_whole
+    from p2prw.config_yaml import CONFIG_FILE
+
+    try:
+        return read_whole(path, CONFIG_FILE).decode("utf-8", "replace")
+    except P2prwError as error:
+        return f"not read: {error.what}\n"
+
+
+def _plan_text(scenario: Scenario) -> str:
+    from p2prw.scenario.document import planned_rows
+
+    return "".join(f"{result.row.name}: {result.command}\n" for result in planned_rows(scenario))
+
+
 def _show_plan(app: App, scenario: Scenario) -> int:
+    from p2prw.commands.report import report_on
+    from p2prw.reporters.document import add_failure
     from p2prw.reporters.run_rows import run_lines
     from p2prw.scenario.document import planned_rows, run_document
 
     document = run_document(scenario, planned_rows(scenario), elapsed_s=0.0)
-    return app.listing(document, run_lines(document, f"{len(scenario.rows)} rows planned, nothing was run"))
+    unreported = report_on(app, document)
+    if unreported is not None:
+        add_failure(document, unreported)
+    code = app.listing(document, run_lines(document, f"{len(scenario.rows)} rows planned, nothing was run"))
+    _say_what_failed(app, document)
+    return code
 
 
 def _run(app: App, scenario: Scenario, settings: Settings) -> int:
@@ -109,30 +137,27 @@ def _run(app: App, scenario: Scenario, settings: Settings) -> int:
     from p2prw.scenario.runner import Runner
 
     started_s, started_at = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    # To the very end: a signal while the outcome is written must not put another document in its place.
     app.stop_is_watched = True
-    runner = Runner(scenario, app.environ, ThisHost(app.environ), app.stop)
     try:
+        runner = Runner(scenario, app.environ, ThisHost(app.environ), app.stop)
         _follow(app, runner)
+        parts: dict[str, Any] = {
+            "elapsed_s": time.monotonic() - started_s,
+            "signal_number": app.stop.signal_number,
+            "out_of_time": runner.out_of_time,
+        }
+        results = runner.ordered()
+        document = run_document(scenario, results, **parts)
+        lost, missing = _compared(settings["baseline"], settings["tolerance"], document)
+        if lost or missing:
+            document = run_document(scenario, results, **parts, regressions=lost, warnings=missing)
+        _write_reports(app, settings, document, started_at)
+        code = app.listing(document, run_lines(document, summary_line(document)))
+        _say_what_failed(app, document)
+        return code
     finally:
         app.stop_is_watched = False
-    parts: dict[str, Any] = {
-        "elapsed_s": time.monotonic() - started_s,
-        "signal_number": app.stop.signal_number,
-        "out_of_time": runner.out_of_time,
-    }
-    results = runner.ordered()
-    document = run_document(scenario, results, **parts)
-    lost, missing = _compared(settings["baseline"], settings["tolerance"], document)
-    if lost or missing:
-        parts |= {"regressions": lost, "warnings": missing}
-        document = run_document(scenario, results, **parts)
-    failures = _write_reports(app, scenario, settings, document, started_at)
-    if failures:
-        parts["warnings"] = [*missing, *(failure.what for failure in failures)]
-        document = run_document(scenario, results, **parts, extra_codes=[3])
-    code = app.listing(document, run_lines(document, summary_line(document)))
-    _say_what_failed(app, document)
-    return code
 
 
 def _compared(path: str | None, tolerance: float, document: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -187,19 +212,17 @@ def _view(app: App, scenario: Scenario) -> Any:
     return RunLines(app.stderr, len(scenario.rows))
 
 
-def _write_reports(
-    app: App, scenario: Scenario, settings: Settings, document: Mapping[str, Any], started_at: str
-) -> list[Any]:
-    """Write the files that were asked for; return what went wrong, so that the result can say it."""
+def _write_reports(app: App, settings: Settings, document: dict[str, Any], started_at: str) -> None:
+    """Write the files that were asked for; what goes wrong with them becomes part of the document."""
+    from p2prw.commands.report import report_on
     from p2prw.errors import HostError
+    from p2prw.reporters.document import add_failure
     from p2prw.reporters.files import write_whole
 
     makers: dict[str, Callable[[], bytes]] = {
         "junit": lambda: _junit(document, started_at),
         "markdown": lambda: _markdown(document),
-        "report": lambda: _report(app, scenario, document),
     }
-    failures = []
     for name, make in makers.items():
         path = settings[name]
         if path is None:
@@ -207,8 +230,11 @@ def _write_reports(
         try:
             write_whole(path, make(), f"--{name}")
         except HostError as error:
-            failures.append(error)
-    return failures
+            add_failure(document, error)
+    # The last: it holds the whole outcome.
+    unreported = report_on(app, document)
+    if unreported is not None:
+        add_failure(document, unreported)
 
 
 def _junit(document: Mapping[str, Any], started_at: str) -> bytes:
@@ -221,14 +247,6 @@ def _markdown(document: Mapping[str, Any]) -> bytes:
     from p2prw.reporters.run_markdown import run_markdown
 
     return run_markdown(document).encode()
-
-
-def _report(app: App, scenario: Scenario, document: Mapping[str, Any]) -> bytes:
-    from p2prw.scenario.bundle import bundle, machine, report_files
-    from p2prw.scenario.document import planned_rows
-
-    plan = "".join(f"{result.row.name}: {result.command}\n" for result in planned_rows(scenario))
-    return bundle(report_files(document, app.environ, machine(), scenario.text, plan), time.time())
 
 
 def _say_what_failed(app: App, document: Mapping[str, Any]) -> None:

@@ -69,12 +69,20 @@ def _test(app: App, request: SmokeRequest, junit_path: str | None) -> int:
     began_iso = _now_iso()
     result = _run(app, request)
     error = _write_junit(junit_path, result, began_iso) if junit_path else None
+    from p2prw.commands.report import report_on
+    from p2prw.reporters.document import add_failure
     from p2prw.reporters.smoke_rows import smoke_document, smoke_lines
     from p2prw.reporters.text import error_lines
 
     document = smoke_document(result)
-    if error is not None:
-        _add_failure(document, error)
+    failures = [] if error is None else [error]
+    for failure in failures:
+        add_failure(document, failure)
+    # After the others: it holds the whole outcome.
+    unreported = report_on(app, document)
+    if unreported is not None:
+        failures.append(unreported)
+        add_failure(document, unreported)
 
     def page() -> Iterable[RenderableType]:
         from p2prw.reporters.smoke_live import smoke_page
@@ -82,7 +90,7 @@ def _test(app: App, request: SmokeRequest, junit_path: str | None) -> int:
         return smoke_page(result)
 
     code = app.listing(document, smoke_lines(result), page)
-    for one in (result.error, error):
+    for one in (result.error, *failures):
         for text in error_lines(one) if one is not None else ():
             app.stderr.line(text)
     return code
@@ -92,7 +100,7 @@ def _run(app: App, request: SmokeRequest) -> SmokeResult:
     from p2prw.engine.smoke.model import CellDone
     from p2prw.engine.smoke.session import smoke as run_smoke
     from p2prw.reporters.json import StreamPrinter
-    from p2prw.reporters.smoke_rows import cell_row
+    from p2prw.reporters.smoke_rows import cell_row, describe_cell
     from p2prw.reporters.smoke_view import choose_smoke_view
 
     view = choose_smoke_view(app.mode, app.stderr, app.environ)
@@ -100,6 +108,8 @@ def _run(app: App, request: SmokeRequest) -> SmokeResult:
 
     def on_plan(plan: SmokePlan) -> None:
         view.planned(plan)
+        if app.report is not None:
+            app.report.more["plan.txt"] = "".join(f"{describe_cell(cell)}\n" for cell in plan.cells)
         if stream is not None:
             stream.event("plan", command="smoke", cells=len(plan.cells), skips=len(plan.skips), seed=request.seed)
 
@@ -134,16 +144,6 @@ def _write_junit(path: str, result: SmokeResult, began_iso: str) -> P2prwError |
     except P2prwError as error:
         return error
     return None
-
-
-def _add_failure(document: dict[str, Any], error: P2prwError) -> None:
-    from p2prw.errors import worst_exit_code
-    from p2prw.reporters.document import error_object
-
-    document["warnings"].append(error.what)
-    worst = worst_exit_code([document["exit_code"], error.exit_code])
-    if worst != document["exit_code"]:
-        document |= {"exit_code": worst, "status": "failed", "error": error_object(error)}
 
 
 def _now_iso() -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from p2prw.commands.app import App
 from p2prw.commands.show import show_config
 from p2prw.reporters.base import is_live_terminal
+
+if TYPE_CHECKING:
+    from p2prw.engine.model import TransferResult
 
 
 def run_data_command(app: App, command: str, target: str | None, line: Mapping[str, Any]) -> int:
@@ -28,7 +32,7 @@ def run_data_command(app: App, command: str, target: str | None, line: Mapping[s
     app.stop_is_watched = True
     try:
         reporter.started(request)
-        events = run_transfer(request, dry_run=settings["dry_run"], stop=app.stop)
+        events = run_transfer(request, dry_run=settings["dry_run"], stop=app.stop, keep_plan=app.report is not None)
         while True:
             try:
                 progress = next(events)
@@ -36,6 +40,7 @@ def run_data_command(app: App, command: str, target: str | None, line: Mapping[s
                 result = end.value
                 break
             reporter.progress(progress)
+        result = _reported(app, result, planned=settings["dry_run"])
         app.reported = True
         reporter.finished(result)
     finally:
@@ -43,3 +48,15 @@ def run_data_command(app: App, command: str, target: str | None, line: Mapping[s
         reporter.close()
         app.live = False
     return int(result.exit_code)
+
+
+def _reported(app: App, result: TransferResult, *, planned: bool) -> TransferResult:
+    """Return the outcome as it is to be shown; a plan that was kept for the report alone goes into it alone."""
+    if app.report is None:
+        return result
+    from p2prw.commands.report import reported_result
+    from p2prw.engine.plan import plan_lines
+
+    if result.plan is not None:
+        app.report.more["plan.txt"] = "".join(f"{line}\n" for line in plan_lines(result.plan))
+    return reported_result(app, result if planned else replace(result, plan=None))

@@ -541,7 +541,7 @@ class Outcome(Generic[Row]):
     partial: bool = False
     error: ErrorReport | None = None
     plan: Mapping[str, Any] | None = None
-    """Only for a dry run: see `p2prw.engine.plan`."""
+    """Of a dry run, or where it was to be kept: see `p2prw.engine.plan`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,20 +48,22 @@ def run_transfer(
     request: TransferRequest,
     *,
     dry_run: bool = False,
+    keep_plan: bool = False,
     stop: StopRequest | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Generator[Progress, None, TransferResult]:
     """Yield Progress a few times a second and return the TransferResult; raises no P2prwError.
 
-    `dry_run` does everything but post work requests: the plan is in `result.plan`. `clock` is monotonic seconds.
+    `dry_run` does everything but post work requests: the plan is in `result.plan`, as with `keep_plan`. `clock` is
+    monotonic seconds.
     """
     stop = StopRequest() if stop is None else stop  # not `or`: a request that is not set is false
     deadline = Deadline(clock, stop, request.timeouts.time_limit_s)
     results: list[TransferResult] = []
     kept = False
     while True:
-        run = _TransferRun(request, dry_run, deadline, clock, attempt=len(results))
+        run = _TransferRun(request, dry_run, keep_plan, deadline, clock, attempt=len(results))
         results.append((yield from run.run()))
         kept = run.kept if run.kept is not None else kept
         if len(results) > request.retries or not attempts.may_pass(results):
@@ -112,12 +114,14 @@ class _TransferRun:
         self,
         request: TransferRequest,
         dry_run: bool,
+        keep_plan: bool,
         deadline: Deadline,
         clock: Callable[[], float],
         attempt: int,
     ) -> None:
         self.request = request
         self.dry_run = dry_run
+        self.keep_plan = keep_plan or dry_run
         self.attempt = attempt
         self.phases = PhaseClock(clock)
         # A dry run leaves alone what is kept; what a drive writes past us (--via) cannot be noted.
@@ -164,9 +168,9 @@ class _TransferRun:
         local = attached.local
         if local is None:
             self.verify = VerifyReport(status="verified", method="owner-cpu")
-        if self.dry_run:
+        if self.keep_plan:
             self.plan = self._describe(attached)
-        elif local is not None:
+        if local is not None and not self.dry_run:
             link, grant, limits = attached.link, attached.grant, attached.limits
             scratch = make_scratch(client.stack, link.device)
             mover = Mover(request, link, grant, limits, scratch, local.route, self.stats)

@@ -15,7 +15,7 @@ from typing import Any
 
 from p2prw import __version__
 from p2prw.engine.model import Outcome
-from p2prw.errors import InterruptedTransfer, P2prwError
+from p2prw.errors import InterruptedTransfer, P2prwError, worst_exit_code
 
 SCHEMA = "p2prw/1"
 UNVERIFIED: dict[str, Any] = {
@@ -118,6 +118,14 @@ def error_object(error: Any) -> dict[str, Any]:
         "try": error.fix,
         "side": error.side,
     }
+
+
+def add_failure(document: dict[str, Any], error: P2prwError) -> None:
+    """Add what went wrong beside the work, as a report that could not be written: the worse of both wins."""
+    document["warnings"].append(error.what)
+    worst = worst_exit_code([document["exit_code"], error.exit_code])
+    if worst != document["exit_code"]:
+        document |= {"exit_code": worst, "status": "failed", "error": error_object(error)}
 
 
 def error_document(command: str, error: P2prwError, exit_code: int | None = None) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from pathlib import Path
 
+from p2prw.engine.memory.file_target import put_in_place
 from p2prw.errors import HostError
 
 
-def write_whole(path: str, data: bytes, option: str) -> None:
+def write_whole(path: str, data: bytes, option: str, *, overwrite: bool = True) -> None:
     """Write `data` beside its final name and rename it there; `option` (`--junit`) is for the error.
 
     What exists and is no regular file (/dev/null, a pipe) is written into: a rename would replace the device itself.
@@ -21,9 +22,12 @@ def write_whole(path: str, data: bytes, option: str) -> None:
             target.write_bytes(data)
             return
         target = target.resolve()  # a symbolic link stays one
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        temporary.write_bytes(data)
-        temporary.replace(target)
+        name = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        # "x": in a directory that everybody may write to, that name must not be somebody else's link.
+        with name.open("xb") as file:
+            temporary = name
+            file.write(data)
+        put_in_place(str(temporary), str(target), overwrite=overwrite)
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

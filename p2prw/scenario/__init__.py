@@ -10,6 +10,5 @@ runner      rows in order, in parallel, with deadlines; servers end with the sce
 verdict     what a row's document means
 document    all rows as one `p2prw/1` document
 compare     two documents, refused where they are not alike
-bundle      --report: one archive for a bug report
 schema      the JSON Schema of the format
 """

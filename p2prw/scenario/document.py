@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2prw.errors import InterruptedTransfer, P2prwError, ThresholdError, TimeLimitError, worst_exit_code
@@ -82,11 +82,10 @@ def run_document(
     out_of_time: bool = False,
     regressions: Sequence[str] = (),
     warnings: Sequence[str] = (),
-    extra_codes: Iterable[int] = (),
 ) -> dict[str, Any]:
     """Return the document of a run; `regressions` are lines of a comparison that was lost (5)."""
     counts = Counter(result.status for result in results)
-    codes = [result.exit_code for result in results] + list(extra_codes)
+    codes = [result.exit_code for result in results]
     if signal_number is not None:
         codes.append(128 + signal_number)
     if out_of_time:
@@ -148,8 +147,6 @@ def _error(code: int, scenario: Scenario, failed: Sequence[RowResult], regressio
             why="; ".join(regressions[:3]),
             fix="p2prw compare BASELINE RESULT shows each; --tolerance says how much worse is too much",
         )
-    if not worst:
-        return P2prwError("a report could not be written", why="see warnings", fix="df .", code="report_file")
     first = worst[0]
     names = ", ".join(result.row.name for result in worst[:3]) + (", ..." if len(worst) > 3 else "")
     kind = ThresholdError if code == 5 else P2prwError

@@ -78,8 +78,6 @@ class Scenario:
     """`continue` or `stop`."""
     time_limit_s: float | None
     variables: Mapping[str, str]
-    text: str
-    """The file, for a report."""
 
     def planned_addresses(self) -> dict[int, str]:
         """Return row number -> address that each server would have if all ports were free."""

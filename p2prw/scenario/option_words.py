@@ -15,7 +15,7 @@ from p2prw.scenario.words import negative, option_words, settings_in
 
 # What `run` does itself, and what would write over another row's file.
 _NOT_KEYS = frozenset(
-    {"json", "json_stream", "quiet", "debug", "junit", "markdown", "config", "show_config", "report"}
+    {"json", "json_stream", "quiet", "debug", "junit", "config", "show_config", "report", "overwrite"}
     # Of bench: columns instead of a result.
     | {"format", "report_gbits", "no_peak", "cpu_freq", "plot"}
 )

@@ -61,8 +61,7 @@ def read_scenario(
     root = compose_file(path)
     if root is None:
         raise RequestError(f"{path} is empty", why="a scenario has steps", fix=_FIX, code="bad_scenario")
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
-    return _Scenario(path, root, environ, variables or {}, seed).read(text, on_failure, time_limit_s)
+    return _Scenario(path, root, environ, variables or {}, seed).read(on_failure, time_limit_s)
 
 
 class _Scenario:
@@ -79,7 +78,7 @@ class _Scenario:
         self.read_seed(seed)
         self.read_variables(given)
 
-    def read(self, text: str, on_failure: str | None, time_limit_s: float | None) -> Scenario:
+    def read(self, on_failure: str | None, time_limit_s: float | None) -> Scenario:
         name = self.one("name", lambda value, _: value)
         limit = self.one("time_limit", duration)
         failure = self.one("on_failure", choice(*ON_FAILURE))
@@ -94,7 +93,6 @@ class _Scenario:
             on_failure=on_failure or failure or "continue",
             time_limit_s=limit if time_limit_s is None else time_limit_s,
             variables=dict(self.variables),
-            text=text,
         )
 
     # --- the top of the file ---

@@ -16,7 +16,8 @@ from p2prw.scenario.model import fill_addresses
 
 # Outputs of a child are run's business, and a file of settings would come between the scenario and its command lines.
 NOT_INHERITED = frozenset(
-    BY_NAME[name].variable for name in ("json", "json_stream", "quiet", "debug", "config", "show_config", "dry_run")
+    BY_NAME[name].variable
+    for name in ("json", "json_stream", "quiet", "debug", "config", "show_config", "dry_run", "junit", "report")
 )
 
 

@@ -74,10 +74,10 @@ class FakeEngine:
         return self.requests[-1]
 
     def run_transfer(
-        self, request: TransferRequest, *, dry_run: bool = False, stop: Any = None
+        self, request: TransferRequest, *, dry_run: bool = False, keep_plan: bool = False, stop: Any = None
     ) -> Generator[Progress, None, TransferResult]:
         self.requests.append(request)
-        self.calls.append({"dry_run": dry_run, "stop": stop})
+        self.calls.append({"dry_run": dry_run, "keep_plan": keep_plan, "stop": stop})
         if self.raises:
             raise self.raises
         yield from self.progress

@@ -89,4 +89,5 @@ def test_a_report_holds_all_but_secrets(run, tmp_path):
         texts = {name: (tmp_path / name).read_text() for name in found.getnames()}
     assert not [name for name, text in texts.items() if secret in text]
     assert json.loads(texts["p2prw-report/result.json"])["results"][0]["name"] == "r"
-    assert "soft0" in texts["p2prw-report/machine.json"] and f"{tmp_path}/token" in texts["p2prw-report/plan.txt"]
+    assert f"{tmp_path}/token" in texts["p2prw-report/plan.txt"] and "token_file" in texts["p2prw-report/scenario.yaml"]
+    assert run("topology", "--sysfs", str(tmp_path / "p2prw-report")).exit_code == 0

@@ -136,6 +136,13 @@ def test_a_dry_run_plans_posts_nothing_and_changes_nothing(served):
     assert api.read(f"{served}/known", "host").verify.remote_digest == before
 
 
+def test_a_plan_that_is_kept_is_the_dry_runs(served):
+    request = api.make_request(Operation.WRITE, f"{served}/mem", "host,size=64KiB", chunk_bytes=16 * 1024)
+    moved = api.finish(run_transfer(request, keep_plan=True))
+    assert moved.status == "ok" and moved.plan is not None and moved.plan["totals"]["wrs"] == 4
+    assert api.finish(api.transfer(request)).plan is None
+
+
 def test_no_verify_and_shared_say_that_nothing_was_verified(served):
     assert api.write(f"{served}/mem", "host,size=1MiB", verify=False).verify.why == "--no-verify"
     shared = api.write(f"{served}/mem", "host,size=1MiB", shared=True).verify

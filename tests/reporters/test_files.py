@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
@@ -19,6 +20,15 @@ def test_a_file_is_made_and_replaced(tmp_path):
         write_whole(str(path), data, "--junit")
         assert path.read_bytes() == data
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_there_stays_where_it_may_not_be_replaced(tmp_path):
+    path = tmp_path / "r.tar.gz"
+    write_whole(str(path), b"first", "--report", overwrite=False)
+    with pytest.raises(HostError, match="file exists") as caught:
+        write_whole(str(path), b"second", "--report", overwrite=False)
+    assert caught.value.errno == "EEXIST"
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_symbolic_link_stays_one(tmp_path):
@@ -53,11 +63,15 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     path = tmp_path / "report.xml"
     path.write_bytes(b"old")
 
-    def full(self, data):
-        self.touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    def full(self, mode):
+        self.touch()
+        return Full()
+
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(HostError, match="no space left") as caught:
         write_whole(str(path), b"new", "--junit")
     monkeypatch.undo()

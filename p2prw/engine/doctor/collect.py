@@ -1,4 +1,4 @@
-"""`doctor --collect DIR`: what checks and verdicts read on this host, in one small file that names nobody.
+"""`doctor --collect DIR`, `--report`: what checks and verdicts read on this host, in one small file that names nobody.
 
 The format is a golden machine's (tests/golden/README.md), so that a bug report is a fixture as it is. Addresses are
 replaced by ones reserved for documentation, serial numbers are blanked, and of free texts (kernel command line, kernel
@@ -33,17 +33,21 @@ _PORT_TEXTS = ("state", "phys_state", "link_layer", "rate")
 _CLOCK = "devices/system/clocksource/clocksource0"
 
 
+def collection_text(host: HostView, origin: str) -> str:
+    """Return the collection as the text of a machine.json; `origin` says in it who wrote it."""
+    machine = dump_machine(
+        collect_host(host),
+        f"written by {origin}; addresses replaced, serial numbers and names of the host left out",
+        p2prw=__version__,
+        privileged=host.has_capability(CAP_SYS_ADMIN),
+    )
+    return without_addresses_in_names(machine)
+
+
 def write_collection(host: HostView, directory: str | os.PathLike[str]) -> Path:
     """Write DIRECTORY/machine.json and return its path. HostError where it exists already or cannot be written."""
     path = Path(directory) / FILE_NAME
-    text = without_addresses_in_names(
-        dump_machine(
-            collect_host(host),
-            "written by p2prw doctor --collect; addresses replaced, serial numbers and names of the host left out",
-            p2prw=__version__,
-            privileged=host.has_capability(CAP_SYS_ADMIN),
-        )
-    )
+    text = collection_text(host, "p2prw doctor --collect")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:

@@ -14,7 +14,14 @@ from collections.abc import Iterator
 from p2prw.engine.memory.file_errors import file_error
 from p2prw.engine.memory.file_io import RangeOfFile, write_all
 from p2prw.engine.memory.file_parts import leftover_note, lock_part, part_path, remove_orphans
-from p2prw.engine.memory.file_target import check_file_sink, check_space, exists_error, resolve_target, status_or_none
+from p2prw.engine.memory.file_target import (
+    check_file_sink,
+    check_space,
+    exists_error,
+    put_in_place,
+    resolve_target,
+    status_or_none,
+)
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.errors import HostError
 from p2prw.units import format_size
@@ -259,25 +266,7 @@ class FileSink(RangeOfFile):
     # --- finishing ------------------------------------------------------------------------------------------
 
     def _rename(self) -> None:
-        if self._overwrite:
-            os.replace(self._temporary, self._target)  # noqa: PTH105
-            return
-        try:
-            # link() fails where the target has come into being since we looked; rename() would destroy it.
-            os.link(self._temporary, self._target)
-        except FileExistsError:
-            raise
-        except OSError:
-            # No hard links here (FAT, some FUSE): look again, and accept the moment between.
-            if os.path.lexists(self._target):
-                raise FileExistsError(errno.EEXIST, "") from None
-            os.rename(self._temporary, self._target)  # noqa: PTH104
-            return
-        try:
-            os.unlink(self._temporary)  # noqa: PTH108
-        except OSError:
-            # The target is whole; a second name for it is no reason to fail.
-            pass
+        put_in_place(self._temporary, self._target, overwrite=self._overwrite)
 
     def _close_descriptors(self) -> None:
         for name in ("descriptor", "_existing"):
