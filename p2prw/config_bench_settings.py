@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from p2prw.config_setting import Setting
 from p2prw.config_values import auto_or, choice, duration, flag, integer, latency_bounds, rate, size_list, text
@@ -11,7 +12,12 @@ _BENCH = frozenset({"bench"})
 
 
 def bench_settings() -> Iterator[Setting]:
-    """Yield them in the order of the help page."""
+    """Yield them in the order of the help page; a file's `bench` map has those that say what is measured."""
+    for setting in _bench():
+        yield setting if setting.group == "Output" else replace(setting, sections=("bench",))
+
+
+def _bench() -> Iterator[Setting]:
     yield Setting(
         "local_memory", text, "Local memory: KIND[:ARG][,key=value...]; host without a size is as large as needed.",
         "What", _BENCH, default="host", shown="host", metavar="MEMORY",
@@ -56,6 +62,14 @@ def bench_settings() -> Iterator[Setting]:
     yield Setting(
         "verify", flag, "Compare what the last generation of each size left at both ends.", group, _BENCH,
         default=False, is_flag=True,
+    )  # fmt: skip
+    yield Setting(
+        "against", text, "Measure another tool by turns: its command, as \"UCX_TLS=tcp ucx_perftest -t ucp_put_bw\".",
+        group, _BENCH, metavar="COMMAND",
+    )  # fmt: skip
+    yield Setting(
+        "pairs", integer(1, 1000), "With --against: how many pairs.", group, _BENCH, default=5, shown="5",
+        metavar="N",
     )  # fmt: skip
     yield Setting(
         "min_bw", rate, "Exit 5 unless every size reaches this: \"1 GiB/s\", 10Gb/s.", group, _BENCH, metavar="RATE",

@@ -43,7 +43,7 @@ ALL = TALKS | {"devices", "topology", "doctor", "run", "compare", "version", "he
 RUN = frozenset({"run"})
 REPORTS = POSTS | SMOKE | RUN
 
-SECTIONS = ("device", "buffers", "serve", "transfer")
+SECTIONS = ("device", "buffers", "serve", "transfer", "bench")
 """Maps at the top of a YAML file."""
 
 SCENARIO_KEYS = ("name", "seed", "time_limit", "on_failure", "vars", "steps")
@@ -400,11 +400,8 @@ def settings_of(command: str) -> tuple[Setting, ...]:
 
 def file_section(command: str, setting: Setting) -> str | None:
     """Return the YAML map in which `command` looks for `setting`."""
-    home = "serve" if command == "serve" else "transfer"
-    for section in setting.sections:
-        if section in ("device", home):
-            return section
-    return None
+    homes = {"serve": ("serve",), "bench": ("bench", "transfer")}.get(command, ("transfer",))
+    return next((section for section in setting.sections if section in ("device", *homes)), None)
 
 
 def keys_of(section: str) -> dict[str, Setting]:

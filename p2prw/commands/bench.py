@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from p2prw.commands.show import show_config
 from p2prw.reporters.base import is_live_terminal
 
 if TYPE_CHECKING:
-    from p2prw.engine.bench.model import BenchResult
+    from p2prw.config import Settings
+    from p2prw.engine.bench.measure import Event
+    from p2prw.engine.bench.model import BenchRequest, BenchResult
 
 EPILOG = """\
 Examples:
@@ -21,6 +24,7 @@ Examples:
   p2prw bench 10.0.0.1/scratch --op both -a --plot sizes.svg
   p2prw bench 10.0.0.1/scratch --test lat --op read -s 2,4K --max-lat p99=50us
   p2prw bench 10.0.0.1/scratch -s 64K -D 5 -q 4 --min-bw "1 GiB/s" --json
+  p2prw bench 10.0.0.1/scratch -d rxe0 -s 64K --pairs 15 --against "ib_write_bw -N"
 
 --op write overwrites the region: serve one that holds nothing of value. Nobody else
 gets it meanwhile. Write latency is by completion, a whole round trip; ib_write_lat
@@ -52,7 +56,6 @@ def bench(app: App, /, target: str | None, **line: Any) -> int:
     request = bench_request(settings, target)
     from p2prw.commands.report import reported_result
     from p2prw.engine.bench.model import BenchRow
-    from p2prw.engine.bench.session import run_bench
     from p2prw.reporters.bench import BenchReporter, choose_printer
     from p2prw.reporters.bench_text import describe_bench
     from p2prw.reporters.choose import choose_view
@@ -61,6 +64,7 @@ def bench(app: App, /, target: str | None, **line: Any) -> int:
         app.report.more["plan.txt"] = describe_bench(request) + "\n"
     if settings["plot"]:
         _check_plot(Path(settings["plot"]))
+    events = _start(app, request, settings)
     printer = choose_printer(
         app.mode,
         app.stdout,
@@ -72,7 +76,6 @@ def bench(app: App, /, target: str | None, **line: Any) -> int:
     app.live = is_live_terminal(app.stderr.stream, app.environ) and not app.mode.quiet
     app.stop_is_watched = True
     try:
-        events = run_bench(request, stop=app.stop)
         reporter.started(request)
         while True:
             try:
@@ -94,6 +97,18 @@ def bench(app: App, /, target: str | None, **line: Any) -> int:
     if settings["plot"] and result.results:
         _draw(app, Path(settings["plot"]), result)
     return result.exit_code
+
+
+def _start(app: App, request: BenchRequest, settings: Settings) -> Generator[Event, None, BenchResult]:
+    """Return what runs; nothing does yet. RequestError where wishes contradict each other."""
+    if settings["against"] is None:
+        from p2prw.engine.bench.session import run_bench
+
+        return run_bench(request, stop=app.stop)
+    from p2prw.against.session import run_against
+    from p2prw.against.tools import parse_command
+
+    return run_against(request, parse_command(settings["against"]), settings["pairs"], app.environ, stop=app.stop)
 
 
 def _check_plot(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from p2prw.engine.bench.model import BenchProgress, BenchRequest, BenchResult, BenchRow
 from p2prw.engine.events import Progress
@@ -150,7 +150,7 @@ class BenchDocument:
 
     def finished(self, result: BenchResult) -> None:
         """Print the document."""
-        self.stdout.raw(dump_pretty(transfer_document(result)))
+        self.stdout.raw(dump_pretty(bench_document(result)))
 
 
 class BenchStream:
@@ -169,7 +169,15 @@ class BenchStream:
         """Print what is left and the last line."""
         for row in result.results[self._told :]:
             self.row(row)
-        self.stream.event("result", result=transfer_document(result))
+        self.stream.event("result", result=bench_document(result))
+
+
+def bench_document(result: BenchResult) -> dict[str, Any]:
+    """Return the `p2prw/1` document; `against` is there where another tool was measured too."""
+    document = transfer_document(result)
+    if result.against is not None:
+        document["against"] = plain(result.against)
+    return document
 
 
 def choose_printer(mode: Mode, stdout: Output, *, perftest: bool, gbits: bool, peak: bool) -> BenchPrinter:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
-from p2prw.engine.bench.model import BenchRequest, BenchResult, BenchRow
+from p2prw.engine.bench.model import Against, BenchRequest, BenchResult, BenchRow
 from p2prw.reporters.text import fact_lines
 from p2prw.units import MIB, format_size
 
@@ -83,9 +84,28 @@ def summary_lines(result: BenchResult) -> Iterator[str]:
         yield "setup     " + ", ".join(facts)
     for test in dict.fromkeys(row.test for row in rows):
         yield "work      " + _work(next(row for row in rows if row.test == test))
+    if result.against is not None:
+        yield from ("", *against_lines(result.against), "")
     again = sum(row.retransmitted_packets for row in rows)
     yield f"retries   {again} packets sent again"
     yield from fact_lines(result)
+
+
+def against_lines(against: Against) -> Iterator[str]:
+    """Return the table of both sides, the ratio with its interval, and what the two do not have in common."""
+    unit = "us" if against.test == "lat" else "MiB/s"
+    what = f"{against.test} {against.operation} of {format_size(against.size_bytes)}"
+    yield f"{what} by turns, {against.pairs} pairs, {unit}"
+    yield f"{'':<28}{'MEDIAN':>10}{'MIN':>10}{'MAX':>10}"
+    for name, side in (("p2prw", against.p2prw), (against.tool, against.other)):
+        values = side.lat_us or tuple(one / MIB for one in side.bw_bytes_per_s)
+        yield f"{name:<28}{median(values):>10.1f}{min(values):>10.1f}{max(values):>10.1f}"
+    better = "lower is better for p2prw" if against.test == "lat" else "higher is better for p2prw"
+    interval = f"95 % interval {against.ratio_low:.3f} to {against.ratio_high:.3f}"
+    yield f"ratio of medians {against.ratio:.3f} ({interval}; {better})"
+    yield f"ran       {' '.join(f'{name}={value}' for name, value in against.environ.items())} {against.client}".strip()
+    for text in against.differs:
+        yield f"differs   {text}"
 
 
 def _work(row: BenchRow) -> str:

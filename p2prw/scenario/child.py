@@ -1,4 +1,4 @@
-"""The one door to subprocesses: p2prw as a child, its output taken through pipes, its life bound to ours.
+"""The one door to subprocesses: p2prw as a child, or a tool it is held against, read through pipes, bound to our life.
 
 Pipes and no files: a full disk must not cost a result. A session of its own, so that a Ctrl-C at the terminal reaches
 us alone and we decide who is told; PR_SET_PDEATHSIG, so that even `kill -9` of us leaves no server behind.
@@ -27,15 +27,17 @@ PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 class Child:
     """One running command. Driven by `wait_any`, which reads its pipes: a child that nobody reads stands still."""
 
-    def __init__(self, words: Sequence[str], environ: Mapping[str, str]) -> None:
-        """Start `p2prw WORDS`. OSError where the system cannot start it."""
+    def __init__(
+        self, words: Sequence[str], environ: Mapping[str, str], *, program: Sequence[str] | None = None
+    ) -> None:
+        """Start `p2prw WORDS`, or another program with them. OSError where the system cannot start it."""
         self.started_s = time.monotonic()
         self.ended_s: float | None = None
         self._output = {"stdout": bytearray(), "stderr": bytearray()}
         # -P: the directory we are in is no place for modules; the package is named where it is instead.
         path = os.pathsep.join(filter(None, (PACKAGE_PARENT, environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "p2prw", *words],
+            [*(program or (sys.executable, "-P", "-m", "p2prw")), *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -12,6 +12,7 @@ FILE_KEYS = {
     "buffers": "Named memory, as in every file.",
     "serve": "The words of `serve:`, for every step that serves.",
     "transfer": "The words of `transfer:`, for every step that writes or reads.",
+    "bench": "What is measured, for every bench step.",
     "steps": "A list of steps, run in order.",
 }
 

@@ -45,7 +45,7 @@ def bench_words(
     addresses: Mapping[int, str],
     time_limit: str | None,
 ) -> tuple[str, ...]:
-    """Return the words of one bench step; the words of `device:` stand in for what it does not say. RequestError.
+    """Return the words of one bench step, `device:` and `bench:` standing in for what it does not say. RequestError.
 
     The whole request is checked as `p2prw bench` will, with the addresses that the scenario's servers would have.
     """
@@ -63,7 +63,8 @@ def bench_words(
         # It may name a buffer of the file, which the child does not read.
         given["local_memory"] = ("--local-memory", request.connection.memory.text)
     said = (word for words in given.values() for word in words)
-    return ("bench", peer, *option_words(settings, {}), *said, "--json")
+    memory = {"local_memory": request.connection.memory.text}
+    return ("bench", peer, *option_words(settings, memory), *said, "--json")
 
 
 def _read(reader: Reader, node: yaml.Node, command: str) -> tuple[str | None, dict[str, tuple[str, ...]]]:

@@ -316,7 +316,7 @@ class _Scenario:
     ) -> Reader:
         """Read the file's maps, then the step's over them, with this row's variables."""
         reader = Reader(self.path)
-        top = {key: node for key, node in self.nodes.items() if key in ("device", "buffers", section)}
+        top = {key: node for key, node in self.nodes.items() if key in ("device", "buffers", section or action)}
         for key, node in top.items():
             reader.read_map(key, self.filled(node, row.values, servers))
         if "device" in nodes:

@@ -25,7 +25,7 @@ _FLAG_WORDS = r"^\s*([tT][rR][uU][eE]|[fF][aA][lL][sS][eE]|[yY][eE][sS]|[nN][oO]
 
 def scenario_schema() -> dict[str, Any]:
     """Return the schema."""
-    device, transfer, serve = (_section(name) for name in ("device", "transfer", "serve"))
+    device, transfer, serve, bench = (_section(name) for name in ("device", "transfer", "serve", "bench"))
     transfer["properties"]["peer"] = {
         **_SCALAR,
         "description": "HOST[:PORT]/REGION[+OFFSET], or ${NAME.address}/REGION.",
@@ -48,6 +48,7 @@ def scenario_schema() -> dict[str, Any]:
         "buffers": {"type": "object", "additionalProperties": {"$ref": "#/$defs/buffer"}},
         "serve": {"$ref": "#/$defs/serve"},
         "transfer": {"$ref": "#/$defs/transfer"},
+        "bench": bench,
         "steps": steps,
     }
     return {

@@ -160,3 +160,26 @@ def test_settings_come_from_the_environment_and_are_shown(run, bench):
     assert (bench.requests[-1].iterations, bench.requests[-1].operations) == (7, (READ,))
     shown = run("bench", "h/r", "-a", "--show-config")
     assert shown.exit_code == 0 and "min_bw" in shown.stdout and "post_list" in shown.stdout
+
+
+def test_a_file_has_a_map_of_its_own_and_shares_that_of_transfers(run, bench, tmp_path):
+    path = tmp_path / "bench.yaml"
+    path.write_text("device: {tx_depth: 16}\ntransfer: {peer: h/r, idle_timeout: 7}\n"
+                    "bench: {op: read, iters: 9, sizes: '4K,1M', max_lat: p99=2ms}\n")  # fmt: skip
+    assert run("bench", "-c", str(path), "-n", "11").exit_code == 0
+    request = bench.requests[-1]
+    assert (request.operations, request.iterations, request.sizes) == ((READ,), 11, (4096, 1 << 20))
+    assert (request.depth, request.connection.timeouts.idle_s, request.max_latency_us) == (16, 7, {"p99": 2000})
+    shown, _ = run.json("bench", "-c", str(path), "--show-config", "--json")
+    origins = {row["name"]: row["origin"] for row in shown["results"]}
+    assert origins["op"].startswith(f"file {path}:3:") and origins["qp"] == "default"
+    path.write_text("bench: {itters: 9}\n")
+    document, result = run.json("bench", "h/r", "-c", str(path), "--json")
+    assert (document["error"]["code"], result.exit_code) == ("unknown_key", 2) and "iters" in document["error"]["try"]
+
+
+def test_another_tool_is_checked_before_anything_runs(run, bench):
+    for words in (["--against", "iperf3"], ["--against", "ib_read_bw"], ["--against", "ib_write_bw -s 4K"]):
+        document, result = run.json("bench", "127.0.0.1/r", *words, "--json")
+        assert (document["error"]["code"], result.exit_code) in (("bad_against", 2), ("unlike", 2))
+    assert bench.requests == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,24 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from p2prw import api
-from p2prw.engine.bench.model import BenchProgress, BenchRequest, BenchResult, BenchRow, Bucket
+from p2prw.engine.bench.model import (
+    Against,
+    BenchProgress,
+    BenchRequest,
+    BenchResult,
+    BenchRow,
+    Bucket,
+    Side,
+)
 from p2prw.engine.model import ErrorReport, Operation, RouteReport, VerifyReport
 from p2prw.reporters.base import Format, Mode
-from p2prw.reporters.bench import BenchReporter, choose_printer
+from p2prw.reporters.bench import BenchReporter, bench_document, choose_printer
 from p2prw.reporters.bench_svg import nice_top, svg_plot
 from p2prw.reporters.bench_text import chart_lines, describe_bench, head_line, row_line
 from p2prw.reporters.output import Output
 from p2prw.reporters.text import QuietView, TextView
 from p2prw.schema import load_schema
+from p2prw.units import MIB
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "bench"
 ROUTE = RouteReport("cpu", "cpu", False, "host", "soft0", "soft")
@@ -257,3 +267,30 @@ def test_one_size_and_no_rows_make_a_picture_too():
 )
 def test_axes_end_at_a_round_number(highest, top):
     assert nice_top(highest) == pytest.approx(top)
+
+
+AGAINST = Against(
+    tool="ucx_perftest ucp_put_bw", test="bw", operation="write", size_bytes=65536, environ={"UCX_TLS": "tcp"},
+    server="ucx_perftest -p 1", client="ucx_perftest -p 1 127.0.0.1", pairs=2,
+    p2prw=Side.of([2 * MIB, 4 * MIB], latency=False), other=Side.of([1 * MIB, 1 * MIB], latency=False),
+    ratio=3.0, ratio_low=2.0, ratio_high=4.0, differs=("transport: tcp and RoCEv2",),
+)  # fmt: skip
+
+
+def test_another_tool_by_turns_is_one_table_and_part_of_the_document():
+    whole = result(BW, BW, against=AGAINST)
+    text = printed([], whole)
+    assert "bw write of 64 KiB by turns, 2 pairs, MiB/s" in text
+    assert re.search(r"p2prw +3\.0 +2\.0 +4\.0\nucx_perftest ucp_put_bw +1\.0 +1\.0 +1\.0\n", text)
+    assert "ratio of medians 3.000 (95 % interval 2.000 to 4.000; higher is better for p2prw)" in text
+    assert "UCX_TLS=tcp ucx_perftest -p 1 127.0.0.1" in text and "differs   transport: tcp and RoCEv2" in text
+    document = bench_document(whole)
+    Draft202012Validator(load_schema()).validate(document)
+    assert document["against"]["other"]["bw_median_bytes_per_s"] == MIB and document["against"]["ratio_low"] == 2.0
+    assert "against" not in bench_document(result(BW))
+
+
+def test_latency_by_turns_is_in_microseconds_and_lower_is_better():
+    ours, theirs = Side.of([20.0], latency=True), Side.of([10.0], latency=True)
+    text = printed([], result(LAT, against=replace(AGAINST, test="lat", p2prw=ours, other=theirs)))
+    assert "by turns, 2 pairs, us" in text and "lower is better for p2prw" in text and re.search(r"p2prw +20\.0", text)

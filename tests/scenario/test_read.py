@@ -141,6 +141,18 @@ def test_the_environment_is_looked_at_where_the_file_is_silent(scenario, environ
     assert "token" not in commands(found)[0]
 
 
+def test_bench_steps_begin_with_the_files_bench_map(scenario):
+    plan = scenario("""
+buffers: {here: "host,size=2MiB"}
+bench: {iters: 7, local_memory: here, qp: 2}
+steps:
+  - bench: {peer: "127.0.0.1:1/a", qp: 1}
+""")
+    (row,) = plan.rows
+    words = "bench 127.0.0.1:1/a --local-memory host,size=2MiB --iters 7 --qp 1"
+    assert " ".join(row.words).startswith(words)
+
+
 WRONG = [
     ("stpes: []\n", "s.yaml:1:1: the file: unknown key 'stpes'", "did you mean 'steps'?"),
     ("seed: 1\n", "steps are missing", ""),

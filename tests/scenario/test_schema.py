@@ -81,6 +81,7 @@ def test_every_key_says_what_it_is_for():
     schema = scenario_schema()
     steps = schema["$defs"]["step"]["properties"]
     sections = [schema["$defs"][name]["properties"] for name in ("device", "transfer", "serve")]
+    sections.append(schema["properties"]["bench"]["properties"])
     for properties in (schema["properties"], steps, *sections):
         for key, value in properties.items():
             assert "description" in value or key == "regions", key

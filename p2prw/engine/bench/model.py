@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from p2prw.engine.model import Operation, Outcome, TransferRequest
 
@@ -136,8 +137,51 @@ class BenchRow:
     verify: str = "unverified"
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a comparison, run by run: rates, or medians of latency. What is not measured is empty."""
+
+    bw_bytes_per_s: tuple[float, ...] = ()
+    bw_median_bytes_per_s: float | None = None
+    lat_us: tuple[float, ...] = ()
+    lat_median_us: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float], *, latency: bool) -> Side:
+        """Return the side that measured `values`."""
+        if latency:
+            return cls(lat_us=tuple(values), lat_median_us=median(values))
+        return cls(bw_bytes_per_s=tuple(values), bw_median_bytes_per_s=median(values))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """p2prw and another tool, measured by turns on one host."""
+
+    tool: str
+    test: str
+    operation: str
+    size_bytes: int
+    environ: Mapping[str, str]
+    """Set for the other tool."""
+    server: str
+    client: str
+    """Its command lines, as they last ran."""
+    pairs: int
+    p2prw: Side
+    other: Side
+    ratio: float
+    """Median of ours / median of theirs; of latencies, too, where below 1 is the better one."""
+    ratio_low: float
+    ratio_high: float
+    """95 % bootstrap interval over pairs."""
+    differs: tuple[str, ...]
+    """What the two do not have in common."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult(Outcome[BenchRow]):
     """The whole outcome of a measurement."""
 
     command: str = "bench"
+    against: Against | None = None

@@ -40,6 +40,15 @@ class IntervalFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class Ratio:
+    """A ratio of medians and its bootstrap interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class LatencyFigures:
     """Microseconds."""
 
@@ -124,3 +133,20 @@ def histogram(values_us: Sequence[float] | np.ndarray) -> tuple[Bucket, ...]:
         for index, count in enumerate(counts[:-1])
         if count
     )
+
+
+def ratio_of_medians(
+    ours: Sequence[float], theirs: Sequence[float], *, seed: int, resamples: int = 10_000, confidence: float = 0.95
+) -> Ratio:
+    """Return median(ours) / median(theirs) and its percentile bootstrap interval, the same for the same seed.
+
+    `ours[i]` and `theirs[i]` were measured next to each other: pairs are drawn, so that what slowed both is not taken
+    for a difference. ValueError where they are not pairs, or none.
+    """
+    if len(ours) != len(theirs) or not ours:
+        raise ValueError(f"{len(ours)} and {len(theirs)} measurements are not pairs")
+    left, right = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(left), (resamples, len(left)))
+    ratios = np.median(left[drawn], axis=1) / np.median(right[drawn], axis=1)
+    low, high = np.quantile(ratios, ((1 - confidence) / 2, (1 + confidence) / 2))
+    return Ratio(float(np.median(left) / np.median(right)), float(low), float(high))

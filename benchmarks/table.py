@@ -1,0 +1,123 @@
+"""The README's table from the file of results.
+
+    python -m benchmarks.table [--json benchmarks/results.json] [--write README.md]
+
+A test holds that the README's table is what the checked-in file gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import CASES, Case
+
+BEGIN, END = "<!-- benchmarks: begin (python -m benchmarks.table --write README.md) -->", "<!-- benchmarks: end -->"
+HEAD = ("what", "p2prw", "other", "ratio (95 % interval)", "wanted", "")
+
+
+def found(results: dict[str, Any], case: Case) -> dict[str, Any] | None:
+    """Return the figures of a case, None where it was not measured."""
+    figures: dict[str, Any] | None = results.get(case.part, {}).get(case.name)
+    return figures
+
+
+def reached(case: Case, figures: dict[str, Any]) -> bool:
+    """Return whether the medians hold what the case wants."""
+    if case.least_ratio is not None and figures["ratio"] < case.least_ratio:
+        return False
+    return case.least_bytes_per_s is None or figures["p2prw_median_bytes_per_s"] >= case.least_bytes_per_s
+
+
+def missed(results: dict[str, Any]) -> list[str]:
+    """Return a sentence for each bar that was measured and not reached, saying by how much."""
+    sentences = []
+    for case in CASES:
+        figures = found(results, case)
+        if figures is None or reached(case, figures):
+            continue
+        if case.least_ratio is not None:
+            sentences.append(f"{case.name}: ratio {figures['ratio']:.2f}, wanted {case.least_ratio:g}")
+        else:
+            rate, least = figures["p2prw_median_bytes_per_s"] / 1e9, (case.least_bytes_per_s or 0) / 1e9
+            sentences.append(f"{case.name}: {rate:.2f} GB/s, wanted {least:g}")
+    return sentences
+
+
+def table(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of the table in Markdown and what it was measured on."""
+    yield _line(HEAD)
+    yield _line(("---",) * len(HEAD))
+    for case in CASES:
+        figures = found(results, case)
+        if figures is None:
+            yield _line((case.name, "not measured", "", "", _wanted(case), ""))
+            continue
+        ratio = other = ""
+        if "ratio" in figures:
+            ratio = f"{figures['ratio']:.2f} ({figures['ratio_low']:.2f} to {figures['ratio_high']:.2f})"
+            other = _rates(figures["other_bw_bytes_per_s"], figures["other_median_bytes_per_s"])
+        own = _rates(figures["p2prw_bw_bytes_per_s"], figures["p2prw_median_bytes_per_s"])
+        yield _line((case.name, own, other, ratio, _wanted(case), "yes" if reached(case, figures) else "**no**"))
+    yield ""
+    if ceiling := results.get("ceiling"):
+        bare = ceiling["bare_median_bytes_per_s"]
+        shares = ", ".join(
+            f"{name} {ceiling[f'{kind}_median_bytes_per_s'] / bare:.2f}"
+            for name, kind in (("WRITE", "device"), ("READ", "read"))
+            if f"{kind}_median_bytes_per_s" in ceiling
+        )
+        yield f"A bare loop over the same sockets reached {bare / 1e9:.2f} GB/s, the device's share of it: {shares}."
+        yield ""
+    setups = list(results.get("setup", {}).values())
+    if setups:
+        last = setups[0]
+        pairs = max((len(one["p2prw_bw_bytes_per_s"]) for case in CASES if (one := found(results, case))), default=0)
+        yield (
+            f"GB/s (10^9), medians and in brackets lowest and highest of {pairs} by turns; "
+            f"{last['cpus']} x {last['cpu']}, Linux {last['kernel']}, Python {last['python']}, {last['measured_at']}."
+        )
+
+
+def _rates(values: list[float], median: float) -> str:
+    digits = 2 if median >= 1e8 else 3
+    low, middle, high = (f"{one / 1e9:.{digits}f}" for one in (min(values), median, max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def _wanted(case: Case) -> str:
+    if case.least_ratio is not None:
+        return f"{case.least_ratio:g} x"
+    return f"{case.least_bytes_per_s / 1e9:g} GB/s" if case.least_bytes_per_s is not None else ""
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |".replace("  |", " |")
+
+
+def rewritten(page: str, results: dict[str, Any]) -> str:
+    """Return the page with its table made anew. ValueError where the page has no place for it."""
+    head, _, rest = page.partition(BEGIN)
+    _, mark, tail = rest.partition(END)
+    if not mark:
+        raise ValueError(f"no lines {BEGIN} and {END}")
+    return f"{head}{BEGIN}\n\n" + "\n".join(table(results)) + f"\n\n{END}{tail}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_name("results.json"))
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put it between this page's two lines")
+    args = parser.parse_args()
+    results = json.loads(args.json.read_text())
+    if args.write is None:
+        print("\n".join(table(results)))
+    else:
+        args.write.write_text(rewritten(args.write.read_text(), results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The benchmark suite without measuring: its cases are commands that p2prw takes, its table is what its file says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.cases import CASES, USUAL
+from benchmarks.table import BEGIN, END, missed, rewritten, table
+from p2prw.against.tools import TOOLS, parse_command
+from p2prw.cli import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results.json"
+OWN, PAIR = (next(case for case in CASES if (case.against is None) is alone) for alone in (True, False))
+
+
+def figures(rate: float, ratio: float | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = {"p2prw_bw_bytes_per_s": [rate * 0.9, rate], "p2prw_median_bytes_per_s": rate}
+    if ratio is not None:
+        found |= {"other_bw_bytes_per_s": [rate / ratio], "other_median_bytes_per_s": rate / ratio}
+        found |= {"ratio": ratio, "ratio_low": ratio * 0.9, "ratio_high": ratio * 1.1}
+    return found
+
+
+def test_every_bar_of_the_table_is_of_a_part_and_a_tool_that_exist():
+    assert {case.part for case in CASES} <= set(USUAL)
+    assert len({case.name for case in CASES}) == len(CASES)
+    bench = cli.get_command(None, "bench")  # type: ignore[arg-type]
+    assert bench is not None
+    for case in CASES:
+        context = bench.make_context("bench", ["127.0.0.1/scratch", *case.words])
+        assert context.params["op"] in ("write", "read")
+        assert case.against is None or parse_command(case.against).name in TOOLS
+        assert (case.least_ratio is None) != (case.least_bytes_per_s is None)
+
+
+def test_the_table_says_what_was_missed_and_by_how_much():
+    setup = {"cpus": 2, "cpu": "C", "kernel": "6", "python": "3", "measured_at": "now"}
+    results = {"setup": {"ucx": setup}, OWN.part: {OWN.name: figures(0.5e9)}, PAIR.part: {PAIR.name: figures(1e9, 1.5)}}
+    lines = list(table(results))
+    assert any(line.startswith(f"| {OWN.name} | 0.50 (0.45 to 0.50)") and "**no**" in line for line in lines)
+    assert any("1.50 (1.35 to 1.65) | 2 x | **no**" in line for line in lines)
+    assert sum("not measured" in line for line in lines) == len(CASES) - 2
+    assert missed(results) == [f"{OWN.name}: 0.50 GB/s, wanted 1", f"{PAIR.name}: ratio 1.50, wanted 2"]
+    results[OWN.part] = {OWN.name: figures(1.5e9)}
+    results[PAIR.part] = {PAIR.name: figures(1e9, 2.5)}
+    assert missed(results) == []
+
+
+def test_only_the_table_of_a_page_is_rewritten():
+    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    made = rewritten(page, {})
+    assert made.startswith("before\n") and made.endswith(f"{END}\nafter\n") and "old" not in made
+    assert rewritten(made, {}) == made
+    with pytest.raises(ValueError, match="benchmarks"):
+        rewritten("no place", {})
+
+
+def test_the_readmes_table_is_what_the_file_of_results_gives():
+    page = (ROOT / "README.md").read_text("utf-8")
+    assert rewritten(page, json.loads(RESULTS.read_text("utf-8"))) == page
