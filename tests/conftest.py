@@ -38,6 +38,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the long modes: every case where the usual run takes a selection, more bytes, more kills, more minutes",
     )
 
+    parser.addoption(
+        "--soak-minutes",
+        type=float,
+        default=30.0,
+        help="how long the soak of a server lasts (with --long; default 30)",
+    )
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without --long the cases beyond the usual selection are no part of the run (the summary counts them)."""

@@ -41,6 +41,31 @@ sys.argv[0] = "p2prw"
 main()
 """
 
+# A server that tells on SIGUSR1 what it holds: clients, leases, queue pairs, registered memory, objects.
+PROBED = """
+import gc, json, os, signal, sys
+def tell(number, frame):
+    from p2prw.engine.roce.device import RoceDevice
+    from p2prw.engine.server.server import Server
+    gc.collect()
+    objects = gc.get_objects()
+    devices = [item for item in objects if type(item) is RoceDevice]
+    held = {
+        "clients": sum(len(item._clients) for item in objects if type(item) is Server),
+        "queue_pairs": sum(len(device._queue_pairs) for device in devices),
+        "registrations": sum(len(device.memory) for device in devices),
+        "objects": len(objects),
+    }
+    del objects, devices
+    with open(os.environ["E2E_PROBE"] + ".new", "w") as file:
+        json.dump(held, file)
+    os.rename(os.environ["E2E_PROBE"] + ".new", os.environ["E2E_PROBE"])
+signal.signal(signal.SIGUSR1, tell)
+from p2prw.cli import main
+sys.argv[0] = "p2prw"
+main()
+"""
+
 # Root without the capabilities that make file modes void: what an ordinary user meets. A child that changes its user
 # instead could not read the interpreter where that lives in root's home.
 WITHOUT_OVERRIDE = """
@@ -246,6 +271,7 @@ class ServerProcess:
     lines: list[str] = field(default_factory=list)
     may_fail: bool = False
     """The test ends it in a way that is no clean end (kill -9)."""
+    probe_path: Path | None = None
     _reader: threading.Thread | None = None
 
     @property
@@ -287,6 +313,15 @@ class ServerProcess:
 
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def probe(self) -> dict[str, int]:
+        """What a server that was started with `probed=True` holds now."""
+        assert self.probe_path is not None
+        self.probe_path.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        wait_until(self.probe_path.exists, 30, "the server's own figures")
+        held: dict[str, int] = json.loads(self.probe_path.read_text())
+        return held
 
     def join(self, deadline_s: float = 20.0) -> int:
         """Wait for its own end."""
@@ -331,16 +366,21 @@ def launch(directory: Path, *arguments: object, listen: str = "127.0.0.1:0", **o
     count = len(list(directory.glob("ready*")))
     ready = directory / f"ready{count}-{os.getpid()}"
     words = ("serve", *(str(argument) for argument in arguments), "--listen", listen, "--ready-file", str(ready))
+    extra = dict(options.get("env") or {})
+    probe_path = directory / f"probe{count}" if options.get("probed") else None
+    if probe_path is not None:
+        extra["E2E_PROBE"] = str(probe_path)
+    how = ("-m", "p2prw") if probe_path is None else ("-c", PROBED)
     process = subprocess.Popen(
-        [sys.executable, "-m", "p2prw", *words],
+        [sys.executable, *how, *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(options.get("env")),
+        env=environment(extra),
         cwd=directory,
     )
-    started = ServerProcess(directory, words, process)
+    started = ServerProcess(directory, words, process, probe_path=probe_path)
     started.read_lines()
     end = time.monotonic() + READY_S
     while not ready.exists():

@@ -1,10 +1,11 @@
-"""Messages round trip; whatever else arrives is decoded or a RemoteProtocolError, never another exception."""
+"""Messages round trip; whatever else arrives is decoded or a RemoteProtocolError, never another exception.
+
+Broken bytes by the ten thousand are in tests/fuzz.
+"""
 
 from __future__ import annotations
 
-import copy
 import json
-import random
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
@@ -151,7 +152,7 @@ def test_every_message_has_a_strategy() -> None:
     assert set(MESSAGES) == set(m.MESSAGE_TYPES.values())
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(any_message)
 def test_round_trip(message: m.Message) -> None:
     body = m.encode(message)
@@ -170,124 +171,6 @@ def decoded_or_refused(body: bytes) -> m.Message | None:
         return None
 
 
-ODD_VALUES: list[Any] = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    1.5,
-    1e308,
-    float("inf"),
-    float("nan"),
-    1 << 64,
-    1 << 400,
-    -(1 << 200),
-    10**4200,
-    "",
-    "x" * 5000,
-    "\ud800",
-    "\x1b[31m",
-    "\u0000",
-    "0x10",
-    "1",
-    [],
-    {},
-    [[]],
-    [None],
-    {"type": "hello"},
-    ["a"] * 300,
-    [{}] * 257,
-    {"a": {"b": {"c": 1}}},
-]
-
-
-def paths(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [prefix] if prefix else []
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        found += paths(item, (*prefix, key))
-    return found
-
-
-def mutate(document: Any, dice: random.Random) -> Any:
-    """Change, drop or add one field of a document, at any depth."""
-    places = paths(document)
-    where = dice.choice(places)
-    parent = document
-    for key in where[:-1]:
-        parent = parent[key]
-    action = dice.randrange(4)
-    if action == 0:
-        del parent[where[-1]]
-    elif action == 1 and isinstance(parent, dict):
-        parent[dice.choice(["type", "lease", "__class__", "", "unknown"])] = copy.deepcopy(dice.choice(ODD_VALUES))
-    elif action == 2 and isinstance(parent[where[-1]], int) and not isinstance(parent[where[-1]], bool):
-        parent[where[-1]] += dice.choice([-1, 1, 1 << 24, 1 << 32, 1 << 63, -(1 << 63)])
-    else:
-        parent[where[-1]] = copy.deepcopy(dice.choice(ODD_VALUES))
-    return document
-
-
-def valid_documents() -> list[bytes]:
-    qp = m.QueuePairInfo(1, 2, "0" * 32, 4096, 16, 16)
-    info = m.RouteInfo("cpu", "cpu", False, "host", "soft0", "soft", False, (m.Attempt("cpu", True),))
-    staging = m.Staging(4 << 20, (m.Segment(0, 4 << 20, 9),))
-    samples: list[m.Message] = [
-        m.Hello(1, "ab" * 32, "token", ("shared",), (m.Gid(0, "0" * 32, "rocev2", "lo"),), 4791, "p2prw"),
-        m.Auth("cd" * 32),
-        m.ListRegions(3),
-        m.Regions((m.RegionInfo("a", "file", None, "rw"), m.RegionInfo("b", "host", 5, "r")), False),
-        m.Open("a", 0, 7, "write", qp, 8, True, 65536),
-        m.Grant("0" * 16, 7, (m.Segment(1, 7, 3),), 65536, info, qp, staging, 9),
-        m.Refuse("busy", "in use", "by another", "wait"),
-        m.Fill("0" * 16, 1, 2, 3),
-        m.Committed("0" * 16, 1, 2),
-        m.Window(65536),
-        m.Digest("0" * 16, 0, 1, 1 << 20),
-        m.Digests("0" * 16, 0, ("ef" * 16,), True),
-        m.Release("0" * 16, True),
-    ]
-    return [m.encode(sample) for sample in samples]
-
-
-def test_twelve_thousand_mutated_messages() -> None:
-    """Valid messages with one to three fields changed, dropped, added or retyped."""
-    dice = random.Random(1)
-    bodies = valid_documents()
-    taken = 0
-    for _ in range(12_000):
-        document = json.loads(dice.choice(bodies))
-        for _ in range(dice.randint(1, 3)):
-            if document:
-                document = mutate(document, dice)
-        taken += decoded_or_refused(json.dumps(document).encode()) is not None
-    # Neither everything nor nothing gets through: the mutations reach the checks, and unknown fields are ignored.
-    assert 500 < taken < 9000
-
-
-def test_eight_thousand_broken_bodies() -> None:
-    """Bytes flipped, cut, doubled, or from the dice altogether."""
-    dice = random.Random(2)
-    bodies = valid_documents()
-    for _ in range(8_000):
-        body = bytearray(dice.choice(bodies))
-        action = dice.randrange(5)
-        if action == 0:
-            body = body[: dice.randrange(len(body))]
-        elif action == 1:
-            for _ in range(dice.randint(1, 4)):
-                body[dice.randrange(len(body))] = dice.randrange(256)
-        elif action == 2:
-            at = dice.randrange(len(body))
-            body[at:at] = body[dice.randrange(len(body)) :]
-        elif action == 3:
-            body = bytearray(dice.randbytes(dice.randrange(200)))
-        else:
-            body = bytearray(body.decode().encode(dice.choice(["utf-16", "utf-32-le", "utf-8-sig"])))
-        decoded_or_refused(bytes(body))
-
-
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -295,13 +178,13 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(json_values)
 def test_any_json_is_no_message_or_a_checked_one(value: Any) -> None:
     decoded_or_refused(json.dumps(value).encode())
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(kind=st.sampled_from(sorted(m.MESSAGE_TYPES)), data=st.data())
 def test_right_names_with_any_values(kind: str, data: st.DataObject) -> None:
     names = [item.name for item in fields(m.MESSAGE_TYPES[kind])]
