@@ -24,7 +24,8 @@ from p2prw.engine.roce.device import RoceDevice
 from p2prw.engine.roce.icrc import IcrcCheck
 from p2prw.engine.roce.packet import pull_packet, push_aeth, push_bth, push_reth
 from p2prw.engine.roce.psn import packets_of
-from p2prw.engine.roce.queue_pair import RoceQueuePair, gid_of
+from p2prw.engine.roce.queue_pair import RoceQueuePair
+from p2prw.engine.roce.remote import gid_of
 from p2prw.engine.roce.runs import PURE, RunCodec
 from p2prw.engine.roce.state import QueuePairState
 
@@ -228,8 +229,9 @@ def growth_of(half: list[int]) -> int:
 
 def check_caches(queue_pair: RoceQueuePair) -> None:
     """Nothing a peer sends is kept without bound."""
-    assert len(queue_pair._flows) <= 64
-    for flow in queue_pair._flows.values():
+    assert queue_pair._sources is not None
+    assert len(queue_pair._sources._flows) <= 64
+    for flow in queue_pair._sources._flows.values():
         assert len(flow._seeds) <= 130
         assert len(flow._prefixed) <= 130
         assert all(len(seeds) <= 256 for seeds in flow._prefixed.values())

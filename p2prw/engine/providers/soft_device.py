@@ -32,7 +32,7 @@ from p2prw.engine.providers.soft_socket import BoundSocket, path_mtu_to, set_tra
 from p2prw.engine.providers.soft_watch import GsoWatch
 from p2prw.engine.providers.soft_wire import Wire
 from p2prw.engine.roce.device import RoceDevice
-from p2prw.engine.roce.queue_pair import address_of
+from p2prw.engine.roce.remote import address_of
 from p2prw.errors import HostError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class SoftQueuePair:
         """Make every packet a send of its own from now on."""
         connection = self._core.requester.connection
         if connection is not None:
-            connection.max_segments = 1
+            connection.stop_segmenting()
 
     def poll(self, max_completions: int = 64) -> list[Completion]:
         """Return completions, oldest first."""

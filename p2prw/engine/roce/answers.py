@@ -12,8 +12,9 @@ from p2prw.engine.model import Access
 from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.memory_table import MemoryFault, MemoryTable
 from p2prw.engine.roce.opcodes import RcOpcode
-from p2prw.engine.roce.packet import ACK_NO_CREDITS, Reth, push_aeth
-from p2prw.engine.roce.psn import packets_of
+from p2prw.engine.roce.packet import ACK_NO_CREDITS, PSN_WORD, Reth, push_aeth
+from p2prw.engine.roce.psn import PSN_MASK, packets_of
+from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES
 
 _REMOTE_READ = int(Access.REMOTE_READ)
 
@@ -145,11 +146,56 @@ class AnswerQueue:
         if isinstance(item, Answer):
             del self._waiting[0]
             return connection.single(RcOpcode.ACKNOWLEDGE, item.psn, push_aeth(item.syndrome, item.msn))
-        burst = self._responses(connection, item)
+        burst = self._small_responses(connection, item) or self._responses(connection, item)
         if item.psn >= item.end_psn:
             item.is_answered = True
             del self._waiting[0]
         return burst
+
+    @property
+    def is_answer(self) -> bool:
+        """An ACK or NAK comes next."""
+        return bool(self._waiting) and isinstance(self._waiting[0], Answer)
+
+    def next_answer(self) -> tuple[int, bytes]:
+        """Take off the ACK or NAK that comes next; return its PSN and its AETH."""
+        item = self._waiting.pop(0)
+        assert isinstance(item, Answer)
+        return item.psn, push_aeth(item.syndrome, item.msn)
+
+    def _small_responses(self, connection: Connection, first: ReadSlot) -> Burst | None:
+        """Answers of one packet and one length that come next, as one burst; None: too few for that.
+
+        All but the last are taken off; that is the caller's.
+        """
+        length = first.length_bytes
+        waiting = self._waiting
+        if first.end_psn - first.first_psn != 1 or not length or len(waiting) < 2:
+            return None
+        most = connection.singles_of(length + (-length & 3) + RESPONSE_OVERHEAD_BYTES)
+        heads: list[bytes] = []
+        pieces: list[memoryview] = []
+        for item in waiting:
+            if len(heads) >= most or isinstance(item, Answer):
+                break
+            if item.length_bytes != length or item.end_psn - item.first_psn != 1:
+                break
+            try:
+                pieces.append(self._load(item, 0, length))
+            except MemoryFault:
+                # Its turn comes when it is the first.
+                break
+            heads.append(PSN_WORD.pack(item.psn & PSN_MASK) + push_aeth(ACK_NO_CREDITS, item.msn))
+        count = len(heads)
+        if count < 2:
+            return None
+        for item in waiting[:count]:
+            assert isinstance(item, ReadSlot)
+            item.starts = False
+            item.psn += 1
+            item.is_answered = True
+        del waiting[1:count]
+        return connection.singles(RcOpcode.READ_RESPONSE_ONLY, heads, pieces)
 
     def _responses(self, connection: Connection, slot: ReadSlot) -> Burst:
         """FIRST or ONLY alone; then MIDDLEs, with a LAST that its AETH does not make longer than they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from p2prw.engine.roce.icrc import Flow, crc32
@@ -9,6 +10,7 @@ from p2prw.engine.roce.opcodes import ICRC_BYTES, MIDDLE_OVERHEAD_BYTES
 from p2prw.engine.roce.packet import ACK_REQUEST, ICRC_FIELD, PADDING, PSN_WORD, push_prefix
 from p2prw.engine.roce.psn import PSN_MASK
 from p2prw.engine.roce.runs import PURE, Buffer, RunCodec
+from p2prw.engine.roce.singles import build_singles
 
 MAX_BURST_BYTES = 65487
 """UDP payload of one send: 65507 on IPv4, less on paths with IP options; both families stay below."""
@@ -49,8 +51,15 @@ class Connection:
         self.codec = codec
         self.segment_bytes = mtu_bytes + MIDDLE_OVERHEAD_BYTES
         self.max_segments = max(1, min(gso_segments, MAX_BURST_BYTES // self.segment_bytes))
+        """MIDDLE packets of one burst."""
+        self.max_singles = gso_segments
+        """Packets of one burst that are a message each; 1: every one is a burst of its own."""
         self._prefixes: dict[tuple[int, int], tuple[bytes, bytes]] = {}
         self._runs: dict[int, tuple[bytes, list[int]]] = {}
+
+    def stop_segmenting(self) -> None:
+        """Make every packet a burst of its own from now on."""
+        self.max_segments = self.max_singles = 1
 
     def prefix(self, opcode: int, pad_bytes: int = 0) -> tuple[bytes, bytes]:
         """Return the first 8 bytes of the BTH as sent and as they enter the ICRC (byte 4 all ones)."""
@@ -101,6 +110,21 @@ class Connection:
         """Return one packet as a burst of its own."""
         buffers, size = self.packet(opcode, psn, extension, pieces, length_bytes, ack_request=ack_request)
         return Burst(buffers, size, size, self.destination, 1)
+
+    def singles(self, opcode: int, heads: Sequence[bytes], pieces: Sequence[Buffer]) -> Burst:
+        """Return a burst of one packet for each head (PSN word and extension headers) and its data, all of one size."""
+        length_bytes = len(pieces[0])
+        pad_bytes = -length_bytes & 3
+        sent, masked = self.prefix(opcode, pad_bytes)
+        size = len(sent) + len(heads[0]) + length_bytes + pad_bytes + ICRC_BYTES
+        count = len(heads)
+        seeds = self.flow.prefixed_seeds(masked, size, count)
+        buffers = build_singles(sent, seeds, heads, pieces)
+        return Burst(buffers, size, size * count, self.destination, count)
+
+    def singles_of(self, packet_bytes: int) -> int:
+        """Return how many packets of one size a burst may hold."""
+        return min(self.max_singles, MAX_BURST_BYTES // packet_bytes)
 
     def middle_run(
         self, opcode: int, psn: int, pieces: list[memoryview], count: int, *, ack_last: bool

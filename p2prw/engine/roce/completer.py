@@ -20,6 +20,7 @@ from p2prw.engine.roce.packet import (
 )
 from p2prw.engine.roce.psn import psn_unwrap
 from p2prw.engine.roce.requester import INFINITE_RNR_RETRY, Requester
+from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES, responses_in
 from p2prw.engine.roce.work import SendWqe
 
 _FATAL_NAKS = {
@@ -61,16 +62,10 @@ class Completer:
         """
         requester = self._requester
         before = requester.una_psn
-        missing = False
-        while requester.queue and requester.una_psn < end_psn:
-            wqe = requester.queue[0]
-            if wqe.is_read:
-                missing = True
-                break
-            requester.acknowledged(wqe, min(end_psn, wqe.end_psn))
+        complete = requester.acknowledge(end_psn)
         if requester.una_psn != before:
             requester.progress(now)
-        if missing and not fatal:
+        if not complete and not fatal:
             if not requester.is_going_back:
                 requester.retry()
             return False
@@ -130,6 +125,43 @@ class Completer:
             return
         requester.acknowledged(wqe, psn + 1)
         requester.progress(now)
+
+    def receive_only_run(
+        self,
+        view: memoryview,
+        position: int,
+        count: int,
+        length_bytes: int,
+        prefix: int,
+        psn: int,
+        seeds: list[int] | None,
+        index: int,
+        now: float,
+    ) -> int:
+        """Take up to `count` answers of one packet at `position`, each a whole READ; 0: use the careful path."""
+        requester = self._requester
+        queue = requester.queue
+        if psn_unwrap(requester.una_psn, psn) != requester.una_psn:
+            return 0
+        count = min(count, requester.max_sent_psn - requester.una_psn)
+        count = responses_in(view, position, count, length_bytes, prefix, psn, seeds, index)
+        start = position + BTH_BYTES + AETH_BYTES
+        step = length_bytes + (-length_bytes & 3) + RESPONSE_OVERHEAD_BYTES
+        done = 0
+        while done < count and queue:
+            wqe = queue[0]
+            if not wqe.is_read or wqe.psns != 1 or wqe.length_bytes != length_bytes:
+                break
+            try:
+                wqe.data.scatter(0, view[start : start + length_bytes])
+            except MemoryFault:
+                break
+            requester.acknowledged(wqe, wqe.end_psn)
+            start += step
+            done += 1
+        if done:
+            requester.progress(now)
+        return done
 
     def receive_middle_run(
         self,

@@ -7,18 +7,20 @@ arguments. Whatever arrives, no exception leaves `receive_burst`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from p2prw.engine.model import QueuePairAttributes, QueuePairOptions
-from p2prw.engine.roce.burst import Burst
+from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.icrc import IcrcCheck, packed_address
 from p2prw.engine.roce.memory_table import MemoryTable
-from p2prw.engine.roce.opcodes import MIDDLE_OVERHEAD_BYTES, MIN_PACKET_BYTES, TRAITS, RcOpcode
+from p2prw.engine.roce.opcodes import AETH_BYTES, MIDDLE_OVERHEAD_BYTES, MIN_PACKET_BYTES, TRAITS, RcOpcode
 from p2prw.engine.roce.packet import BTH, DEFAULT_PKEY
 from p2prw.engine.roce.psn import PSN_MASK
-from p2prw.engine.roce.queue_pair import MTU_SIZES, ROCE_UDP_PORT, RoceQueuePair, gid_of
-from p2prw.engine.roce.runs import PURE, RunCodec
+from p2prw.engine.roce.queue_pair import RoceQueuePair
+from p2prw.engine.roce.remote import MTU_SIZES, ROCE_UDP_PORT, gid_of
+from p2prw.engine.roce.runs import PURE, Buffer, RunCodec
 from p2prw.errors import HostError
 
 __all__ = ["ROCE_UDP_PORT", "Burst", "DeviceCounters", "RoceDevice", "RoceQueuePair"]
@@ -26,6 +28,8 @@ __all__ = ["ROCE_UDP_PORT", "Burst", "DeviceCounters", "RoceDevice", "RoceQueueP
 MAX_RD_ATOMIC = 255
 MAX_QUEUE_PAIRS = 4096
 _MIDDLES = frozenset({int(RcOpcode.WRITE_MIDDLE), int(RcOpcode.READ_RESPONSE_MIDDLE)})
+_SINGLES = frozenset({int(RcOpcode.WRITE_ONLY), int(RcOpcode.READ_RESPONSE_ONLY)})
+ACK_BYTES = MIN_PACKET_BYTES + AETH_BYTES
 _FIRST_QPN = 2
 """0 and 1 are the management queue pairs."""
 
@@ -58,8 +62,12 @@ class RoceDevice:
         gso_segments: int = 1,
         codec: RunCodec = PURE,
         fast_paths: bool = True,
+        batching: bool = True,
     ) -> None:
-        """`gso_segments`: most datagrams of one send (1: the driver has no UDP_SEGMENT). `fast_paths`: for tests."""
+        """`gso_segments`: most datagrams of one send (1: the driver has no UDP_SEGMENT).
+
+        `fast_paths` (runs are taken as runs) and `batching` (several messages in one burst): off for tests.
+        """
         if port_mtu_bytes not in MTU_SIZES:
             raise HostError(f"path MTU {port_mtu_bytes}", why=f"it is one of {MTU_SIZES}", code="bad_mtu")
         self.address = address
@@ -73,8 +81,10 @@ class RoceDevice:
         self._packed_address = packed_address(address)
         self._random_bits = random_bits
         self._fast_paths = fast_paths
+        self._batching = batching
         self._queue_pairs: dict[int, RoceQueuePair] = {}
-        self._turn = 0
+        self._awake: deque[RoceQueuePair] = deque()
+        """Those that may have something to send, in the order of their turns. All others are not even asked."""
 
     def __repr__(self) -> str:
         return f"<RoceDevice {self.address} port {self.udp_port}, {len(self._queue_pairs)} queue pairs>"
@@ -113,9 +123,16 @@ class RoceDevice:
             memory=self.memory,
             gso_segments=self.gso_segments,
             codec=self.codec,
+            batching=self._batching,
+            wake=self._wake,
             forget=self._forget,
         )
         return queue_pair
+
+    def _wake(self, queue_pair: RoceQueuePair) -> None:
+        if not queue_pair.is_awake:
+            queue_pair.is_awake = True
+            self._awake.append(queue_pair)
 
     def _forget(self, queue_pair: RoceQueuePair) -> None:
         if self._queue_pairs.get(queue_pair.local.qpn) is queue_pair:
@@ -148,19 +165,24 @@ class RoceDevice:
                 counters.dropped_wrong_source += 1
             else:
                 opcode = word0 >> 24
-                if (
-                    self._fast_paths
-                    and opcode in _MIDDLES
-                    and not word0 & 0x0030_0000
-                    and segment_bytes == queue_pair.mtu_bytes + MIDDLE_OVERHEAD_BYTES
-                    and (flow.last_id is None or not check)
-                ):
-                    # fast path: a run of MIDDLE packets that continues the message in progress
-                    count = (total - position) // segment_bytes
-                    taken = queue_pair.receive_run(
-                        *(opcode, view, position, count, word0 << 32 | word1, word2 & PSN_MASK),
-                        *(flow, index, check, now),
-                    )
+                if not queue_pair.is_awake:
+                    self._wake(queue_pair)
+                count = (total - position) // segment_bytes
+                if self._fast_paths and count and (flow.last_id is None or not check):
+                    taken = 0
+                    if opcode in _MIDDLES:
+                        if not word0 & 0x0030_0000 and segment_bytes == queue_pair.mtu_bytes + MIDDLE_OVERHEAD_BYTES:
+                            # fast path: a run of MIDDLE packets that continues the message in progress
+                            taken = queue_pair.receive_run(
+                                *(opcode, view, position, count, word0 << 32 | word1, word2 & PSN_MASK),
+                                *(flow, index, check, now),
+                            )
+                    elif opcode in _SINGLES:
+                        # fast path: messages of one packet each
+                        taken = queue_pair.receive_singles(
+                            *(opcode, view, position, count, segment_bytes, word0 << 32 | word1, word2 & PSN_MASK),
+                            *(flow, index, check, now),
+                        )
                     if taken:
                         position += taken * segment_bytes
                         index += taken
@@ -179,36 +201,56 @@ class RoceDevice:
 
         Each is made when it is asked for: a driver whose socket is full stops here and comes back.
         """
-        counters = self.counters
-        if len(self._queue_pairs) == 1:
-            # fast path: nobody to take turns with; a queue pair that joins meanwhile is heard in the next call
-            (queue_pair,) = self._queue_pairs.values()
-            while (burst := queue_pair.next_burst(now)) is not None:
-                counters.bursts_sent += 1
-                counters.packets_sent += burst.packets
-                yield burst
-            return
-        idle = 0
-        while idle < len(self._queue_pairs):
-            queue_pairs = list(self._queue_pairs.values())
-            self._turn %= len(queue_pairs)
-            queue_pair = queue_pairs[self._turn]
-            self._turn += 1
-            burst = queue_pair.next_burst(now)
+        counters, awake = self.counters, self._awake
+        while awake:
+            queue_pair = awake[0]
+            burst = None
+            if len(awake) > 1 and self._batching:
+                # fast path: what several queue pairs have to acknowledge to one peer leaves together
+                burst = self._shared_answers(queue_pair)
             if burst is None:
-                idle += 1
+                burst = queue_pair.next_burst(now)
+            if burst is None:
+                queue_pair.is_awake = False
+                awake.popleft()
                 continue
-            idle = 0
+            awake.rotate(-1)
             counters.bursts_sent += 1
             counters.packets_sent += burst.packets
             yield burst
 
+    def _shared_answers(self, first: RoceQueuePair) -> Burst | None:
+        """One burst with the next ACK or NAK of every queue pair with the peer of `first`; None: fewer than two."""
+        connection = first.responder.connection
+        if connection is None or not first.responder.answers.is_answer:
+            return None
+        most, destination = connection.singles_of(ACK_BYTES), connection.destination
+        together: list[tuple[RoceQueuePair, Connection]] = []
+        for queue_pair in self._awake:
+            if len(together) >= most:
+                break
+            responder = queue_pair.responder
+            other = responder.connection
+            if other is not None and responder.answers.is_answer and other.destination == destination:
+                together.append((queue_pair, other))
+        if len(together) < 2:
+            return None
+        buffers: list[Buffer] = []
+        for index, (queue_pair, other) in enumerate(together):
+            buffers += queue_pair.responder.answer_packet(other, index)
+        return Burst([b"".join(buffers)], ACK_BYTES, ACK_BYTES * len(together), destination, len(together))
+
     def next_timer(self) -> float | None:
         """Return the absolute time at which `handle_timer` must be called next; None: no timer runs."""
-        timers = [timer for queue_pair in self._queue_pairs.values() if (timer := queue_pair.next_timer()) is not None]
-        return min(timers, default=None)
+        earliest: float | None = None
+        for queue_pair in self._queue_pairs.values():
+            timer = queue_pair.next_timer()
+            if timer is not None and (earliest is None or timer < earliest):
+                earliest = timer
+        return earliest
 
     def handle_timer(self, now: float) -> None:
         """Run the timers that are due: resends, ends of RNR waits, queue pairs that give up."""
         for queue_pair in list(self._queue_pairs.values()):
             queue_pair.handle_timer(now)
+            self._wake(queue_pair)

@@ -187,6 +187,11 @@ class ScatterList:
 
     def gather(self, offset: int, length_bytes: int) -> list[memoryview]:
         """Return the bytes [offset, offset + length) in as few pieces as the SGEs allow."""
+        if len(self._pieces) == 1:
+            # fast path: one SGE in plain memory
+            _, _, region, base = self._pieces[0]
+            if region.view is not None:
+                return [region.view[base + offset : base + offset + length_bytes]] if length_bytes else []
         found: list[memoryview] = []
         end = offset + length_bytes
         for start, stop, region, base in self._pieces:

@@ -97,3 +97,18 @@ HEADER_BYTES: tuple[int, ...] = tuple(
 """BTH and extension headers of each opcode; 0: unknown, the packet is dropped."""
 
 TRAITS: tuple[int, ...] = tuple(_TABLE[RcOpcode(value)][1] if value in _TABLE else 0 for value in range(256))
+
+EDGES: dict[tuple[bool, bool, bool, bool], int] = {
+    # is SEND, starts, ends, with immediate data
+    (False, True, False, False): int(RcOpcode.WRITE_FIRST),
+    (False, False, True, False): int(RcOpcode.WRITE_LAST),
+    (False, False, True, True): int(RcOpcode.WRITE_LAST_WITH_IMM),
+    (False, True, True, False): int(RcOpcode.WRITE_ONLY),
+    (False, True, True, True): int(RcOpcode.WRITE_ONLY_WITH_IMM),
+    (True, True, False, False): int(RcOpcode.SEND_FIRST),
+    (True, False, True, False): int(RcOpcode.SEND_LAST),
+    (True, False, True, True): int(RcOpcode.SEND_LAST_WITH_IMM),
+    (True, True, True, False): int(RcOpcode.SEND_ONLY),
+    (True, True, True, True): int(RcOpcode.SEND_ONLY_WITH_IMM),
+}
+"""FIRST, LAST and ONLY packets of a WRITE or SEND. Plain ints: an enum member costs more than the rest of a lookup."""

@@ -14,7 +14,6 @@ Who does what: `requester` sends requests, `completer` takes their answers, `res
 
 from __future__ import annotations
 
-import ipaddress
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -22,7 +21,7 @@ from p2prw.engine.model import Access, Completion, Opcode, QueuePairAttributes, 
 from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.completer import Completer
-from p2prw.engine.roce.icrc import Flow, packed_address
+from p2prw.engine.roce.icrc import Flow
 from p2prw.engine.roce.memory_table import MemoryFault, MemoryTable, ScatterList
 from p2prw.engine.roce.opcodes import (
     HEADER_BYTES,
@@ -36,9 +35,11 @@ from p2prw.engine.roce.opcodes import (
 )
 from p2prw.engine.roce.packet import ACK_REQUEST, MAX_MESSAGE_BYTES
 from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK, packets_of
+from p2prw.engine.roce.remote import Sources, address_of, check_attributes
 from p2prw.engine.roce.requester import Requester
 from p2prw.engine.roce.responder import Responder
 from p2prw.engine.roce.runs import PURE, RunCodec
+from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES
 from p2prw.engine.roce.spoil import SpoiltList
 from p2prw.engine.roce.state import (
     TAKES_RECEIVES,
@@ -52,28 +53,9 @@ from p2prw.engine.roce.state import (
 from p2prw.engine.roce.work import ReceiveWqe, SendWqe
 from p2prw.errors import HostError, LocalProtocolError
 
-ROCE_UDP_PORT = 4791
-MTU_SIZES = (256, 512, 1024, 2048, 4096)
-_MAX_FLOWS = 64
-
-
-def gid_of(address: str) -> str:
-    """Return 32 hex digits; IPv4 as ::ffff:a.b.c.d."""
-    packed = packed_address(address)
-    return (packed if len(packed) == 16 else b"\0" * 10 + b"\xff\xff" + packed).hex()
-
-
-def address_of(gid: str) -> tuple[bytes, str]:
-    """Return the packed and the printed address of a GID; HostError when it is none."""
-    try:
-        packed = bytes.fromhex(gid)
-        if len(packed) != 16:
-            raise ValueError(gid)
-    except ValueError:
-        raise HostError(f"the peer's GID is no GID: {gid!r}", why="it has 32 hex digits", code="bad_gid") from None
-    if packed[:12] == b"\0" * 10 + b"\xff\xff":
-        packed = packed[12:]
-    return packed, str(ipaddress.ip_address(packed))
+_READ = Opcode.RDMA_READ
+_MOST_SEGMENTS = 128
+"""UDP_MAX_SEGMENTS of Linux 6.9 and later; bounds what is remembered for one size of a peer's choosing."""
 
 
 class RoceQueuePair:
@@ -87,9 +69,12 @@ class RoceQueuePair:
         options: QueuePairOptions,
         memory: MemoryTable,
         gso_segments: int,
+        batching: bool = True,
+        wake: Callable[[RoceQueuePair], None],
         forget: Callable[[RoceQueuePair], None],
         codec: RunCodec = PURE,
     ) -> None:
+        """`wake` is called when there may be something to send that no packet or timer of ours brought about."""
         self.local = local
         self.remote: QueuePairAttributes | None = None
         self.depth = options.depth
@@ -101,12 +86,16 @@ class RoceQueuePair:
         self._memory = memory
         self._gso_segments = gso_segments
         self._codec = codec
+        self._batching = batching
+        self._wake = wake
         self._forget = forget
+        self.is_awake = False
+        """The device asks it for bursts; its own note."""
+        self._last_list: tuple[Sequence[Sge], ScatterList] | None = None
         self._completions: deque[Completion] = deque()
         self._is_requests_turn = False
         # where packets may come from
-        self._remote_address = b""
-        self._flows: dict[tuple[str, int], Flow] = {}
+        self._sources: Sources | None = None
         # the halves
         self.requester = Requester(
             qpn=local.qpn,
@@ -147,21 +136,16 @@ class RoceQueuePair:
                 fix="give both ends an IPv4 or both an IPv6 address (--gid-index, --device soft:ADDRESS)",
                 code="address_family",
             )
-        for good, what in (
-            (remote.mtu_bytes in MTU_SIZES, f"path MTU {remote.mtu_bytes}, not one of {MTU_SIZES}"),
-            (0 < remote.qpn <= PSN_MASK, f"QPN {remote.qpn:#x}, not of 24 bits"),
-            (0 <= remote.psn <= PSN_MASK, f"PSN {remote.psn:#x}, not of 24 bits"),
-            (0 < remote.udp_port <= 0xFFFF, f"UDP port {remote.udp_port}"),
-        ):
-            if not good:
-                raise HostError("the peer's queue pair cannot be", why=what, code="bad_queue_pair")
+        check_attributes(remote)
         self.state = next_state(self.state, Step.READY_TO_RECEIVE)
         self.remote = remote
         self.mtu_bytes = min(self.local.mtu_bytes, remote.mtu_bytes)
-        self._remote_address = packed
+        self._sources = Sources(remote, packed, self._local_address, self.local.udp_port)
         flow = Flow((self._local_address, self.local.udp_port), (packed, remote.udp_port))
         destination = (printed, remote.udp_port)
         connection = Connection(flow, destination, remote.qpn, self.mtu_bytes, self._gso_segments, self._codec)
+        if not self._batching:
+            connection.max_singles = 1
         self.responder.connection = connection
         self.responder.expected_psn = remote.psn
         self.state = next_state(self.state, Step.READY_TO_SEND)
@@ -213,40 +197,42 @@ class RoceQueuePair:
             raise LocalProtocolError(f"{len(sges)} SGEs, at most {self.options.max_send_sge}", code="too_many_sges")
         if imm_data is not None and len(imm_data) != 4:
             raise LocalProtocolError("immediate data has 4 bytes", code="bad_imm_data")
-        is_read = opcode == Opcode.RDMA_READ
+        is_read = opcode == _READ
         if is_read and requester.max_reads < 1:
             raise LocalProtocolError("READ to a peer that takes none (max_dest_rd_atomic 0)", code="no_rd_atomic")
-        length = sum(sge.length_bytes for sge in sges)
+        length = sges[0].length_bytes if len(sges) == 1 else sum(sge.length_bytes for sge in sges)
         psns = packets_of(length, self.mtu_bytes)
         if length > MAX_MESSAGE_BYTES or psns > MAX_OUTSTANDING_PSNS:
             raise LocalProtocolError(f"message of {length} bytes at path MTU {self.mtu_bytes}", code="message_too_long")
-        error, access = None, Access.LOCAL_WRITE if is_read else Access.LOCAL_READ
-        try:
-            if spoil_at is None:
-                data = ScatterList(self._memory, sges, access)
-            else:
-                data = SpoiltList(self._memory, sges, access, spoil_at)
-        except MemoryFault:
-            data, error = ScatterList(self._memory, (), Access.LOCAL_READ), WcStatus.LOC_PROT_ERR
+        error = None
+        last = self._last_list
+        if last is not None and last[0] is sges and spoil_at is None and not is_read:
+            # fast path: the same SGEs as before (a tuple, so they have not changed); a key that was revoked since is
+            # found out when the memory is read
+            data = last[1]
+        else:
+            access = Access.LOCAL_WRITE if is_read else Access.LOCAL_READ
+            try:
+                if spoil_at is None:
+                    data = ScatterList(self._memory, sges, access)
+                    if type(sges) is tuple and not is_read:
+                        self._last_list = (sges, data)
+                else:
+                    data = SpoiltList(self._memory, sges, access, spoil_at)
+            except MemoryFault:
+                data, error = ScatterList(self._memory, (), Access.LOCAL_READ), WcStatus.LOC_PROT_ERR
         wqe = SendWqe(
-            wr_id=wr_id,
-            opcode=opcode,
-            data=data,
-            remote_addr=remote_addr,
-            rkey=rkey,
-            signaled=signaled,
-            imm_data=imm_data,
-            first_psn=requester.next_psn,
-            psns=psns,
-            start_bytes=requester.posted_bytes,
-            length_bytes=length,
-            local_error=error,
+            *(wr_id, opcode, data, remote_addr, rkey, signaled, imm_data, requester.next_psn, psns),
+            *(requester.posted_bytes, length, error),
         )
         if self.state is QueuePairState.ERR:
             requester.complete(wqe, WcStatus.WR_FLUSH_ERR)
             return
         requester.post(wqe)
-        requester.report_local_error()
+        if error is not None:
+            requester.report_local_error()
+        if not self.is_awake:
+            self._wake(self)
 
     def post_recv(self, wr_id: int, sges: Sequence[Sge] = ()) -> None:
         """Post a buffer for a SEND, or an empty one for immediate data. Completions come from `poll_recv`."""
@@ -268,14 +254,18 @@ class RoceQueuePair:
     def set_window(self, window_bytes: int) -> None:
         """Bound the data on the wire in both directions: WRITEs and SENDs towards the peer, READ responses from it."""
         self.requester.window_bytes = self.requester.read_window_bytes = max(1, window_bytes)
+        self._wake(self)
 
     def set_read_window(self, window_bytes: int) -> None:
         """Bound the READ responses alone, by our own receive buffer; call it after `set_window`."""
         self.requester.read_window_bytes = max(1, window_bytes)
+        self._wake(self)
 
     def poll(self, max_completions: int = 64) -> list[Completion]:
         """Return completions of the send queue, oldest first."""
         completions = self._completions
+        if not completions:
+            return []
         return [completions.popleft() for _ in range(min(max_completions, len(completions)))]
 
     def poll_recv(self, max_completions: int = 64) -> list[Completion]:
@@ -301,28 +291,9 @@ class RoceQueuePair:
         return self.requester.bytes_in_flight
 
     def flow_from(self, source: tuple[str, int]) -> Flow | None:
-        """Return the CRC seeds for packets from `source`; None: it is not the connected peer.
-
-        A peer that told us port 4791 may be a NIC or rxe, whose source port is a hash: then only the address counts.
-        """
-        flow = self._flows.get(source)
-        if flow is not None:
-            return flow
-        remote = self.remote
-        if remote is None or (remote.udp_port not in (ROCE_UDP_PORT, source[1])):
-            return None
-        try:
-            packed = packed_address(source[0])
-        except ValueError:
-            return None
-        if len(packed) == 16 and len(self._remote_address) == 4 and packed[:12] == b"\0" * 10 + b"\xff\xff":
-            packed = packed[12:]
-        if packed != self._remote_address:
-            return None
-        if len(self._flows) >= _MAX_FLOWS:
-            self._flows.clear()
-        flow = self._flows[source] = Flow((packed, source[1]), (self._local_address, self.local.udp_port))
-        return flow
+        """Return the CRC seeds for packets from `source`; None: it is not the connected peer."""
+        sources = self._sources
+        return sources.flow_from(source) if sources is not None else None
 
     def receive_run(
         self,
@@ -349,6 +320,38 @@ class RoceQueuePair:
             taken = self.completer.receive_middle_run(
                 view, position, count, prefix, psn, flow, masked, index, check, now
             )
+        self.counters.packets_received += taken
+        return taken
+
+    def receive_singles(
+        self,
+        opcode: int,
+        view: memoryview,
+        position: int,
+        count: int,
+        segment_bytes: int,
+        prefix: int,
+        psn: int,
+        flow: Flow,
+        index: int,
+        check: bool,
+        now: float,
+    ) -> int:
+        """Take as many messages of one packet and one size as are in order, in the manner of `receive_run`."""
+        pad_bytes = prefix >> 52 & 3
+        is_write = opcode == RcOpcode.WRITE_ONLY
+        length_bytes = segment_bytes - pad_bytes - (WRITE_OVERHEAD_BYTES if is_write else RESPONSE_OVERHEAD_BYTES)
+        count = min(count, _MOST_SEGMENTS - index)
+        if not 0 < length_bytes <= self.mtu_bytes or pad_bytes != -length_bytes & 3 or count < 1:
+            return 0
+        masked = bytes(view[position : position + 4]) + b"\xff" + bytes(view[position + 5 : position + 8])
+        seeds = flow.prefixed_seeds(masked, segment_bytes, index + count) if check else None
+        run = (view, position, count, length_bytes, prefix, psn, seeds, index)
+        taken = 0
+        if is_write and self.state in TAKES_REQUESTS:
+            taken = self.responder.receive_only_run(*run)
+        elif not is_write and self.state in TAKES_RESPONSES:
+            taken = self.completer.receive_only_run(*run, now)
         self.counters.packets_received += taken
         return taken
 

@@ -14,29 +14,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from struct import Struct
 
-from p2prw.engine.model import Completion, WcStatus
+from p2prw.engine.model import Completion, Opcode, WcStatus
 from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.memory_table import MemoryFault
-from p2prw.engine.roce.opcodes import IMMDT_BYTES, RcOpcode
-from p2prw.engine.roce.packet import push_reth
-from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS
-from p2prw.engine.roce.work import SendWqe
+from p2prw.engine.roce.opcodes import BTH_BYTES, ICRC_BYTES, IMMDT_BYTES, RETH_BYTES, RcOpcode
+from p2prw.engine.roce.packet import ACK_REQUEST, PSN_WORD, push_reth
+from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK
+from p2prw.engine.roce.runs import Buffer
+from p2prw.engine.roce.singles import WRITE_OVERHEAD_BYTES
+from p2prw.engine.roce.work import ReadPiece, SendWqe
 
 DEFAULT_WINDOW_BYTES = 512 * 1024
 """Until the peer grants one: 128 packets of 4096 bytes, what rxe itself keeps outstanding."""
 
 INFINITE_RNR_RETRY = 7
 """IBTA Vol 1 9.9.2.1.1; for retry_cnt 7 means seven (rxe reads that as for ever too, we never do)."""
-
-
-class ReadPiece(NamedTuple):
-    """One READ request on the wire: PSNs [first, end) of responses."""
-
-    first_psn: int
-    end_psn: int
 
 
 class Requester:
@@ -122,7 +117,10 @@ class Requester:
         if wqe.local_error is not None:
             return None
         try:
-            burst = self._ask(connection, wqe) if wqe.is_read else self._message(connection, wqe)
+            if wqe.is_read:
+                burst = self._asks(connection, wqe)
+            else:
+                burst = self._small_writes(connection, wqe) or self._message(connection, wqe)
         except MemoryFault as fault:
             wqe.local_error = WcStatus.LOC_PROT_ERR if fault.is_protection else WcStatus.LOC_QP_OP_ERR
             self.report_local_error()
@@ -149,7 +147,7 @@ class Requester:
         if sent == 0 or wqe.psns - sent == 1:
             ends = wqe.psns - sent == 1
             length = left if ends else mtu
-            opcode, extension = self._edge(wqe, is_send, starts=sent == 0, ends=ends)
+            opcode, extension = wqe.edge(starts=sent == 0, ends=ends)
             pieces = wqe.data.gather(offset, length)
             # A FIRST that more packets follow at once need not ask; a window that is full must be opened by an ACK.
             asks = ends or packets == 1
@@ -171,7 +169,7 @@ class Requester:
         buffers = connection.middle_run(opcode, self.send_psn, pieces, middles, ack_last=tail is None)
         total, count = middles * connection.segment_bytes, middles
         if tail is not None:
-            opcode, extension = self._edge(wqe, is_send, starts=False, ends=True)
+            opcode, extension = wqe.edge(starts=False, ends=True)
             more, size = connection.packet(
                 opcode, self.send_psn + middles, extension, tail, tail_bytes, ack_request=True, index=middles
             )
@@ -182,17 +180,41 @@ class Requester:
         segment = connection.segment_bytes if count > 1 else total
         return Burst(buffers, segment, total, connection.destination, count)
 
-    @staticmethod
-    def _edge(wqe: SendWqe, is_send: bool, *, starts: bool, ends: bool) -> tuple[int, bytes]:
-        """Return opcode and extension headers of a FIRST, LAST or ONLY."""
-        imm = ends and wqe.has_imm
-        opcode = _EDGES[is_send, starts, ends, imm]
-        extension = b""
-        if starts and not is_send:
-            extension = push_reth(wqe.remote_addr, wqe.rkey, wqe.length_bytes)
-        if imm:
-            extension += wqe.imm_data or bytes(4)
-        return opcode, extension
+    def _small_writes(self, connection: Connection, first: SendWqe) -> Burst | None:
+        """Next burst where several WRITEs of one packet and one length come next; None: too few for that.
+
+        Only the last asks for an ACK, which speaks for all.
+        """
+        length = first.length_bytes
+        if first.psns != 1 or not length or len(self._unsent) < 2 or connection.max_singles < 2:
+            return None
+        most = self._packets_allowed(length, length)
+        most = min(most, connection.singles_of(length + (-length & 3) + WRITE_OVERHEAD_BYTES))
+        heads: list[bytes] = []
+        pieces: list[Buffer] = []
+        pack, rest, psn = _WRITE_HEAD.pack, PSN_MASK, self.send_psn
+        for wqe in self._unsent:
+            if len(heads) >= most:
+                break
+            if wqe.length_bytes != length or wqe.opcode != _WRITE or wqe.psns != 1 or wqe.local_error is not None:
+                break
+            try:
+                found = wqe.data.gather(0, length)
+            except MemoryFault:
+                # Its turn comes when it is the first; what stands before it still goes out.
+                break
+            pieces.append(found[0] if len(found) == 1 else b"".join(found))
+            heads.append(pack(psn & rest, wqe.remote_addr, wqe.rkey, length))
+            psn += 1
+        count = len(heads)
+        if count < 2:
+            return None
+        for _ in range(count - 1):
+            self._unsent.popleft()
+        last = self._unsent[0]
+        heads[-1] = pack(psn - 1 & rest | ACK_REQUEST, last.remote_addr, last.rkey, length)
+        self._sent(last, count)
+        return connection.singles(_WRITE_ONLY, heads, pieces)
 
     def _packets_allowed(self, next_bytes: int, mtu_bytes: int) -> int:
         """Return how many packets window and PSN space leave room for; one always may go when nothing is out."""
@@ -203,9 +225,27 @@ class Requester:
             return min(1, psns) if not in_flight else 0
         return min(psns, max(1, room // mtu_bytes))
 
-    def _ask(self, connection: Connection, wqe: SendWqe) -> Burst | None:
-        """Next READ request: the rest of a piece that was asked for before, or a new piece that fits the window."""
-        mtu, psn = connection.mtu_bytes, self.send_psn
+    def _asks(self, connection: Connection, wqe: SendWqe) -> Burst | None:
+        """Next burst of READ requests: as many as the window and the peer's slots allow, up to a WRITE or SEND."""
+        heads: list[bytes] = []
+        most = connection.singles_of(_ASK_BYTES)
+        unsent = self._unsent
+        while True:
+            psn = self.send_psn
+            reth = self._ask(connection.mtu_bytes, wqe)
+            if reth is None:
+                break
+            heads.append(PSN_WORD.pack(psn & PSN_MASK | ACK_REQUEST) + reth)
+            if len(heads) >= most or not unsent:
+                break
+            wqe = unsent[0]
+            if not wqe.is_read or wqe.local_error is not None:
+                break
+        return connection.singles(_READ_REQUEST, heads, [b""] * len(heads)) if heads else None
+
+    def _ask(self, mtu: int, wqe: SendWqe) -> bytes | None:
+        """RETH of the next READ request: the rest of a piece that was asked for before, or a new one that fits."""
+        psn = self.send_psn
         outstanding = in_flight = 0
         piece: ReadPiece | None = None
         for known in self.reads:
@@ -228,11 +268,10 @@ class Requester:
             return None
         offset = (psn - wqe.first_psn) * mtu
         length = min(count * mtu, wqe.length_bytes - offset)
-        extension = push_reth(wqe.remote_addr + offset, wqe.rkey, length)
         if piece is None:
             self.reads.append(ReadPiece(psn, psn + count))
         self._sent(wqe, count, packets=1)
-        return connection.single(RcOpcode.READ_REQUEST, psn, extension, ack_request=True)
+        return push_reth(wqe.remote_addr + offset, wqe.rkey, length)
 
     def _sent(self, wqe: SendWqe, psns: int, packets: int | None = None) -> None:
         packets = psns if packets is None else packets
@@ -254,6 +293,26 @@ class Requester:
         """Send from `psn` on: back after a loss, forward when an old answer made a resend pointless."""
         self.send_psn = psn
         self._unsent = deque(wqe for wqe in self.queue if wqe.end_psn > psn)
+
+    def acknowledge(self, end_psn: int) -> bool:
+        """Everything before `end_psn` has arrived, up to the first READ; False: one lies before `end_psn`."""
+        queue, complete = self.queue, self._completions.append
+        una = self.una_psn
+        while una < end_psn and queue:
+            wqe = queue[0]
+            if wqe.is_read:
+                return False
+            una = wqe.end_psn
+            if una > end_psn:
+                self.acknowledged(wqe, end_psn)
+                break
+            del queue[0]
+            self.una_psn = una
+            self._acked_bytes = wqe.start_bytes + wqe.length_bytes
+            if wqe.signaled:
+                complete(Completion(wqe.wr_id, _SUCCESS, wqe.opcode, wqe.length_bytes, self._qpn))
+        self._sent_bytes = max(self._sent_bytes, self._acked_bytes)
+        return True
 
     def acknowledged(self, wqe: SendWqe, end_psn: int) -> None:
         """Everything before `end_psn`, which lies in or after `wqe`, has arrived."""
@@ -331,16 +390,8 @@ class Requester:
 
 # Plain ints: looking an enum member up by name costs more than the rest of a table access.
 _WRITE_MIDDLE, _SEND_MIDDLE = int(RcOpcode.WRITE_MIDDLE), int(RcOpcode.SEND_MIDDLE)
-_EDGES: dict[tuple[bool, bool, bool, bool], int] = {
-    # is SEND, starts, ends, with immediate data
-    (False, True, False, False): int(RcOpcode.WRITE_FIRST),
-    (False, False, True, False): int(RcOpcode.WRITE_LAST),
-    (False, False, True, True): int(RcOpcode.WRITE_LAST_WITH_IMM),
-    (False, True, True, False): int(RcOpcode.WRITE_ONLY),
-    (False, True, True, True): int(RcOpcode.WRITE_ONLY_WITH_IMM),
-    (True, True, False, False): int(RcOpcode.SEND_FIRST),
-    (True, False, True, False): int(RcOpcode.SEND_LAST),
-    (True, False, True, True): int(RcOpcode.SEND_LAST_WITH_IMM),
-    (True, True, True, False): int(RcOpcode.SEND_ONLY),
-    (True, True, True, True): int(RcOpcode.SEND_ONLY_WITH_IMM),
-}
+_WRITE_ONLY, _READ_REQUEST = int(RcOpcode.WRITE_ONLY), int(RcOpcode.READ_REQUEST)
+_WRITE, _SUCCESS = Opcode.RDMA_WRITE, WcStatus.SUCCESS
+_WRITE_HEAD = Struct(">IQII")
+"""PSN word and RETH."""
+_ASK_BYTES = BTH_BYTES + RETH_BYTES + ICRC_BYTES

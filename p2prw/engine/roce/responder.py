@@ -28,6 +28,7 @@ from p2prw.engine.roce.opcodes import (
     STARTS,
     UNSUPPORTED,
     WITH_IMM,
+    RcOpcode,
 )
 from p2prw.engine.roce.packet import (
     ACK_NO_CREDITS,
@@ -41,6 +42,8 @@ from p2prw.engine.roce.packet import (
     pull_reth,
 )
 from p2prw.engine.roce.psn import psn_unwrap
+from p2prw.engine.roce.runs import Buffer
+from p2prw.engine.roce.singles import receive_writes
 from p2prw.engine.roce.work import ReceiveWqe
 
 _REMOTE_WRITE, _REMOTE_READ = int(Access.REMOTE_WRITE), int(Access.REMOTE_READ)
@@ -273,6 +276,30 @@ class Responder:
             self._accept(done, asked)
         return done
 
+    def receive_only_run(
+        self,
+        view: memoryview,
+        position: int,
+        count: int,
+        length_bytes: int,
+        prefix: int,
+        psn: int,
+        seeds: list[int] | None,
+        index: int,
+    ) -> int:
+        """Take up to `count` WRITEs of one packet at `position`; return how many, 0: use the careful path."""
+        if self._kind or self._nak_sent or self.refused_traits & IS_WRITE:
+            return 0
+        if psn_unwrap(self.expected_psn, psn) != self.expected_psn:
+            return 0
+        done, asked = receive_writes(
+            view, position, count, length_bytes, prefix, psn, seeds, index, self._memory, _REMOTE_WRITE
+        )
+        if done:
+            self.msn += done
+            self._accept(done, asked)
+        return done
+
     # --- requests that are not as expected ---------------------------------------------------------------------
 
     def _out_of_sequence(self) -> None:
@@ -332,6 +359,13 @@ class Responder:
             burst = self.answers.next_burst(connection)
         self.counters.packets_sent += burst.packets
         return burst
+
+    def answer_packet(self, connection: Connection, index: int) -> list[Buffer]:
+        """Take off the ACK or NAK that comes next; return it as segment `index` of a burst."""
+        psn, aeth = self.answers.next_answer()
+        self.counters.packets_sent += 1
+        buffers, _ = connection.packet(RcOpcode.ACKNOWLEDGE, psn, aeth, index=index)
+        return buffers
 
     def flush(self) -> None:
         """Complete posted receives as flushed; unless a NAK is on its way out, say no more."""

@@ -209,6 +209,7 @@ def make(
     icrc_check: Any = "full",
     fast_paths: bool = True,
     codec: RunCodec = PURE,
+    batching: bool = True,
     connect: bool = True,
     **options: Any,
 ) -> Link:
@@ -224,6 +225,7 @@ def make(
             gso_segments=gso_segments,
             fast_paths=fast_paths,
             codec=codec,
+            batching=batching,
         )
         if isinstance(memory, int):
             memory = [PlainBuffer(pattern(memory, port))]

@@ -109,6 +109,109 @@ def test_the_fast_paths_are_taken(connected_devices, monkeypatch):
     assert sum(n for end, n in taken if end is link.a) == 98
 
 
+def exchange(link, seed):
+    """Many small and some large messages both ways over two queue pairs, with loss; return all that can be seen."""
+    rng = random.Random(seed)
+    pairs = [(link.a.queue_pair, link.b.queue_pair)]
+    extra = tuple(end.device.create_queue_pair(QueuePairOptions(timeout=10)) for end in (link.a, link.b))
+    extra[0].connect(extra[1].local)
+    extra[1].connect(extra[0].local)
+    pairs.append(extra)
+    remote = link.b.registration.remote_segments()[0]
+    completed: list = [[], []]
+    for i in range(60):
+        opcode = Opcode.RDMA_WRITE if rng.random() < 0.6 else Opcode.RDMA_READ
+        length = rng.choice([1, 64, 64, 64, 1000, 4096, 4096, 9000])
+        for which, (mine, _) in enumerate(pairs):
+            # Each work request has a place of its own at both ends: the order between queue pairs does not matter.
+            at = (i * 2 + which) * 8192 % (1 << 20)
+            sges = tuple(link.a.sges(at, min(length, 8192)))
+            mine.post_rdma(i, opcode, sges, remote.address + at, remote.rkey, signaled=i % 5 == 4)
+    for _ in range(400):
+        for end in (link.a, link.b):
+            bursts = [burst for burst in link.collect(end) if rng.random() > 0.1]
+            link.receive(link.other(end), bursts)
+        link.now += 0.01
+        for end in (link.a, link.b):
+            end.device.handle_timer(link.now)
+        for which, (mine, _) in enumerate(pairs):
+            completed[which] += mine.poll()
+    return [[(c.wr_id, c.status) for c in one] for one in completed], link.a.data, link.b.data
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_batching_changes_nothing_that_can_be_seen(connected_devices, seed):
+    results = [exchange(connected_devices(batching=batching, timeout=10), seed) for batching in (True, False)]
+    assert results[0] == results[1]
+    expected = [(i, WcStatus.SUCCESS) for i in range(4, 60, 5)]
+    assert results[0][0] == [expected, expected]
+
+
+def test_small_messages_leave_together(connected_devices, lab):
+    link = connected_devices()
+    for i in range(40):
+        link.write(i, i * 64, 64, i * 64)
+    for i in range(3):
+        link.write(40 + i, i * 4096, 4096, 8192 + i * 4096)
+    requests = link.deliver(link.a)
+    assert [burst.packets for burst in requests] == [40, 3]
+    assert [asks for _, _, asks in lab.requests(requests)] == [False] * 39 + [True, False, False, True]
+    answers = link.deliver(link.b)
+    assert sum(burst.packets for burst in answers) == 1
+    assert [c.wr_id for c in link.poll()] == list(range(43))
+    for i in range(10):
+        link.read(i, i * 64, 64, i * 4096)
+    assert [burst.packets for burst in link.deliver(link.a)] == [10]
+    assert [burst.packets for burst in link.deliver(link.b)] == [10]
+    assert [c.wr_id for c in link.poll()] == list(range(10))
+    assert [link.a.data[i * 64 : i * 64 + 64] for i in range(10)] == [
+        link.b.data[i * 4096 : i * 4096 + 64] for i in range(10)
+    ]
+
+
+def test_a_burst_of_messages_stays_within_the_window(connected_devices):
+    link = connected_devices()
+    link.a.queue_pair.set_window(1000)
+    for i in range(40):
+        link.write(i, 0, 64)
+    assert [burst.packets for burst in link.deliver(link.a)] == [15]
+    link.settle()
+    assert len(link.poll()) == 40
+
+
+def test_answers_of_several_queue_pairs_leave_together(connected_devices, lab):
+    link = connected_devices()
+    others = []
+    for _ in range(3):
+        mine, theirs = (end.device.create_queue_pair(QueuePairOptions()) for end in (link.a, link.b))
+        mine.connect(theirs.local)
+        theirs.connect(mine.local)
+        others.append(mine)
+    remote = link.b.registration.remote_segments()[0]
+    for pair in (link.a.queue_pair, *others):
+        pair.post_rdma(1, Opcode.RDMA_WRITE, link.a.sges(0, 64), remote.address, remote.rkey, signaled=True)
+    link.deliver(link.a)
+    answers = link.deliver(link.b)
+    assert [(burst.packets, burst.segment_bytes) for burst in answers] == [(4, 20)]
+    qpns = {pair.local.qpn for pair in (link.a.queue_pair, *others)}
+    assert {packet.bth.dest_qpn for packet in lab.packets(answers)} == qpns
+    assert [len(pair.poll()) for pair in (link.a.queue_pair, *others)] == [1, 1, 1, 1]
+
+
+def test_a_key_revoked_between_two_posts_of_the_same_sges_is_refused(connected_devices):
+    link = connected_devices()
+    remote = link.b.registration.remote_segments()[0]
+    sges = tuple(link.a.sges(0, 64))
+    for i in range(2):
+        link.a.queue_pair.post_rdma(i, Opcode.RDMA_WRITE, sges, remote.address, remote.rkey, signaled=True)
+    link.settle()
+    assert [c.status for c in link.poll()] == [WcStatus.SUCCESS] * 2
+    link.a.registration.close()
+    link.a.queue_pair.post_rdma(2, Opcode.RDMA_WRITE, sges, remote.address, remote.rkey, signaled=True)
+    link.settle()
+    assert [c.status for c in link.poll()] == [WcStatus.LOC_PROT_ERR]
+
+
 def test_several_queue_pairs_take_turns(connected_devices, lab):
     link = connected_devices()
     pairs = [(link.a.queue_pair, link.b.queue_pair)]
@@ -195,7 +298,7 @@ def test_a_peer_on_4791_may_send_from_any_port(connected_devices, lab):
     for port in range(49152, 49352):
         give(link, bytearray(raw), ("127.0.0.1", port))
     assert link.b.device.counters.dropped_wrong_source == 0
-    assert len(link.b.queue_pair._flows) <= 64
+    assert len(link.b.queue_pair._sources._flows) <= 64
 
 
 @pytest.mark.parametrize(

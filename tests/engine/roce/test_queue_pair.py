@@ -7,26 +7,8 @@ from dataclasses import replace
 import pytest
 
 from p2prw.engine.model import Opcode, QueuePairOptions, Sge, WcStatus
-from p2prw.engine.roce.queue_pair import address_of, gid_of
 from p2prw.engine.roce.state import QueuePairState
 from p2prw.errors import HostError, LocalProtocolError
-
-
-@pytest.mark.parametrize("address", ["10.1.2.3", "fe80::1", "::1", "2001:db8::ffff:1"])
-def test_gids_and_addresses(address):
-    assert len(gid_of(address)) == 32
-    assert address_of(gid_of(address))[1] == address
-
-
-def test_ipv4_gid():
-    assert gid_of("10.1.2.3") == "00000000000000000000ffff0a010203"
-
-
-@pytest.mark.parametrize("gid", ["", "zz" * 16, "00" * 15])
-def test_what_is_no_gid(gid):
-    with pytest.raises(HostError) as caught:
-        address_of(gid)
-    assert caught.value.code == "bad_gid"
 
 
 @pytest.mark.parametrize(
