@@ -75,6 +75,7 @@ def client_request(
         verbs_binding=settings["verbs_binding"],
         queue_pair=_queue_pair(settings),
         signal_every=settings["signal_every"],
+        rate_limit_bytes_per_s=settings["rate_limit"],
         timeouts=timeouts(settings),
         token=_token(settings),
         route=Route(settings["route"]) if settings["route"] else None,

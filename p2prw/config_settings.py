@@ -15,11 +15,13 @@ from p2prw.config_setting import Setting as Setting
 from p2prw.config_values import (
     auto_or,
     choice,
+    cpu_list,
     duration,
     flag,
     integer,
     number_choice,
     pair,
+    rate_limit,
     share,
     size,
     text,
@@ -285,6 +287,14 @@ def _tuning() -> Iterator[Setting]:
     yield Setting(
         "signal_every", auto_or(integer(1, 32768)), "Signal one work request in N.", group, POSTS, shown="auto",
         sections=transfer, spellings=("-Q",), metavar="N",
+    )  # fmt: skip
+    yield Setting(
+        "rate_limit", auto_or(rate_limit, "none"), "Post no faster than this: 500MiB/s, 10Gb/s; all queue pairs "
+        "together.", group, POSTS, shown="none", sections=transfer, metavar="RATE",
+    )  # fmt: skip
+    yield Setting(
+        "cpu", auto_or(cpu_list, "any"), "Run on these CPUs only: 0,2-3.", group, MOVES, shown="any", sections=device,
+        metavar="LIST",
     )  # fmt: skip
     yield Setting(
         "staging", size(4096, 1 << 40), "Registered host memory that files and bounced memory pass through.", group,

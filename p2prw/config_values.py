@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from p2prw.engine.affinity import MOST_CPUS
 from p2prw.errors import RequestError
 from p2prw.units import parse_duration, parse_rate, parse_size
 
@@ -103,6 +104,37 @@ def duration(value: str, name: str) -> float:
 def rate(value: str, name: str) -> float:
     """Accept `1 GiB/s`, `10Gb/s`; the result is bytes per second."""
     return parse_rate(value, name)
+
+
+def rate_limit(value: str, name: str) -> float:
+    """Accept a rate that is more than nothing."""
+    limit = parse_rate(value, name)
+    if limit <= 0:
+        raise RequestError(
+            f"{name}: {value} moves nothing",
+            why="a limit is more than nothing; without the option there is none",
+            fix=f"{name} 500MiB/s",
+            code="bad_rate",
+        )
+    return limit
+
+
+def cpu_list(value: str, name: str) -> tuple[int, ...]:
+    """Accept CPUs as the kernel lists them: `0,2-3`."""
+    cpus: set[int] = set()
+    for part in value.split(","):
+        first, dash, last = part.strip().partition("-")
+        low = int(first) if first.isdecimal() else -1
+        high = (int(last) if last.isdecimal() else -1) if dash else low
+        if low < 0 or not low <= high < MOST_CPUS:
+            raise RequestError(
+                f"{name}: cannot read {part!r} as a CPU",
+                why="CPUs are numbers from 0, or ranges of them, with commas between",
+                fix=f"{name} 0,2-3",
+                code="bad_value",
+            )
+        cpus.update(range(low, high + 1))
+    return tuple(sorted(cpus))
 
 
 def size_list(value: str, name: str) -> tuple[int, ...]:

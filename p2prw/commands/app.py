@@ -66,6 +66,13 @@ class App:
             self.report = asked_report(settings, self.arguments)
         return settings
 
+    def pin(self, settings: Settings) -> None:
+        """Bind the process to the CPUs of --cpu, before it starts anything. HostError where that cannot be."""
+        if settings["cpu"] is not None:
+            from p2prw.engine.affinity import pin
+
+            pin(settings["cpu"])
+
     def note(self, text: str) -> None:
         """Say something on stderr, unless --quiet."""
         if not self.mode.quiet:

@@ -54,6 +54,7 @@ def bench(app: App, /, target: str | None, **line: Any) -> int:
     if settings["show_config"]:
         return show_config(app, settings, lambda: bench_request(settings, target))
     request = bench_request(settings, target)
+    app.pin(settings)
     from p2prw.commands.report import reported_result
     from p2prw.engine.bench.model import BenchRow
     from p2prw.reporters.bench import BenchReporter, choose_printer

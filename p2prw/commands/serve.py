@@ -12,6 +12,7 @@ import click
 from p2prw.commands.app import App
 from p2prw.commands.options import EXIT_CODES, HelpfulCommand, bench_options, settings_options
 from p2prw.commands.show import show_config
+from p2prw.engine.affinity import current_cpus
 from p2prw.engine.events import ServeEvent
 from p2prw.reporters.base import Format
 
@@ -51,6 +52,7 @@ def serve(app: App, /, **line: Any) -> int:
     if settings["show_config"]:
         return show_config(app, settings, lambda: serve_request(settings))
     request = serve_request(settings)
+    app.pin(settings)
     if settings["smoke"]:
         request = _with_smoke_regions(app, request)
     from p2prw.engine.server.server import Server
@@ -87,6 +89,7 @@ def serve(app: App, /, **line: Any) -> int:
         "once": request.once,
         "regions": [{"name": r.name, "memory": r.memory.text, "access": r.access} for r in request.regions],
         "events_by_kind": dict(seen),
+        "cpu_affinity": current_cpus(),
     }
     parts: dict[str, Any] = {"params": params, "results": list(kept), "warnings": list(warnings)}
     if code:

@@ -22,6 +22,7 @@ def run_data_command(app: App, command: str, target: str | None, line: Mapping[s
     if settings["show_config"]:
         return show_config(app, settings, lambda: transfer_request(settings, target))
     request = transfer_request(settings, target)
+    app.pin(settings)
     from p2prw.engine.session import run_transfer
     from p2prw.reporters.choose import choose_reporter
 

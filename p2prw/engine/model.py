@@ -345,6 +345,8 @@ class TransferRequest:
     """Most bytes of one work request."""
     signal_every: int | None = None
     """One in N is signalled; None: chosen from depth."""
+    rate_limit_bytes_per_s: float | None = None
+    """Most that is posted, all queue pairs together; None: what the device takes."""
     staging_bytes: int = 32 * 1024 * 1024
     staging_chunk_bytes: int = 4 * 1024 * 1024
     timeouts: Timeouts = Timeouts()
@@ -485,6 +487,8 @@ class TransferStats:
     skipped_bytes: int = 0
     """Bytes that had arrived before this command began: compared at both ends and not moved."""
     reconnects: int = 0
+    rate_limit_bytes_per_s: float | None = None
+    """What `--rate-limit` allowed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from p2prw.engine.events import Progress
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.memory.via import poison_at
 from p2prw.engine.model import DmaSegment, Operation, RouteReport, TransferRequest, VerifyReport
+from p2prw.engine.pace import Pace, pace_at
 from p2prw.engine.peer import PeerLink
 from p2prw.engine.phases import PhaseClock
 from p2prw.engine.resume import Survey
@@ -36,6 +37,10 @@ class Mover:
     route: RouteReport
     """How our end reaches its memory."""
     stats: LoopStats = field(default_factory=LoopStats)
+    _pace: Pace | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pace = pace_at(self.request.rate_limit_bytes_per_s)
 
     def move(
         self, local: LocalAttachment, phases: PhaseClock, ranges: Sequence[tuple[int, int]] | None = None
@@ -74,6 +79,7 @@ class Mover:
         loop.extra_filenos = local.filenos
         if self.grant.flushable:
             loop.flush_sge = self.scratch.sge
+        loop.pace = self._pace
         try:
             yield from loop.run()
         finally:

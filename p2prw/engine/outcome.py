@@ -7,6 +7,7 @@ import platform
 from typing import Any
 
 from p2prw import __version__
+from p2prw.engine.affinity import current_cpus
 from p2prw.engine.model import (
     DeviceInfo,
     ErrorReport,
@@ -53,6 +54,7 @@ def parameters(request: TransferRequest, length_bytes: int | None) -> dict[str, 
         "device": request.device,
         "tx_depth": queue_pair.depth,
         "chunk_bytes": request.chunk_bytes,
+        "rate_limit_bytes_per_s": request.rate_limit_bytes_per_s,
         "mtu_bytes": queue_pair.mtu_bytes,
         "timeout": queue_pair.timeout,
         "retry_cnt": queue_pair.retry_cnt,
@@ -77,6 +79,7 @@ def environment(info: DeviceInfo | None) -> dict[str, Any]:
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
+        "cpu_affinity": current_cpus(),
     }
     if info is not None:
         facts["device"] = {
@@ -118,6 +121,7 @@ def stats_row(
     stats: LoopStats,
     counters: QueuePairCounters,
     skipped_bytes: int = 0,
+    rate_limit_bytes_per_s: float | None = None,
 ) -> TransferStats:
     """Return the row of `results`: rate is bytes / (first post to last completion)."""
     elapsed_s = stats.elapsed_s
@@ -136,4 +140,5 @@ def stats_row(
         sequence_naks=counters.sequence_naks,
         timeouts=counters.timeouts,
         skipped_bytes=skipped_bytes,
+        rate_limit_bytes_per_s=rate_limit_bytes_per_s,
     )

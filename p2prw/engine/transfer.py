@@ -17,6 +17,7 @@ from p2prw.engine.deadline import Deadline
 from p2prw.engine.ends import LocalEnd, RemoteEnd, Span, StagedRemote, contexts_for
 from p2prw.engine.events import Progress
 from p2prw.engine.model import Completion, Opcode, Operation, RemoteSegment, Sge, WcStatus
+from p2prw.engine.pace import Pace
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.rw import RwLimits
 from p2prw.engine.waiting import Waiter
@@ -94,6 +95,7 @@ class TransferLoop:
     """Scratch memory for the flushing READ after a WRITE; None: no flush."""
     extra_filenos: tuple[int, ...] = ()
     first_wr_id: int = 0
+    pace: Pace | None = None
     stats: LoopStats = field(default_factory=LoopStats)
     _spans: deque[Span] = field(default_factory=deque)
     _unposted: deque[Span] = field(default_factory=deque)
@@ -130,7 +132,7 @@ class TransferLoop:
                 yield self._progress("steady" if self.stats.first_completion_s is not None else "first_byte", now)
             self._check_deadlines(now)
             if not busy:
-                self._wait(next_progress_s - now)
+                self._wait(min(next_progress_s - now, self._pace_s(now)))
         yield self._progress("drain", self.deadline.clock())
 
     # --- stations ---------------------------------------------------------------------------------------
@@ -158,7 +160,8 @@ class TransferLoop:
 
     def _post(self) -> bool:
         """Post what is ready, in order, while the send queue has room; True when anything was posted."""
-        settings, stats, outstanding = self.settings, self.stats, self._outstanding
+        settings, stats, outstanding, pace = self.settings, self.stats, self._outstanding, self.pace
+        now = self.deadline.clock() if pace is not None else 0.0
         any_posted = False
         while self._unposted:
             span = self._unposted[0]
@@ -173,10 +176,14 @@ class TransferLoop:
                 context = span.contexts[context_index]
                 count = context.nr_wqes
                 while wr_index < count:
-                    if len(outstanding) >= settings.depth:
+                    if len(outstanding) >= settings.depth or (pace is not None and not pace.room(1, now)):
                         self._post_cursor = (context_index, wr_index)
                         return any_posted
                     request = context.wr(wr_index)
+                    if pace is not None:
+                        pace.spend(request.length_bytes, now)
+                        # Who waits for the pace is not idle; one whose completions stay away runs out of depth.
+                        self._last_activity_s = now
                     wr_index += 1
                     last = wr_index == count and context_index == len(span.contexts) - 1
                     signaled = last or self._must_signal()
@@ -362,6 +369,13 @@ class TransferLoop:
                 self._retire(completions)
             elif not busy:
                 self._wait(0.05)
+
+    def _pace_s(self, now: float) -> float:
+        """Return when `--rate-limit` lets the next work request leave, where that is all it waits for."""
+        if self.pace is None or not self._unposted or len(self._outstanding) >= self.settings.depth:
+            return float("inf")
+        head = self._unposted[0]
+        return self.pace.wait_s(now) if head.local_ready and head.remote_ready else float("inf")
 
     def _wait(self, at_most_s: float) -> None:
         if self._waiter is None:

@@ -46,6 +46,7 @@ REACHED = {
     "verbs_binding": (["--verbs-binding", "ibverbs"], "ibverbs"),
     "chunk_bytes": (["--chunk", "64K"], 65536),
     "signal_every": (["--signal-every", "4"], 4),
+    "rate_limit_bytes_per_s": (["--rate-limit", "10Gb/s"], 1.25e9),
     "staging_bytes": (["--staging", "8M"], 8 << 20),
     "staging_chunk_bytes": (["--staging-chunk", "1M"], 1 << 20),
     "verify": (["--no-verify"], False),
@@ -328,3 +329,33 @@ def test_misspelt_variable_is_noticed(run, engine):
 def test_bad_variable_is_named(run, engine):
     document, _ = run.json(*WRITE, env={"P2PRW_MTU": "1500", "P2PRW_JSON": "1"})
     assert document["error"]["what"].startswith("P2PRW_MTU: ")
+
+
+@pytest.fixture
+def pinned(monkeypatch):
+    calls: list[tuple[int, ...]] = []
+    monkeypatch.setattr("p2prw.engine.affinity.pin", calls.append)
+    return calls
+
+
+def test_cpus_are_bound_before_the_engine_starts(run, engine, pinned, monkeypatch):
+    assert run(*WRITE, "--cpu", "0,2-3").exit_code == 0 and pinned == [(0, 2, 3)]
+    monkeypatch.setenv("P2PRW_CPU", "1")
+    assert run(*READ).exit_code == 0 and pinned[1:] == [(1,)]
+    assert run(*READ, "--cpu", "any").exit_code == 0 and len(pinned) == 2
+
+
+def test_a_cpu_that_is_not_there_is_refused_before_anything_is_opened(run, engine):
+    result = run(*WRITE, "--cpu", "8000", "--json")
+    assert result.exit_code == 3 and engine.requests == []
+    assert json.loads(result.stdout)["error"]["code"] == "cpu_not_allowed"
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "3-1", "-1", "0,,1", "99999999"])
+def test_what_is_no_list_of_cpus_is_a_usage_error(run, engine, text):
+    assert run(*WRITE, "--cpu", text).exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["10", "fast", "0MiB/s"])
+def test_what_is_no_limit_is_a_usage_error(run, engine, text):
+    assert run(*WRITE, "--rate-limit", text).exit_code == 2

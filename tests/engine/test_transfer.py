@@ -6,6 +6,7 @@ import pytest
 
 from p2prw.engine.control.messages import Filled, Refuse, Window
 from p2prw.engine.model import Opcode, Operation, WcStatus
+from p2prw.engine.pace import Pace
 from p2prw.engine.providers.scripted import Fault, Script
 from p2prw.engine.transfer import signal_interval
 from p2prw.errors import (
@@ -209,3 +210,41 @@ def test_the_rate_is_first_post_to_last_completion(make_rig):
 )
 def test_signal_interval(depth, chunk, wanted, expected):
     assert signal_interval(depth, chunk, wanted) == expected
+
+
+class Sleeper:
+    """Sleeps on the rig's clock."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def wait(self, at_most_s):
+        self.clock.advance(max(at_most_s, 1e-5))
+
+
+def paced(rig, rate_bytes_per_s):
+    rig.loop.pace = Pace(rate_bytes_per_s)
+    rig.loop._waiter = Sleeper(rig.clock)
+    return rig
+
+
+@pytest.mark.parametrize("depth", [2, 64])
+def test_a_pace_bounds_the_rate_and_every_byte_moves(make_rig, depth):
+    rig = paced(make_rig(256 * 4096, depth=depth), 1024 * 1024)
+    list(rig.loop.run())
+    assert rig.near == rig.far
+    # One work request leaves before the limit is felt.
+    assert rig.loop.stats.elapsed_s == pytest.approx(255 / 256, abs=0.01)
+
+
+def test_who_waits_for_the_pace_is_not_idle(make_rig):
+    rig = paced(make_rig(6 * 4096, idle_s=1.0), 4096 / 0.7)
+    list(rig.loop.run())
+    assert rig.loop.stats.elapsed_s == pytest.approx(5 * 0.7, abs=0.05)
+
+
+def test_a_pace_does_not_hide_a_dead_wire(make_rig):
+    rig = paced(make_rig(64 * 4096, depth=4, idle_s=1.0, script=Script(faults=(Fault(2, stall=True),))), 1e6)
+    with pytest.raises(DeadlineExceeded):
+        list(rig.loop.run())
+    assert rig.loop.stats.wqes_posted == 6, "the two that completed, and a full queue"

@@ -9,6 +9,7 @@ from p2prw.engine.bench.sizes import wanted_sizes
 from p2prw.engine.client import Attached
 from p2prw.engine.model import Operation
 from p2prw.errors import HostError, RequestError
+from p2prw.units import format_rate, format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,20 @@ def check_request(request: BenchRequest) -> None:
             f"latency is measured on one queue pair, not on {request.queue_pairs}",
             "a message alone on the wire is what is timed",
             "--test bw, or leave -q away",
+        )
+    limit = request.connection.rate_limit_bytes_per_s
+    if limit is not None and "lat" in request.tests:
+        raise _usage(
+            "--rate-limit without a bandwidth test",
+            "latency has one message on the wire, which no limit of posting slows",
+            "--test bw, or leave --rate-limit away",
+        )
+    slowest = max(wanted_sizes(request.sizes, request.sweep, DEFAULT_SIZE_BYTES["bw"]))
+    if limit is not None and slowest / limit > request.connection.timeouts.idle_s:
+        raise _usage(
+            f"a message of {format_size(slowest)} takes {slowest / limit:.0f} s at --rate-limit {format_rate(limit)}",
+            "that is longer than --idle-timeout, after which a run counts as dead",
+            "--sizes 64K, or a higher --rate-limit",
         )
     if request.min_bw_bytes_per_s is not None and "bw" not in request.tests:
         raise _usage("--min-bw without a bandwidth test", "only --test bw measures a rate", "--test bw or --test all")

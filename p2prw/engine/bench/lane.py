@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from p2prw.engine.completion import completion_error
 from p2prw.engine.ends import cut_segments
 from p2prw.engine.model import Completion, DmaVec, Opcode, Operation, RemoteSegment, Sge, WcStatus
-from p2prw.engine.providers.base import QueuePair
+from p2prw.engine.providers.base import Chain, ChainingQueuePair, QueuePair
 from p2prw.engine.rw import RwLimits, build_contexts
 
 Posting = tuple[Opcode, tuple[Sge, ...], int, int]
@@ -51,6 +51,9 @@ class Lane:
     signalled_until: int = 0
     """Posted up to and including the last signalled one: the most that can ever be seen to complete."""
 
+    chain: Chain | None = None
+    """The work request of a message, where a message is one and the queue pair can keep it ready."""
+
     @property
     def outstanding(self) -> int:
         """Posted and not yet seen to complete."""
@@ -83,6 +86,12 @@ class Lane:
         self.postings, self.size_bytes = postings, size_bytes
         self.signal_every, self.post_list = signal_every, post_list
         self.left = None if messages is None else messages * len(postings)
+        if self.chain is not None:
+            self.chain.close()
+            self.chain = None
+        if len(postings) == 1 and self.left != 1 and isinstance(self.queue_pair, ChainingQueuePair):
+            length = min(self.depth, post_list or self.depth)
+            self.chain = self.queue_pair.build_chain(*postings[0], length=length, signal_every=signal_every)
         self.posted = self.completed = self.signalled = self.signalled_until = 0
 
     def end(self) -> None:
@@ -92,8 +101,16 @@ class Lane:
             rest = len(self.postings)
         self.left = rest
 
-    def post(self) -> bool:
-        """Post what there is room for, at most one chain of `post_list`; True when anything was posted."""
+    @property
+    def wr_bytes(self) -> float:
+        """Bytes of a work request, on average."""
+        return self.size_bytes / len(self.postings)
+
+    def post(self, most: int | None = None) -> bool:
+        """Post what there is room for, at most one chain of `post_list`; True when anything was posted.
+
+        At most `most`, but for a chain: that leaves as a whole.
+        """
         left, chain = self.left, self.post_list
         count = self.depth - self.posted + self.completed
         if left is not None and left < count:
@@ -103,12 +120,14 @@ class Lane:
             if count < chain and count != left:
                 return False
             count = min(count, chain)
+        elif most is not None:
+            count = min(count, most)
         if count <= 0:
             return False
         post_rdma, postings, every = self.queue_pair.post_rdma, self.postings, self.signal_every
         kinds, posted, base = len(postings), self.posted, self.first_wr_id
         last = -1 if left is None else posted + left - 1
-        for number in range(posted, posted + count):
+        for number in range(self._post_chain(posted, count, last), posted + count):
             opcode, sges, remote_addr, rkey = postings[number % kinds]
             signaled = (number + 1) % every == 0 or number == last
             if signaled:
@@ -119,6 +138,20 @@ class Lane:
         if left is not None:
             self.left = left - count
         return True
+
+    def _post_chain(self, posted: int, count: int, last: int) -> int:
+        """Post what ends with a signalled work request as chains; return the first number that is left over."""
+        # fast path: one call for all of them, however many there are.
+        chain, every = self.chain, self.signal_every
+        if chain is None:
+            return posted
+        end = posted + count
+        for stop in (end - end % every, end):
+            if stop > posted and (stop % every == 0 or stop - 1 == last):
+                chain.post(self.first_wr_id + posted, stop - posted)
+                self.signalled += stop // every - posted // every + (stop % every > 0)
+                self.signalled_until = posted = stop
+        return posted
 
     def retire(self, completions: Sequence[Completion]) -> None:
         """Count completions; each stands for everything posted before it. CompletionError for one that failed."""

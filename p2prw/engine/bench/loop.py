@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from p2prw.engine.bench.attendant import Attendant
 from p2prw.engine.bench.lane import Lane
 from p2prw.engine.bench.statistics import Mark
+from p2prw.engine.pace import Pace
 from p2prw.engine.providers.base import Device
 from p2prw.engine.waiting import Waiter
 
@@ -31,9 +32,12 @@ class BandwidthLoop:
     waiter: Waiter
     duration_s: float | None = None
     """Where the lanes have no number of messages."""
+    pace: Pace | None = None
+    """`--rate-limit`, of all lanes together."""
     marks: list[Mark] = field(default_factory=list)
     """The first post, then completions some way apart, then the last one."""
     _completed_s: float = 0.0
+    _turn: int = 0
 
     @property
     def messages(self) -> int:
@@ -64,8 +68,11 @@ class BandwidthLoop:
                 for lane in lanes:
                     lane.end()
             busy = False
-            for lane in lanes:
-                busy = lane.post() or busy
+            if self.pace is None:
+                for lane in lanes:
+                    busy = lane.post() or busy
+            else:
+                busy = self._post_paced(self.pace, now)
             busy = pump() or busy
             completed = False
             for lane in lanes:
@@ -82,11 +89,29 @@ class BandwidthLoop:
                     next_messages, next_s = messages + messages_step, now + time_step_s
                 if all(lane.finished for lane in lanes):
                     break
-            if now >= attendant.next_s and attendant.attend(now, self.messages):
+            if now >= attendant.next_s and attendant.attend(now, self._activity()):
                 yield
                 now = clock()
             if not (busy or completed):
-                self.waiter.wait(attendant.next_s - now)
+                pace_s = self.pace.wait_s(now) if self.pace is not None else 0.0
+                self.waiter.wait(min(attendant.next_s - now, pace_s or float("inf")))
+
+    def _post_paced(self, pace: Pace, now: float) -> bool:
+        """Post what the pace has room for; every round begins with another lane."""
+        lanes = list(self.lanes)
+        self._turn = (self._turn + 1) % len(lanes)
+        busy = False
+        for lane in lanes[self._turn :] + lanes[: self._turn]:
+            most = pace.room(lane.wr_bytes, now)
+            before = lane.posted
+            if most and lane.post(most):
+                pace.spend((lane.posted - before) * lane.wr_bytes, now)
+                busy = True
+        return busy
+
+    def _activity(self) -> int:
+        """Return what grows as long as work completes; who waits for the pace is not idle."""
+        return self.messages if self.pace is None else self.messages + sum(lane.posted for lane in self.lanes)
 
     def settle(self, drain_s: float) -> None:
         """After a stop: post nothing, let what is in flight complete, at most `drain_s`; then mark what was done."""

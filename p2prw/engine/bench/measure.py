@@ -19,6 +19,7 @@ from p2prw.engine.client import Attached, LeaseClient
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.model import Operation, RemoteSegment, VerifyReport
 from p2prw.engine.mover import verify_error
+from p2prw.engine.pace import pace_at
 from p2prw.engine.phases import PhaseClock
 from p2prw.engine.transfer import signal_interval
 from p2prw.engine.verify import UNVERIFIED
@@ -29,6 +30,8 @@ _WARM_UP_MESSAGES = 100
 _WARM_UP_BYTES = 64 * 1024 * 1024
 _TIMED_BYTES_IN_FLIGHT = 64 * 1024 * 1024
 """A run by time ends when what was posted has completed; 128 messages of 8 MiB would add seconds to it."""
+
+_PACED_COMPLETIONS_PER_S = 10
 
 Event = BenchProgress | BenchRow
 
@@ -67,6 +70,7 @@ class Measurement:
         peers = [(one.link.channel, lane.queue_pair) for one, lane in zip(attached, self.lanes, strict=True)]
         self.attendant = Attendant(peers, operation, deadline, request.connection.timeouts.idle_s)
         self.waiter = Waiter(self.device, [channel.fileno() for channel, _ in peers])
+        self.pace = pace_at(request.connection.rate_limit_bytes_per_s)
         self.checks: list[GenerationCheck] = []
         if request.verify:
             scratch = make_scratch(stack, self.device)
@@ -151,10 +155,22 @@ class Measurement:
                 own,
                 step.size_bytes,
                 messages=messages,
-                signal_every=signal_interval(lane.depth, step.size_bytes, request.connection.signal_every),
+                signal_every=self._signal_every(lane.depth, step.size_bytes),
                 post_list=min(request.post_list, lane.depth) if request.post_list else None,
             )
-        return BandwidthLoop(self.device, self.lanes, self.attendant, self.waiter, duration_s)
+        return BandwidthLoop(self.device, self.lanes, self.attendant, self.waiter, duration_s, self.pace)
+
+    def _signal_every(self, depth: int, size_bytes: int) -> int:
+        """Return the interval; under a limit a completion should come a few times a second all the same."""
+        wanted = self.request.connection.signal_every
+        every = signal_interval(depth, size_bytes, wanted)
+        chain = self.request.post_list
+        if chain and chain % every:
+            # What a chain leaves unsignalled must not take the room that the next one waits for.
+            every = min(every, max(1, depth - chain + 1))
+        if self.pace is not None and wanted is None:
+            every = min(every, max(1, int(self.pace.rate_bytes_per_s / size_bytes / _PACED_COMPLETIONS_PER_S)))
+        return every
 
     def _latency(self, step: Step, postings: tuple[Posting, ...]) -> LatencyLoop:
         lane = self.lanes[0]

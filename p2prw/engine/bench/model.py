@@ -135,6 +135,8 @@ class BenchRow:
     wqes_signalled: int = 0
     retransmitted_packets: int = 0
     verify: str = "unverified"
+    rate_limit_bytes_per_s: float | None = None
+    """What `--rate-limit` allowed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ def bandwidth_row(loop: BandwidthLoop, facts: RunFacts) -> BenchRow:
         intervals=figures.count,
         retransmitted_packets=facts.retransmitted_packets,
         verify=facts.verify,
+        rate_limit_bytes_per_s=loop.pace.rate_bytes_per_s if loop.pace is not None else None,
         wqes_posted=sum(lane.posted for lane in lanes),
         wqes_signalled=sum(lane.signalled for lane in lanes),
     )

@@ -143,7 +143,7 @@ def ratio_of_medians(
     `ours[i]` and `theirs[i]` were measured next to each other: pairs are drawn, so that what slowed both is not taken
     for a difference. ValueError where they are not pairs, or none.
     """
-    if len(ours) != len(theirs) or not ours:
+    if not len(ours) == len(theirs) > 0:
         raise ValueError(f"{len(ours)} and {len(theirs)} measurements are not pairs")
     left, right = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     drawn = np.random.default_rng(seed).integers(0, len(left), (resamples, len(left)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from p2prw.engine.memory.base import MappedBuffer
 from p2prw.engine.model import (
@@ -80,6 +80,29 @@ class QueuePair(Protocol):
 
     def close(self) -> None:
         """Destroy; what is outstanding is dropped. Safe to call twice."""
+
+
+class Chain(Protocol):
+    """One work request many times over, built once and posted again and again. It is its queue pair's: closed first."""
+
+    def post(self, wr_id: int, count: int) -> None:
+        """Post it `count` times, with ids wr_id, wr_id + 1, ...; counts as `count` times `post_rdma`.
+
+        The last one is signalled, and each `signal_every`-th before it, counted from the end.
+        """
+
+    def close(self) -> None:
+        """Free it; what was posted goes on. Safe to call twice."""
+
+
+@runtime_checkable
+class ChainingQueuePair(Protocol):
+    """A queue pair that can do it: where Python costs more than the work request itself."""
+
+    def build_chain(
+        self, opcode: Opcode, sges: Sequence[Sge], remote_addr: int, rkey: int, *, length: int, signal_every: int
+    ) -> Chain:
+        """Build a chain of which at most `length` are posted at a time."""
 
 
 class Device(Protocol):

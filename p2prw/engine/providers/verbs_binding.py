@@ -118,6 +118,10 @@ class Posted(NamedTuple):
     signaled: bool
 
 
+UNSIGNALLED = 1 << 63
+"""Id of an unsignalled work request of a chain, plus how many follow it up to the signalled one; seen if it fails."""
+
+
 class PolledCompletion(NamedTuple):
     """One entry of the completion queue."""
 
@@ -149,6 +153,19 @@ class BoundDm(Protocol):
         """ibv_free_dm, after its regions. Safe to call twice."""
 
 
+class BoundChain(Protocol):
+    """One work request, linked to itself `length` times; every `signal_every`-th is signalled, counted from the end."""
+
+    def post(self, count: int, wr_ids: Sequence[int]) -> None:
+        """Post the last `count` of them with one doorbell; `wr_ids` are for the signalled ones, oldest first.
+
+        Nothing is touched for the others: their ids are `UNSIGNALLED` + how many follow up to the signalled one.
+        """
+
+    def close(self) -> None:
+        """Free it; verbs copied what was posted. Safe to call twice."""
+
+
 class BoundQueuePair(Protocol):
     """A reliable connected queue pair with a completion queue of its own."""
 
@@ -165,6 +182,9 @@ class BoundQueuePair(Protocol):
 
     def post(self, requests: Sequence[Posted]) -> None:
         """Post a chain with one doorbell where the binding can."""
+
+    def build_chain(self, request: Posted, length: int, signal_every: int) -> BoundChain:
+        """Build `request` `length` times over; its id and `signaled` mean nothing."""
 
     def poll(self, most: int) -> list[PolledCompletion]:
         """Return up to `most` completions, never blocking."""

@@ -15,6 +15,7 @@ from p2prw.engine.providers.verbs_binding import (
     MTU_ENUM,
     QPT_RC,
     SIGNALED,
+    UNSIGNALLED,
     BindingError,
     BoundContext,
     BoundDm,
@@ -240,6 +241,10 @@ class IbverbsQueuePair:
             chain.append(work)
         _call(self._qp.post_send, chain)
 
+    def build_chain(self, request: Posted, length: int, signal_every: int) -> IbverbsChain:
+        """A list of work requests; the wheel links them anew at each post."""
+        return IbverbsChain(self._module, self._qp, request, length, signal_every)
+
     def poll(self, most: int) -> list[PolledCompletion]:
         """ibv_poll_cq."""
         return [
@@ -257,3 +262,36 @@ class IbverbsQueuePair:
         finally:
             if queue is not None:
                 _call(queue.close)
+
+
+class IbverbsChain:
+    """See `verbs_binding.BoundChain`."""
+
+    def __init__(self, module: Any, pair: Any, request: Posted, length: int, signal_every: int) -> None:
+        sges = [module.SGE(address, length_bytes, lkey) for address, length_bytes, lkey in request.sges]
+        self._qp: Any = pair
+        self._signal_every = signal_every
+        self._works = [
+            module.SendWR(
+                wr_id=UNSIGNALLED + following % signal_every,
+                sg_list=sges,
+                opcode=int(request.opcode),
+                send_flags=0 if following % signal_every else SIGNALED,
+                remote_addr=request.remote_addr,
+                rkey=request.rkey,
+            )
+            for following in range(length - 1, -1, -1)
+        ]
+
+    def post(self, count: int, wr_ids: Sequence[int]) -> None:
+        """ibv_post_send of the whole chain."""
+        works = self._works
+        place = len(works) - 1 - (len(wr_ids) - 1) * self._signal_every
+        for wr_id in wr_ids:
+            works[place].wr_id = wr_id
+            place += self._signal_every
+        _call(self._qp.post_send, works[-count:])
+
+    def close(self) -> None:
+        """Drop the objects."""
+        self._works.clear()

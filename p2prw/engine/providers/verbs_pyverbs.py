@@ -22,6 +22,7 @@ from p2prw.engine.providers.verbs_binding import (
     MTU_ENUM,
     QPT_RC,
     SIGNALED,
+    UNSIGNALLED,
     BindingError,
     BoundContext,
     BoundQueuePair,
@@ -181,9 +182,30 @@ class _QueuePair:
     _qp: Any
     _cq: Any
 
-    def __init__(self, modules: Any) -> None:
+    def __init__(self, modules: Any, max_send_sge: int) -> None:
         self._modules = modules
         self.qpn = 0
+        self._sges = [modules.wr.SGE(0, 0, 0) for _ in range(max_send_sge)]
+
+    def build_work(self, request: Posted) -> Any:
+        """Return an unsignalled SendWR; it has its own copy of the SGEs."""
+        count = len(request.sges)
+        for slot, (address, length_bytes, lkey) in zip(self._sges, request.sges, strict=False):
+            slot.addr, slot.length, slot.lkey = address, length_bytes, lkey
+        return self._modules.wr.SendWR(opcode=int(request.opcode), num_sge=count, sg=self._sges[:count], send_flags=0)
+
+    def build_chain(self, request: Posted, length: int, signal_every: int) -> PyverbsChain:
+        """ibv_post_send of linked SendWRs; such a batch may come between those of wr_start ... wr_complete."""
+        works: list[Any] = []
+        for following in range(length):
+            work = self.build_work(request)
+            work.set_wr_rdma(request.rkey, request.remote_addr)
+            work.wr_id = UNSIGNALLED + following % signal_every
+            work.send_flags = 0 if following % signal_every else SIGNALED
+            if works:
+                work.next_wr = works[-1]
+            works.append(work)
+        return PyverbsChain(self._modules, self._qp, works, signal_every)
 
     def to_init(self, port: int, pkey_index: int, access: int) -> None:
         """RESET to INIT."""
@@ -244,11 +266,34 @@ class _QueuePair:
                 call(self._modules, queue.close)
 
 
+class PyverbsChain:
+    """See `verbs_binding.BoundChain`. The links are raw pointers and never change: a shorter chain starts later."""
+
+    def __init__(self, modules: Any, pair: Any, works: list[Any], signal_every: int) -> None:
+        """`works` from the last to the first; they are closed here."""
+        self._modules = modules
+        self._qp = pair
+        self._works = works
+        self._signalled = works[::signal_every]
+
+    def post(self, count: int, wr_ids: Sequence[int]) -> None:
+        """ibv_post_send, once."""
+        for work, wr_id in zip(self._signalled, reversed(wr_ids), strict=False):
+            work.wr_id = wr_id
+        call(self._modules, self._qp.post_send, self._works[count - 1])
+
+    def close(self) -> None:
+        """Free each work request once."""
+        self._signalled = []
+        while self._works:
+            self._works.pop().close()
+
+
 class ExtendedQueuePair(_QueuePair):
     """QPEx and CQEX: a whole chain with one doorbell, no object built for a post or a completion."""
 
     def __init__(self, modules: Any, context: Any, pd: Any, depth: int, max_send_sge: int) -> None:
-        super().__init__(modules)
+        super().__init__(modules, max_send_sge)
         qp, cq = modules.qp, modules.cq
         if not hasattr(qp, "QPEx") or not hasattr(cq, "CQEX"):
             raise BindingError("this pyverbs has no extended queue pairs", 95)
@@ -269,7 +314,6 @@ class ExtendedQueuePair(_QueuePair):
             self._cq.close()
             raise
         self.qpn = int(self._qp.qp_num)
-        self._sges = [modules.wr.SGE(0, 0, 0) for _ in range(max_send_sge)]
         self._poll_attr = cq.PollCqAttr()
 
     def post(self, requests: Sequence[Posted]) -> None:
@@ -313,7 +357,7 @@ class PlainQueuePair(_QueuePair):
     """For providers without the extended verbs: one post_send for each request, over SendWRs that are kept."""
 
     def __init__(self, modules: Any, context: Any, pd: Any, depth: int, max_send_sge: int) -> None:
-        super().__init__(modules)
+        super().__init__(modules, max_send_sge)
         qp = modules.qp
         self._cq = call(modules, modules.cq.CQ, context, depth + 1)
         try:
@@ -330,7 +374,6 @@ class PlainQueuePair(_QueuePair):
             raise
         self.qpn = int(self._qp.qp_num)
         self._depth = depth
-        self._sges = [modules.wr.SGE(0, 0, 0) for _ in range(max_send_sge)]
         self._kept: dict[int, tuple[tuple[Any, ...], Any]] = {}
         """Slot -> (opcode and SGEs, SendWR)."""
 
@@ -343,7 +386,7 @@ class PlainQueuePair(_QueuePair):
             if kept is not None and kept[0] == shape:
                 work = kept[1]
             else:
-                work = self._build(request)
+                work = self.build_work(request)
                 self._kept[slot] = (shape, work)
                 if kept is not None:
                     # Exactly once: a second close frees the list again and aborts the process (v44 to v64).
@@ -352,12 +395,6 @@ class PlainQueuePair(_QueuePair):
             work.send_flags = SIGNALED if request.signaled else 0
             work.set_wr_rdma(request.rkey, request.remote_addr)
             call(self._modules, self._qp.post_send, work)
-
-    def _build(self, request: Posted) -> Any:
-        count = len(request.sges)
-        for slot, (address, length_bytes, lkey) in zip(self._sges, request.sges, strict=False):
-            slot.addr, slot.length, slot.lkey = address, length_bytes, lkey
-        return self._modules.wr.SendWR(opcode=int(request.opcode), num_sge=count, sg=self._sges[:count], send_flags=0)
 
     def poll(self, most: int) -> list[PolledCompletion]:
         """ibv_poll_cq."""

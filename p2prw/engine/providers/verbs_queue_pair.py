@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from p2prw.engine.model import Completion, Opcode, QueuePairAttributes, QueuePairOptions, Sge, WcStatus
 from p2prw.engine.providers.base import QueuePairCounters
-from p2prw.engine.providers.verbs_binding import BindingError, BoundContext, PathFacts, Posted, SendFacts
+from p2prw.engine.providers.verbs_binding import (
+    UNSIGNALLED,
+    BindingError,
+    BoundChain,
+    BoundContext,
+    PathFacts,
+    Posted,
+    SendFacts,
+)
 from p2prw.engine.providers.verbs_explain import explain_modify
 from p2prw.errors import HostError, LocalProtocolError, TransferError
 
@@ -46,8 +54,11 @@ class VerbsQueuePair:
         self._max_sges = max(1, min(options.max_send_sge, limits.max_sge))
         self.counters = QueuePairCounters()
         self._batch: list[Posted] = []
-        self._posted: deque[tuple[int, Opcode, int]] = deque()
-        """(wr_id, opcode, bytes) of what has not completed, oldest first."""
+        self._posted: deque[tuple[int, int, Opcode, int]] = deque()
+        """What has not completed, oldest first: (id of the last, how many, opcode, bytes of each)."""
+        self.outstanding = 0
+        """Work requests that have not completed."""
+        self._chains: list[VerbsChain] = []
         try:
             self._bound = context.create_queue_pair(self.depth, self._max_sges)
         except BindingError as error:
@@ -76,12 +87,7 @@ class VerbsQueuePair:
         )
 
     def __repr__(self) -> str:
-        return f"<VerbsQueuePair {self.local.qpn:#x} outstanding={len(self._posted)} of {self.depth}>"
-
-    @property
-    def outstanding(self) -> int:
-        """Work requests that have not completed."""
-        return len(self._posted)
+        return f"<VerbsQueuePair {self.local.qpn:#x} outstanding={self.outstanding} of {self.depth}>"
 
     # --- bring-up
 
@@ -142,13 +148,14 @@ class VerbsQueuePair:
         self, wr_id: int, opcode: Opcode, sges: Sequence[Sge], remote_addr: int, rkey: int, *, signaled: bool
     ) -> None:
         """Add one WR to the chain that the next `flush` posts."""
-        if len(self._posted) >= self.depth:
+        if self.outstanding >= self.depth:
             raise LocalProtocolError(f"more than {self.depth} work requests outstanding")
         if len(sges) > self._max_sges:
             raise LocalProtocolError(f"{len(sges)} SGEs in a work request, the queue pair has {self._max_sges}")
         self._batch.append(Posted(wr_id, opcode, sges, remote_addr, rkey, signaled))
         length_bytes = sges[0].length_bytes if len(sges) == 1 else sum(sge.length_bytes for sge in sges)
-        self._posted.append((wr_id, opcode, length_bytes))
+        self._posted.append((wr_id, 1, opcode, length_bytes))
+        self.outstanding += 1
 
     def flush(self) -> None:
         """Post the chain. TransferError with errno where the send queue takes no more."""
@@ -158,13 +165,51 @@ class VerbsQueuePair:
         try:
             self._bound.post(batch)
         except BindingError as error:
-            raise TransferError(
-                f"{self._device.info.name} did not take {len(batch)} work requests: {error.reason}",
-                why="the send queue is full or the queue pair is in error",
-                fix="--tx-depth 32; dmesg | tail",
-                code="post_failed",
-                errno=error.errno_name,
-            ) from error
+            raise self._post_error(len(batch), error) from error
+
+    def _post_error(self, count: int, error: BindingError) -> TransferError:
+        return TransferError(
+            f"{self._device.info.name} did not take {count} work requests: {error.reason}",
+            why="the send queue is full or the queue pair is in error",
+            fix="--tx-depth 32; dmesg | tail",
+            code="post_failed",
+            errno=error.errno_name,
+        )
+
+    def build_chain(
+        self, opcode: Opcode, sges: Sequence[Sge], remote_addr: int, rkey: int, *, length: int, signal_every: int
+    ) -> VerbsChain:
+        """See `p2prw.engine.providers.base.ChainingQueuePair`."""
+        if len(sges) > self._max_sges:
+            raise LocalProtocolError(f"{len(sges)} SGEs in a work request, the queue pair has {self._max_sges}")
+        bound = self._bound.build_chain(Posted(0, opcode, sges, remote_addr, rkey, False), length, signal_every)
+        chain = VerbsChain(self, bound, opcode, sum(sge.length_bytes for sge in sges), signal_every)
+        self._chains.append(chain)
+        return chain
+
+    def post_chain(
+        self, bound: BoundChain, opcode: Opcode, length_bytes: int, signal_every: int, wr_id: int, count: int
+    ) -> None:
+        """Post `count` of a chain, after what was gathered before; for `VerbsChain`."""
+        if self.outstanding + count > self.depth:
+            raise LocalProtocolError(f"more than {self.depth} work requests outstanding")
+        if self._closed:
+            return
+        self.flush()
+        first = (count - 1) % signal_every + 1
+        wr_ids = range(wr_id + first - 1, wr_id + count, signal_every)
+        try:
+            bound.post(count, wr_ids)
+        except BindingError as error:
+            raise self._post_error(count, error) from error
+        self.outstanding += count
+        for signalled in wr_ids:
+            self._posted.append((signalled, first, opcode, length_bytes))
+            first = signal_every
+
+    def forget_chain(self, chain: VerbsChain) -> None:
+        """Drop a chain that closed itself."""
+        self._chains.remove(chain)
 
     def set_window(self, window_bytes: int) -> None:
         """Nothing: hardware and the kernel pace themselves."""
@@ -192,9 +237,19 @@ class VerbsQueuePair:
     def _completion(self, wr_id: int, status: int, vendor_err: int) -> Completion:
         opcode, length_bytes = Opcode.RDMA_WRITE, 0
         posted = self._posted
+        if wr_id >= UNSIGNALLED:
+            # One of a chain failed. Completions come in order, so it is of the oldest run that is long enough.
+            following = wr_id - UNSIGNALLED
+            wr_id = next((last for last, count, _, _ in posted if count > following), following) - following
         # An entry retires every older one: those were not signalled.
         while posted and posted[0][0] <= wr_id:
-            _, opcode, length_bytes = posted.popleft()
+            _, count, opcode, length_bytes = posted.popleft()
+            self.outstanding -= count
+        if posted and posted[0][0] - posted[0][1] < wr_id:
+            # Only where one failed before the end of its run; what follows comes as flushed.
+            last, count, opcode, length_bytes = posted[0]
+            posted[0] = (last, last - wr_id, opcode, length_bytes)
+            self.outstanding -= count - (last - wr_id)
         return Completion(
             wr_id,
             _KNOWN.get(status, WcStatus.GENERAL_ERR),
@@ -211,9 +266,37 @@ class VerbsQueuePair:
         self._closed = True
         self._batch.clear()
         self._posted.clear()
+        self.outstanding = 0
+        for chain in list(self._chains):
+            chain.close()
         try:
             self._bound.close()
         except BindingError:
             # A device that is gone takes its queue pairs with it.
             pass
         self._device.forget(self)
+
+
+class VerbsChain:
+    """See `p2prw.engine.providers.base.Chain`."""
+
+    def __init__(
+        self, pair: VerbsQueuePair, bound: BoundChain, opcode: Opcode, length_bytes: int, signal_every: int
+    ) -> None:
+        self._pair = pair
+        self._bound = bound
+        self._opcode = opcode
+        self._length_bytes = length_bytes
+        self._signal_every = signal_every
+        self._closed = False
+
+    def post(self, wr_id: int, count: int) -> None:
+        """Post the last `count` of it."""
+        self._pair.post_chain(self._bound, self._opcode, self._length_bytes, self._signal_every, wr_id, count)
+
+    def close(self) -> None:
+        """Free the work requests. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._bound.close()
+            self._pair.forget_chain(self)

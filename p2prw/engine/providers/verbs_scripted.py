@@ -20,6 +20,7 @@ from p2prw.engine.providers.verbs_binding import (
     ON_DEMAND,
     REMOTE_READ,
     REMOTE_WRITE,
+    UNSIGNALLED,
     BindingError,
     HcaFacts,
     PathFacts,
@@ -242,6 +243,10 @@ class ScriptedPair:
             if request.signaled or status is not WcStatus.SUCCESS:
                 self._queue.append(PolledCompletion(request.wr_id, int(status), 0))
 
+    def build_chain(self, request: Posted, length: int, signal_every: int) -> ScriptedChain:
+        """Remember it."""
+        return ScriptedChain(self, request, length, signal_every)
+
     def _carry(self, request: Posted) -> WcStatus:
         binding = self._binding
         assert self.path is not None and self.send is not None
@@ -280,6 +285,29 @@ class ScriptedPair:
         """Forget the queue pair."""
         if self._binding.pairs.pop(self.qpn, None) is not None:
             self._binding.script.queue_pairs_open -= 1
+
+
+class ScriptedChain:
+    """See `verbs_binding.BoundChain`."""
+
+    def __init__(self, pair: ScriptedPair, request: Posted, length: int, signal_every: int) -> None:
+        self._pair = pair
+        self._request = request
+        self._length = length
+        self._signal_every = signal_every
+
+    def post(self, count: int, wr_ids: Sequence[int]) -> None:
+        """Post each, with the ids that a real chain has."""
+        assert count <= self._length
+        ids, chain = list(wr_ids), []
+        for following in range(count - 1, -1, -1):
+            after = following % self._signal_every
+            wr_id = UNSIGNALLED + after if after else ids.pop(0)
+            chain.append(self._request._replace(wr_id=wr_id, signaled=not after))
+        self._pair.post(chain)
+
+    def close(self) -> None:
+        """Nothing to free."""
 
 
 def write_sysfs(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from p2prw import api
@@ -18,7 +20,11 @@ READ, WRITE = Operation.READ, Operation.WRITE
 @pytest.fixture
 def ask():
     connection = api.make_request(WRITE, "127.0.0.1/mem", "host")
-    return lambda **wishes: BenchRequest(connection=connection, **wishes)
+
+    def make(limit=None, **wishes):
+        return BenchRequest(connection=replace(connection, rate_limit_bytes_per_s=limit), **wishes)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -55,6 +61,8 @@ def test_a_sweep_has_every_size(ask):
         ({"max_latency_us": {"p99": 1.0}}, "--max-lat"),
         ({"sizes": (4, 0)}, "at least one byte"),
         ({"duration_s": 0.0}, "--duration"),
+        ({"limit": 1e9, "tests": ("bw", "lat")}, "--rate-limit without a bandwidth"),
+        ({"limit": 1e4, "sizes": (64, 1 << 20)}, "takes 105 s at --rate-limit"),
     ],
 )
 def test_wishes_that_exclude_each_other_are_refused_before_anything_is_opened(ask, wishes, word):

@@ -127,3 +127,71 @@ def test_a_failed_completion_says_how_far_the_run_was(make_bench):
 
 def test_a_new_lane_has_nothing_to_do(make_bench):
     assert isinstance(make_bench().lanes[0], Lane) and make_bench().lanes[0].finished
+
+
+class Chaining:
+    """A queue pair that keeps chains, over one that does not: posts of a chain are logged as what they stand for."""
+
+    def __init__(self, inner):
+        self.inner, self.calls, self.open = inner, [], 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def build_chain(self, opcode, sges, remote_addr, rkey, *, length, signal_every):
+        self.open += 1
+        return ChainOf(self, (opcode, sges, remote_addr, rkey), length, signal_every)
+
+
+class ChainOf:
+    def __init__(self, pair, posting, length, signal_every):
+        self.pair, self.posting, self.length, self.signal_every = pair, posting, length, signal_every
+
+    def post(self, wr_id, count):
+        assert 0 < count <= self.length
+        self.pair.calls.append(count)
+        for place in range(count):
+            signaled = (count - 1 - place) % self.signal_every == 0
+            self.pair.inner.post_rdma(wr_id + place, *self.posting, signaled=signaled)
+
+    def close(self):
+        self.pair.open -= 1
+
+
+@pytest.mark.parametrize("post_list", [None, 3, 4])
+@pytest.mark.parametrize(("depth", "signal_every", "messages"), [(8, 4, 100), (8, 3, 101), (16, 1, 50), (8, 2, 1)])
+def test_a_queue_pair_that_keeps_chains_gets_the_same_posts(make_bench, depth, signal_every, messages, post_list):
+    """The fast path, and the same run without it."""
+    seen = []
+    for chaining in (True, False):
+        rig = make_bench(depth=depth)
+        lane = rig.lanes[0]
+        inner = lane.queue_pair
+        if chaining:
+            lane.queue_pair = Chaining(inner)
+        for _ in range(2):
+            for _ in rig.bandwidth(64, messages, signal_every=signal_every, post_list=post_list).run():
+                pass
+        assert lane.finished and lane.messages == messages
+        seen.append(([tuple(post) for post in inner.posted], lane.signalled, lane.signalled_until))
+        if chaining:
+            assert lane.queue_pair.open == (messages > 1), "the chain of the run before is closed"
+            calls = lane.queue_pair.calls
+    assert seen[0] == seen[1]
+    if post_list is None and messages > 1 and depth % signal_every == 0:
+        assert sum(calls) == 2 * messages, "nothing was posted one by one"
+
+
+def test_a_message_of_several_requests_is_posted_one_by_one(make_bench):
+    rig = make_bench(depth=8)
+    rig.lanes[0].queue_pair = Chaining(rig.lanes[0].queue_pair)
+    rig.begin(2500, 2, chunk=1000, signal_every=4)
+    assert rig.lanes[0].chain is None and rig.lanes[0].post() and rig.lanes[0].queue_pair.calls == []
+
+
+def test_a_limit_holds_for_posts_and_not_for_a_chain_that_leaves_as_a_whole(make_bench):
+    rig = make_bench(depth=8)
+    rig.begin(64, 100, signal_every=4)
+    assert rig.lanes[0].post(3) and rig.lanes[0].posted == 3
+    rig.begin(64, 100, signal_every=4, post_list=4)
+    assert rig.lanes[0].post(1) and rig.lanes[0].posted == 4

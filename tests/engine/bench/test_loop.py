@@ -8,7 +8,9 @@ from itertools import pairwise
 
 import pytest
 
+from p2prw.engine.bench.row import RunFacts, bandwidth_row
 from p2prw.engine.model import Operation, WcStatus
+from p2prw.engine.pace import Pace
 from p2prw.engine.providers.scripted import Fault, Script
 from p2prw.errors import CompletionError, DeadlineExceeded, InterruptedTransfer, PeerGone, TimeLimitError
 
@@ -142,3 +144,47 @@ def test_a_peer_that_leaves_ends_the_run(make_bench):
     rig.peers[0].close()
     with pytest.raises(PeerGone):
         drive(rig.bandwidth(1000, 100_000))
+
+
+class Sleeper:
+    """Sleeps on the rig's clock, which ticks at each look."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def wait(self, at_most_s):
+        end_s = self.clock() + at_most_s
+        while self.clock() < end_s:
+            pass
+
+
+def paced(rig, loop, rate_bytes_per_s):
+    loop.pace = Pace(rate_bytes_per_s)
+    loop.waiter = Sleeper(rig.attendant.deadline.clock)
+    return loop
+
+
+@pytest.mark.parametrize("queue_pairs", [1, 3])
+@pytest.mark.parametrize("post_list", [None, 4])
+def test_a_pace_bounds_all_lanes_together(make_bench, queue_pairs, post_list):
+    rig = make_bench(queue_pairs=queue_pairs, depth=8)
+    loop = paced(rig, rig.bandwidth(1000, 300 // queue_pairs, signal_every=2, post_list=post_list), 300_000)
+    drive(loop)
+    elapsed_s = loop.marks[-1].at_s - loop.marks[0].at_s
+    assert loop.messages == 300 and elapsed_s == pytest.approx(1.0, abs=0.03)
+    assert bandwidth_row(loop, RunFacts(Operation.WRITE, 1000, True, 0, 0)).rate_limit_bytes_per_s == 300_000
+
+
+def test_lanes_take_turns_under_a_pace(make_bench):
+    rig = make_bench(queue_pairs=3, depth=8)
+    loop = paced(rig, rig.bandwidth(1000, None, signal_every=2, duration_s=0.5), 300_000)
+    drive(loop)
+    done = [lane.messages for lane in rig.lanes]
+    assert sum(done) == pytest.approx(150, abs=12) and max(done) - min(done) <= 4
+
+
+def test_who_waits_for_the_pace_is_not_idle(make_bench):
+    rig = make_bench(idle_s=1.0, tick_s=1e-3)
+    loop = paced(rig, rig.bandwidth(1000, 4, signal_every=2), 1000 / 0.7)
+    drive(loop)
+    assert loop.messages == 4

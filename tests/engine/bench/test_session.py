@@ -103,6 +103,13 @@ def test_a_sweep_without_room_is_refused(measure):
     assert result.error is not None and (result.error.code, result.exit_code) == ("region_too_small", 3)
 
 
+def test_chains_as_long_as_the_queue_go_on_whatever_the_signals(measure):
+    """What a chain leaves unsignalled never completes by itself: it would keep the next one waiting for ever."""
+    connection = {"queue_pair": QueuePairOptions(depth=8), "signal_every": 3}
+    rows, _, result = measure(sizes=(64,), iterations=40, post_list=8, connection=connection)
+    assert result.error is None and [(row.messages, row.signal_every) for row in rows] == [(40, 1)]
+
+
 def test_several_queue_pairs_write_side_by_side(measure):
     rows, _, result = measure(
         operations=BOTH, queue_pairs=3, sizes=(64 * KIB,), iterations=16, post_list=4, verify=True

@@ -21,6 +21,7 @@ from p2prw.engine.bench.statistics import (
     interval_figures,
     latency_figures,
     rank,
+    ratio_of_medians,
 )
 
 MICROSECONDS = st.floats(min_value=0.01, max_value=1e9, allow_nan=False)
@@ -110,3 +111,35 @@ def test_a_burst_of_completions_at_the_end_is_no_interval_of_its_own():
 def test_a_run_without_time_has_no_rate(marks):
     figures = interval_figures(marks, 64)
     assert (figures.count, figures.lowest, figures.middle, figures.highest) == (0, None, None, None)
+
+
+def test_the_ratio_of_medians_lies_in_its_interval_the_same_for_the_same_seed():
+    rng = np.random.default_rng(5)
+    theirs = rng.normal(100, 5, 15).tolist()
+    ours = [one * 1.2 + extra for one, extra in zip(theirs, rng.normal(0, 2, 15), strict=True)]
+    ratio = ratio_of_medians(ours, theirs, seed=1)
+    assert ratio.ratio == statistics.median(ours) / statistics.median(theirs)
+    assert 1.1 < ratio.low <= ratio.ratio <= ratio.high < 1.3
+    assert ratio == ratio_of_medians(ours, theirs, seed=1)
+
+
+def test_pairs_are_drawn_so_what_slowed_both_is_no_difference():
+    speed = [1.0, 2.0, 4.0, 8.0, 16.0]
+    ratio = ratio_of_medians([3 * one for one in speed], speed, seed=1)
+    assert (ratio.ratio, ratio.low, ratio.high) == (3.0, 3.0, 3.0)
+
+
+def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says():
+    rng, covered = np.random.default_rng(11), 0
+    for _ in range(200):
+        ratio = ratio_of_medians(
+            rng.normal(90, 9, 15).tolist(), rng.normal(100, 10, 15).tolist(), seed=3, resamples=400
+        )
+        covered += ratio.low <= 0.9 <= ratio.high
+    assert 0.88 <= covered / 200 <= 1.0
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [([1.0], [1.0, 2.0]), ([], [])])
+def test_what_is_not_paired_has_no_ratio(ours, theirs):
+    with pytest.raises(ValueError, match="not pairs"):
+        ratio_of_medians(ours, theirs, seed=1)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from p2prw.engine.model import Opcode, Sge
-from p2prw.engine.providers.verbs_binding import BindingError, PathFacts, Posted, SendFacts
+from p2prw.engine.providers.verbs_binding import UNSIGNALLED, BindingError, PathFacts, Posted, SendFacts
 from p2prw.engine.providers.verbs_ibverbs import IbverbsBinding
 
 PATH = PathFacts(1, 77, 5, 1024, 4, 12, "0" * 20 + "ffff0a090001", 1, True, 0, 0, 106, 64)
@@ -67,9 +67,9 @@ class FakeWheel:
     def SGE(self, address, length, lkey):
         return (address, length, lkey)
 
-    def SendWR(self):
+    def SendWR(self, **fields):
         self.work_requests_made += 1
-        return SimpleNamespace()
+        return SimpleNamespace(**fields)
 
 
 @pytest.fixture
@@ -141,3 +141,18 @@ def test_bring_up_posts_and_polls(wheel, context):
     pair.close()
     context.close()
     context.close()
+
+
+def test_a_chain_is_built_once(wheel, context):
+    pair = context.create_queue_pair(8, 1)
+    wheel.work_requests_made = 0
+    chain = pair.build_chain(Posted(0, Opcode.RDMA_READ, (Sge(1, 8, 3),), 64, 7, False), 8, 3)
+    chain.post(8, range(101, 109, 3))
+    (works,) = wheel.posted
+    ids = [UNSIGNALLED + 1, 101, UNSIGNALLED + 2, UNSIGNALLED + 1, 104, UNSIGNALLED + 2, UNSIGNALLED + 1, 107]
+    assert [one.wr_id for one in works] == ids
+    assert [one.send_flags for one in works] == [2 if one < UNSIGNALLED else 0 for one in ids]
+    assert {(one.opcode, one.remote_addr, one.rkey, tuple(one.sg_list)) for one in works} == {(4, 64, 7, ((1, 8, 3),))}
+    chain.post(2, range(109, 110))
+    assert [one.wr_id for one in wheel.posted[1]] == [UNSIGNALLED + 1, 109] and wheel.work_requests_made == 8
+    chain.close()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from p2prw.engine.model import Opcode, Sge
-from p2prw.engine.providers.verbs_binding import BindingError, PathFacts, Posted, SendFacts
+from p2prw.engine.providers.verbs_binding import UNSIGNALLED, BindingError, PathFacts, Posted, SendFacts
 from p2prw.engine.providers.verbs_pyverbs import ExtendedQueuePair, PlainQueuePair, PyverbsBinding
 
 PATH = PathFacts(1, 77, 5, 4096, 4, 12, "0" * 20 + "ffff0a090001", 1, True, 0, 0, 106, 64)
@@ -62,7 +62,11 @@ class QueuePair(Struct):
     to_rtr = to_rts = to_init
 
     def post_send(self, wr):
-        self.log.posted.append((wr.wr_id, wr.opcode, wr.send_flags, *wr.remote, wr.sges))
+        self.log.calls.append("post_send")
+        while wr is not None:
+            assert not hasattr(wr, "closed")
+            self.log.posted.append((wr.wr_id, wr.opcode, wr.send_flags, *wr.remote, wr.sges))
+            wr = getattr(wr, "next_wr", None)
 
     def wr_start(self):
         self.log.calls.append("start")
@@ -275,7 +279,7 @@ def test_posts_and_completions(log, context, extended):
         (4, 0, 0, 64, 7, [(1, 8, 3)]),
         (5, 4, 2, 72, 7, [(1, 8, 3), (100, 9, 3)]),
     ]
-    assert log.calls == (["start", "complete"] if extended else [])
+    assert log.calls == (["start", "complete"] if extended else ["post_send"] * 2)
     assert pair.poll(4) == []
     log.completions = [(5, 0), (6, 10), (7, 5)]
     assert [tuple(one) for one in pair.poll(2)] == [(5, 0, 0), (6, 10, 99)]
@@ -306,4 +310,25 @@ def test_plain_work_requests_are_kept_and_each_is_freed_once(log, context):
     assert (SendWR.made, SendWR.open) == (5, 4)
     pair.close()
     pair.close()
+    assert SendWR.open == 0
+
+
+@pytest.mark.parametrize("extended", [True, False])
+def test_a_chain_is_linked_once_and_posted_from_where_it_is_short_enough(log, context, extended):
+    SendWR.made = SendWR.open = 0
+    log.no_extended = not extended
+    pair = context.create_queue_pair(8, 1)
+    request = Posted(0, Opcode.RDMA_READ, (Sge(1, 8, 3),), 64, 7, False)
+    chain = pair.build_chain(request, 8, 3)
+    chain.post(8, range(101, 109, 3))
+    ids = [UNSIGNALLED + 1, 101, UNSIGNALLED + 2, UNSIGNALLED + 1, 104, UNSIGNALLED + 2, UNSIGNALLED + 1, 107]
+    assert [one[0] for one in log.posted] == ids
+    assert [one[2] for one in log.posted] == [2 if one < UNSIGNALLED else 0 for one in ids]
+    assert {one[3:5] for one in log.posted} == {(64, 7)} and {one[1] for one in log.posted} == {4}
+    log.posted.clear()
+    chain.post(2, range(109, 110))
+    assert [one[0] for one in log.posted] == [UNSIGNALLED + 1, 109]
+    assert log.calls == ["post_send"] * 2 and SendWR.made == 8, "one call each, nothing built for it"
+    chain.close()
+    chain.close()
     assert SendWR.open == 0

@@ -171,3 +171,75 @@ def test_a_send_queue_that_takes_nothing_is_a_transfer_error(rig):
 def test_a_depth_the_device_cannot_do_is_cut_to_what_it_can(rig):
     device, _ = rig()
     assert device.create_queue_pair(QueuePairOptions(depth=32768)).depth == 16384
+
+
+def chain_of(pair, address, lkey, rkey, *, length=8, signal_every=4):
+    sges = (Sge(address, 1, lkey),)
+    return pair.build_chain(Opcode.RDMA_WRITE, sges, address + 100, rkey, length=length, signal_every=signal_every)
+
+
+def test_a_chain_is_one_post_and_its_signalled_ones_complete(rig):
+    _, binding, pair, address, lkey, rkey, memory = connected(rig)
+    chain = chain_of(pair, address, lkey, rkey)
+    chain.post(0, 8)
+    assert binding.script.chains == [8] and pair.outstanding == 8
+    with pytest.raises(LocalProtocolError, match="more than 8"):
+        chain.post(8, 1)
+    done = pair.poll()
+    assert [(one.wr_id, one.status, one.byte_len) for one in done] == [(3, 0, 1), (7, 0, 1)]
+    assert pair.outstanding == 0
+    # A shorter one: signalled are the last and every fourth before it.
+    chain.post(8, 6)
+    assert [one.wr_id for one in pair.poll()] == [9, 13] and pair.outstanding == 0
+    assert bytes(memory.buffers()[0].load(100, 1)) == b"\0"
+
+
+def test_a_chain_leaves_after_what_was_gathered_before_it(rig):
+    _, binding, pair, address, lkey, rkey, _ = connected(rig)
+    chain = chain_of(pair, address, lkey, rkey)
+    pair.post_rdma(0, Opcode.RDMA_WRITE, (Sge(address, 1, lkey),), address + 4, rkey, signaled=False)
+    chain.post(1, 4)
+    assert binding.script.chains == [1, 4] and pair.outstanding == 5
+    assert [one.wr_id for one in pair.poll()] == [4] and pair.outstanding == 0
+
+
+def test_one_that_fails_in_the_middle_of_a_chain_is_named_by_its_number(rig):
+    _, binding, pair, address, lkey, rkey, _ = connected(rig)
+    pair.post_rdma(0, Opcode.RDMA_WRITE, (Sge(address, 1, lkey),), address + 4, rkey, signaled=False)
+    chain = chain_of(pair, address, lkey, rkey)
+    chain.post(1, 3)
+    region = binding.regions[rkey]
+    bound = binding.pairs[pair.local.qpn]
+    carry, carried = bound._carry, []
+
+    def fail_at_the_second(request):
+        carried.append(request)
+        if len(carried) == 2:
+            region.close()
+        return carry(request)
+
+    bound._carry = fail_at_the_second
+    chain.post(4, 4)
+    done = pair.poll()
+    assert [(one.wr_id, one.status) for one in done] == [
+        (3, WcStatus.SUCCESS),
+        (5, WcStatus.REM_ACCESS_ERR),
+        (6, WcStatus.WR_FLUSH_ERR),
+        (7, WcStatus.WR_FLUSH_ERR),
+    ]
+    assert pair.outstanding == 0
+
+
+def test_a_chain_that_is_refused_keeps_errno_and_is_freed_with_its_queue_pair(rig):
+    _, binding, pair, address, lkey, rkey, _ = connected(rig)
+    chain = chain_of(pair, address, lkey, rkey)
+    binding.script.post_errno = errno.ENOMEM
+    with pytest.raises(TransferError, match="did not take 4") as caught:
+        chain.post(0, 4)
+    assert caught.value.errno == "ENOMEM" and pair.outstanding == 0
+    with pytest.raises(LocalProtocolError, match="SGEs"):
+        pair.build_chain(Opcode.RDMA_READ, (Sge(1, 1, 1),) * 99, 0, rkey, length=1, signal_every=1)
+    pair.close()
+    chain.post(0, 1)
+    chain.close()
+    assert pair.outstanding == 0
