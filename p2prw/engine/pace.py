@@ -20,20 +20,24 @@ class Pace:
     """One limit, for all queue pairs together. Ask `room`, post that much, `spend` it."""
 
     rate_bytes_per_s: float
-    _free_s: float = float("-inf")
+    _free_s: float | None = None
+    """None before the first one: nothing was late yet."""
 
     def wait_s(self, now: float) -> float:
         """Return how long to wait until something may leave; 0 when it may now."""
-        return max(0.0, self._free_s - now)
+        return max(0.0, self._base_s(now) - now)
 
     def room(self, length_bytes: float, now: float) -> int:
         """Return how many work requests of this length may leave now."""
-        ahead_s = now - max(self._free_s, now - BURST_S)
+        ahead_s = now - self._base_s(now)
         return 0 if ahead_s < 0 else 1 + int(ahead_s * self.rate_bytes_per_s / length_bytes)
 
     def spend(self, length_bytes: float, now: float) -> None:
         """Book what left."""
-        self._free_s = max(self._free_s, now - BURST_S) + length_bytes / self.rate_bytes_per_s
+        self._free_s = self._base_s(now) + length_bytes / self.rate_bytes_per_s
+
+    def _base_s(self, now: float) -> float:
+        return now if self._free_s is None else max(self._free_s, now - BURST_S)
 
 
 def pace_at(rate_bytes_per_s: float | None) -> Pace | None:
