@@ -34,6 +34,7 @@ from p2prw.engine.providers.verbs_binding import (
     SendFacts,
     VerbsBinding,
 )
+from p2prw.engine.providers.verbs_pyverbs_chain import PyverbsChain
 from p2prw.engine.providers.verbs_pyverbs_regions import PyverbsDm, PyverbsRegion, call
 
 # enum ibv_qp_init_attr_mask, ibv_qp_create_send_ops_flags
@@ -264,29 +265,6 @@ class _QueuePair:
         finally:
             if queue is not None:
                 call(self._modules, queue.close)
-
-
-class PyverbsChain:
-    """See `verbs_binding.BoundChain`. The links are raw pointers and never change: a shorter chain starts later."""
-
-    def __init__(self, modules: Any, pair: Any, works: list[Any], signal_every: int) -> None:
-        """`works` from the last to the first; they are closed here."""
-        self._modules = modules
-        self._qp = pair
-        self._works = works
-        self._signalled = works[::signal_every]
-
-    def post(self, count: int, wr_ids: Sequence[int]) -> None:
-        """ibv_post_send, once."""
-        for work, wr_id in zip(self._signalled, reversed(wr_ids), strict=False):
-            work.wr_id = wr_id
-        call(self._modules, self._qp.post_send, self._works[count - 1])
-
-    def close(self) -> None:
-        """Free each work request once."""
-        self._signalled = []
-        while self._works:
-            self._works.pop().close()
 
 
 class ExtendedQueuePair(_QueuePair):
