@@ -146,11 +146,11 @@ def _scenario() -> Iterator[Setting]:
         shown="the file's, else continue", metavar="WORD",
     )  # fmt: skip
     yield Setting(
-        "baseline", text, "An earlier result (--json): a rate that is worse is a missed threshold.", group, RUN,
+        "baseline", text, "An earlier result (--json): a figure that is worse is a missed threshold.", group, RUN,
         metavar="FILE",
     )  # fmt: skip
     yield Setting(
-        "tolerance", share, "How much lower a rate may be: 5% or 0.05.", group, RUN | {"compare"}, default=0.05,
+        "tolerance", share, "How much worse a figure may be: 5% or 0.05.", group, RUN | {"compare"}, default=0.05,
         shown="5%", metavar="SHARE",
     )  # fmt: skip
     yield Setting(

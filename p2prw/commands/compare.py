@@ -19,8 +19,10 @@ Examples:
   p2prw compare yesterday.json today.json
   p2prw compare yesterday.json today.json --tolerance 10% --json
 
-A and B are documents of write, read, run or smoke (--json). Runs that differ in
-route, size, device kind, MTU, depth or chunk are refused, with the difference.
+A and B are documents of write, read, bench, smoke or run (--json). Compared are
+bandwidth, below 4 KiB the message rate, and latency (p50, p99; lower is better).
+Runs that differ in route, size, operation, device kind, MTU, depth, chunk or queue
+pairs are refused, with the difference.
 
 Exit codes: 0 none is worse, 2 usage or unlike runs, 3 a file cannot be read,
 5 worse than the tolerance."""
@@ -41,7 +43,7 @@ RESULT_FILE = FileKind(
 @settings_options("compare")
 @click.pass_obj
 def compare(app: App, /, before: str, after: str, **line: Any) -> int:
-    """Compare the rates of two result documents, B with A as the baseline."""
+    """Compare the figures of two result documents, B with A as the baseline."""
     settings = app.settings("compare", line)
     from p2prw.reporters.document import build, error_object
     from p2prw.scenario.compare import compare as compare_documents
@@ -55,7 +57,7 @@ def compare(app: App, /, before: str, after: str, **line: Any) -> int:
     parts: dict[str, Any] = {}
     if worse:
         error = ThresholdError(
-            f"{len(worse)} of {len(changes)} rates are more than {settings['tolerance']:.0%} below {before}",
+            f"{len(worse)} of {len(changes)} figures are more than {settings['tolerance']:.0%} worse than in {before}",
             why="; ".join(change.shown() for change in worse[:3]),
             fix="measure both again on a quiet machine, or --tolerance 10%",
         )
@@ -64,7 +66,7 @@ def compare(app: App, /, before: str, after: str, **line: Any) -> int:
         "compare",
         5 if worse else 0,
         params={"before": before, "after": after, "tolerance": settings["tolerance"]},
-        results=changes,
+        results=[change.row() for change in changes],
         warnings=warnings,
         **parts,
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from p2prw.reporters.junit import Case, Outcome, Suite, junit_xml
+from p2prw.reporters.run_rows import figure_lines, rate_text
 
 _OUTCOMES: dict[str, Outcome] = {"pass": "passed", "skip": "skipped", "not_run": "skipped"}
 
@@ -28,7 +29,11 @@ def _case(suite: str, row: Mapping[str, Any]) -> Case:
         outcome=_OUTCOMES.get(row["status"], failed),
         message=row["reason"],
         details="\n".join(_details(row)),
-        properties={"route": row["route"] or "-", "command": row["command"] or "-"},
+        properties={
+            "route": row["route"] or "-",
+            "rate": "; ".join(figure_lines(row)) or rate_text(row) or "-",
+            "command": row["command"] or "-",
+        },
         type=row["error_code"] or "",
     )
 

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from p2prw.reporters.live import Terminal
 from p2prw.reporters.output import Output
-from p2prw.reporters.run_rows import MARKS
+from p2prw.reporters.run_rows import MARKS, rate_text
 from p2prw.reporters.sanitise import clean
-from p2prw.units import format_duration, format_rate
+from p2prw.units import format_duration
 
 STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow", "not_run": "dim", "running": "cyan"}
 LINES_AROUND = 4
@@ -91,7 +91,7 @@ class RunView:
             return [mark, name, Text(row["action"], style="dim"), Text(format_duration(self.clock() - since_s))]
         if row["reason"]:
             name.append(f"  {clean(row['reason'])}", style="dim")
-        rate = format_rate(row["bw_bytes_per_s"]).partition(" (")[0] if row["bw_bytes_per_s"] is not None else ""
+        rate = rate_text(row).partition(" (")[0]
         return [mark, name, Text(" ".join(filter(None, (rate, row["route"])))), Text(format_duration(row["elapsed_s"]))]
 
     def _sum(self, ended: Sequence[Any], running: Sequence[Any]) -> str:

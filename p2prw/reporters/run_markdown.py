@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from p2prw.reporters.run_rows import figure_lines, rate_text
 from p2prw.reporters.sanitise import clean
-from p2prw.units import format_rate
 
 _MARKS = {"pass": "pass", "fail": "FAIL", "skip": "skip", "not_run": "not run"}
 
@@ -27,7 +27,8 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     yield "| row | | rate | route | reason |"
     yield "|---|---|---|---|---|"
     for row in document["results"]:
-        rate = format_rate(row["bw_bytes_per_s"]) if row["bw_bytes_per_s"] is not None else ""
+        several = row["bw_bytes_per_s"] is None and figure_lines(row)
+        rate = "; ".join(several) if several else rate_text(row)
         cells = (row["name"], _MARKS.get(row["status"], row["status"]), rate, row["route"] or "", row["reason"] or "")
         yield f"| {' | '.join(_cell(cell) for cell in cells)} |"
     failed = [row for row in document["results"] if row["status"] == "fail" and row["command"]]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 from p2prw.errors import RequestError
-from p2prw.units import format_rate
+from p2prw.units import format_rate, format_size
+
+LOWER_IS_BETTER = frozenset({"lat_p50_us", "lat_p99_us"})
+# Below a page what counts is how many messages go through; at one size it says the same as the bandwidth.
+_SMALL_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +19,19 @@ class Figure:
     """One figure of one run, with what it depends on."""
 
     name: str
-    bw_bytes_per_s: float
+    """Of what was run: a row, a cell, the command; with size and operation where it measured several."""
+    metric: str
+    """As results name it, unit included: `bw_bytes_per_s`."""
+    value: float
     conditions: Mapping[str, Any]
     """Word -> value of everything that makes a run another run."""
+    run: str
+    """What was run, without size and operation."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Return what tells it from all others of its document."""
+        return self.name, self.metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +39,36 @@ class Change:
     """One figure then and now; `change` is (now - then) / then."""
 
     name: str
-    before_bytes_per_s: float
-    after_bytes_per_s: float
+    metric: str
+    before: float
+    after: float
     change: float
     worse: bool
 
     def shown(self) -> str:
         """Return it as one line for people."""
         word = "worse" if self.worse else "ok"
-        before, after = format_rate(self.before_bytes_per_s), format_rate(self.after_bytes_per_s)
+        before, after = _shown(self.metric, self.before), _shown(self.metric, self.after)
         return f"{word:<6} {self.change * 100:+7.1f}%  {self.name}  {before} -> {after}"
+
+    def row(self) -> dict[str, Any]:
+        """Return its row of `results`."""
+        return {
+            "name": self.name,
+            "metric": self.metric,
+            f"before_{self.metric}": self.before,
+            f"after_{self.metric}": self.after,
+            "change": self.change,
+            "worse": self.worse,
+        }
+
+
+def _shown(metric: str, value: float) -> str:
+    if metric == "bw_bytes_per_s":
+        return format_rate(value)
+    if metric == "msg_rate_per_s":
+        return f"{value:.0f} messages/s"
+    return f"{metric.split('_')[1]} {value:.1f} us"
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> list[Change]:
@@ -42,92 +76,140 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: floa
 
     What only one of them has (a row that was skipped here) is left out; `only_in` names it.
     """
-    old = {figure.name: figure for figure in figures(before)}
-    new = {figure.name: figure for figure in figures(after)}
-    common = [name for name in old if name in new]
+    old = {figure.key: figure for figure in figures(before)}
+    new = {figure.key: figure for figure in figures(after)}
+    common = [key for key in old if key in new]
+    _refuse_other_sizes(old.values(), new.values(), {old[key].run for key in common})
     if not common:
         raise RequestError(
             "the two results have no figure in common",
-            why=f"the first has {_some(old)}, the second {_some(new)}",
-            fix="compare two results of the same scenario, of smoke, or of one write or read",
+            why=f"the first has {_some(old.values())}, the second {_some(new.values())}",
+            fix="compare two results of the same scenario, of smoke, of bench, or of one write or read",
             code="nothing_to_compare",
         )
     changes = []
-    for name in common:
-        _refuse_unlike(old[name], new[name])
-        then, now = old[name].bw_bytes_per_s, new[name].bw_bytes_per_s
+    for key in common:
+        _refuse_unlike(old[key], new[key])
+        then, now = old[key].value, new[key].value
         change = (now - then) / then
-        changes.append(Change(name, then, now, change, worse=change < -tolerance))
+        loss = change if old[key].metric in LOWER_IS_BETTER else -change
+        changes.append(Change(*key, then, now, change, worse=loss > tolerance))
     return changes
 
 
 def only_in(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the names of figures that only the first, and only the second, has."""
-    old, new = [figure.name for figure in figures(before)], [figure.name for figure in figures(after)]
+    """Return the names of what only the first, and only the second, has figures of."""
+    old, new = (dict.fromkeys(figure.name for figure in figures(document)) for document in (before, after))
     return [name for name in old if name not in new], [name for name in new if name not in old]
 
 
-def figures(document: Mapping[str, Any]) -> Iterator[Figure]:
-    """Yield the rates of a document of write, read, run or smoke."""
+def figures(document: Mapping[str, Any], prefix: str = "") -> Iterator[Figure]:
+    """Yield the figures of a document of write, read, bench, smoke, or of a run of them."""
     command = document.get("command")
     if command in ("write", "read"):
-        yield from _of_transfer(str(command), document)
-        return
-    for row in document.get("results", ()):
-        if command == "run":
-            inner = row.get("result")
-            if row.get("status") in ("pass", "fail") and inner and inner.get("command") in ("write", "read"):
-                yield from _of_transfer(row["name"], inner)
-        elif command == "smoke" and row.get("status") == "pass" and row.get("bw_bytes_per_s"):
-            yield _of_cell(row)
+        yield from _of_transfer(prefix or str(command), document)
+    elif command == "bench":
+        yield from _of_bench(prefix or "bench", document)
+    elif command == "smoke":
+        for row in document["results"]:
+            if row.get("status") == "pass" and row.get("bw_bytes_per_s"):
+                yield _of_cell(row, f"{prefix}/" if prefix else "")
+    elif command == "run":
+        for row in document["results"]:
+            if row.get("status") in ("pass", "fail") and row.get("result"):
+                yield from figures(row["result"], row["name"])
 
 
 def _of_transfer(name: str, document: Mapping[str, Any]) -> Iterator[Figure]:
     if document.get("exit_code") != 0 or not document["results"]:
         return
-    row, params = document["results"][0], document["params"]
+    row = document["results"][0]
+    conditions = {
+        "operation": row["operation"],
+        "size in bytes": row["size_bytes"],
+        "chunk in bytes": row["chunk_bytes"],
+        "depth": document["params"].get("tx_depth"),
+        **_of_ends(document),
+    }
+    if row["bw_bytes_per_s"]:
+        yield Figure(name, "bw_bytes_per_s", row["bw_bytes_per_s"], conditions, name)
+
+
+def _of_bench(name: str, document: Mapping[str, Any]) -> Iterator[Figure]:
+    # A threshold that was missed (5) is a figure like any other.
+    for row in document["results"] if document.get("exit_code") in (0, 5) else ():
+        conditions = {
+            "test": row["test"],
+            "operation": row["operation"],
+            "size in bytes": row["size_bytes"],
+            "queue pairs": row["queue_pairs"],
+            "depth": row["tx_depth"],
+            "signal interval": row["signal_every"],
+            "post list": row["post_list"],
+            "latency by": row["lat_by"],
+            **_of_ends(document),
+        }
+        metrics = ["lat_p50_us", "lat_p99_us"]
+        if row["test"] == "bw":
+            metrics = ["msg_rate_per_s" if row["size_bytes"] < _SMALL_BYTES else "bw_bytes_per_s"]
+        what = f"{name} {row['test']} {row['operation']} {format_size(row['size_bytes'])}"
+        for metric in metrics:
+            if row["complete"] and row[metric]:
+                yield Figure(what, metric, row[metric], conditions, name)
+
+
+def _of_ends(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a rate depends on beside what was asked for: device, wire, routes, faults on purpose."""
     environment = document["environment"]
     device = environment.get("device")
     device = device if isinstance(device, Mapping) else {}
-    conditions: dict[str, Any] = {
-        "operation": row["operation"],
-        "size in bytes": row["size_bytes"],
+    return {
         "device kind": f"{device.get('provider')} {device.get('driver')}",
         "path MTU in bytes": (environment.get("negotiated") or {}).get("path_mtu_bytes"),
-        "depth": params.get("tx_depth"),
-        "chunk in bytes": row["chunk_bytes"],
-        "faults": params.get("inject"),
+        "faults": document["params"].get("inject"),
+        **_of_routes(document["route"]),
     }
-    for side in ("local", "remote"):
-        route = document["route"][side] or {}
-        conditions |= {f"{side} {word}": route.get(word) for word in ("memory", "mover", "driver")}
-        conditions[f"{side} route"] = route.get("chosen")
-    if row["bw_bytes_per_s"]:
-        yield Figure(name, row["bw_bytes_per_s"], conditions)
 
 
-def _of_cell(row: Mapping[str, Any]) -> Figure:
-    words = ("device", "memory", "region", "operation", "size_class")
-    route = row["route"]
-    conditions = {"size in bytes": row["size_bytes"], "offset in bytes": row["region_offset_bytes"]}
+def _of_routes(route: Mapping[str, Any]) -> dict[str, Any]:
+    conditions: dict[str, Any] = {}
     for side in ("local", "remote"):
         end = route[side] or {}
         conditions |= {f"{side} {word}": end.get(word) for word in ("memory", "mover", "driver")}
         conditions[f"{side} route"] = end.get("chosen")
-    return Figure("/".join(str(row[word]) for word in words), row["bw_bytes_per_s"], conditions)
+    return conditions
+
+
+def _of_cell(row: Mapping[str, Any], prefix: str) -> Figure:
+    words = ("device", "memory", "region", "operation", "size_class")
+    conditions = {
+        "size in bytes": row["size_bytes"],
+        "offset in bytes": row["region_offset_bytes"],
+        **_of_routes(row["route"]),
+    }
+    name = prefix + "/".join(str(row[word]) for word in words)
+    return Figure(name, "bw_bytes_per_s", row["bw_bytes_per_s"], conditions, name)
+
+
+def _refuse_other_sizes(old: Iterable[Figure], new: Iterable[Figure], compared: Set[str]) -> None:
+    """Refuse what was run in both and has measured nothing twice: other sizes, another operation or test."""
+    then = {figure.run: figure for figure in reversed(list(old))}
+    now = {figure.run: figure for figure in reversed(list(new))}
+    for run in then.keys() & now.keys() - compared:
+        _refuse_unlike(then[run], now[run])
 
 
 def _refuse_unlike(old: Figure, new: Figure) -> None:
     for word, value in old.conditions.items():
         if new.conditions.get(word) != value:
             raise RequestError(
-                f"{old.name}: the runs are not alike: {word} was {value} and is {new.conditions.get(word)}",
+                f"{old.run}: the runs are not alike: {word} was {value} and is {new.conditions.get(word)}",
                 why="a rate means something beside one that was measured in the same way",
                 fix="run the same command again on both; p2prw --help shows what each option sets",
                 code="unlike_runs",
             )
 
 
-def _some(named: Mapping[str, Figure] | Sequence[str]) -> str:
-    names = list(named)
+def _some(found: Iterable[Figure]) -> str:
+    names = list(dict.fromkeys(figure.name for figure in found))
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

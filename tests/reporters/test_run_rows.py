@@ -56,6 +56,35 @@ def test_lines_show_reasons_and_commands(document):
     assert not [line for line in lines if line.strip() == "$"], "a row without a command shows none"
 
 
+@pytest.fixture
+def bench_row():
+    entry = {
+        "operation": "write",
+        "size_bytes": 65536,
+        "test": "bw",
+        "bw_bytes_per_s": 2.0**30,
+        "msg_rate_per_s": 16384.0,
+    }
+    late = {"operation": "read", "size_bytes": 2, "test": "lat", "lat_p50_us": 10.04, "lat_p99_us": 20.0}
+    none = {**late, "lat_p50_us": None, "lat_p99_us": None}
+    return row(1, action="bench", bw_bytes_per_s=None, result={"results": [entry, late, none]})
+
+
+def test_a_bench_row_shows_all_it_measured(bench_row):
+    figures = ["write 64 KiB: 1024.0 MiB/s (8.59 Gb/s), 16384 messages/s", "read 2 B: p50 10.0 us, p99 20.0 us",
+               "read 2 B: no latency"]  # fmt: skip
+    params = {"name": "n", "seed": 1, "scenario": "s", "elapsed_s": 1.0, "rows_by_status": {}}
+    document = {"results": [bench_row], "warnings": [], "exit_code": 0, "params": params}
+    lines = list(run_lines(document, "sum"))
+    assert lines[0] == "pass  r1  3 figures  route cpu  500.0 ms"
+    assert lines[1:4] == [f"      {figure}" for figure in figures]
+    assert "; ".join(figures) in run_markdown(document)
+    assert f"rate = {'; '.join(figures)}" in run_junit(document, "2026-01-31T12:00:00").decode()
+    one = {**bench_row, "result": {"results": bench_row["result"]["results"][1:2]}}
+    assert row_line(one) == "pass  r1  read 2 B: p50 10.0 us, p99 20.0 us  route cpu  500.0 ms"
+    assert row_line({**one, "result": None}) == "pass  r1  route cpu  500.0 ms"
+
+
 def test_lines_show_each_expectation_that_the_reason_does_not_name():
     judged = [
         {"text": "bw >= 2 GiB/s", "outcome": "missed", "measured": 1.0, "why": None},
