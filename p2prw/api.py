@@ -168,5 +168,5 @@ def serving(
         try:
             yield server.address
         finally:
-            stop.set()
+            stop.end_now()
             thread.join(timeout=10)

@@ -290,7 +290,7 @@ def _install_signal_handlers(app: App) -> Callable[[], None]:
         return lambda: None
 
     def handle(number: int, frame: object) -> None:
-        if app.stop:
+        if app.stop.times >= (app.signals_heeded if app.stop_is_watched else 1):
             _leave_at_once(app, number)
         app.stop.set(number)
         if not app.stop_is_watched:

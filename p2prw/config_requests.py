@@ -117,6 +117,8 @@ def serve_request(settings: Settings) -> ServeRequest:
         queue_pair=_queue_pair(settings),
         once=settings["once"],
         ready_file=settings["ready_file"],
+        metrics=_metrics(settings),
+        metrics_file=settings["metrics_file"],
         token=token,
         insecure=settings["insecure"],
         max_clients=settings["max_clients"],
@@ -153,6 +155,8 @@ def timeouts(settings: Settings) -> Timeouts:
         idle_s=settings.get("idle_timeout", default.idle_s),
         drain_s=settings.get("drain_timeout", default.drain_s),
         time_limit_s=settings.get("time_limit"),
+        client_s=settings.get("client_time_limit", default.client_s),
+        stop_s=settings.get("stop_timeout", default.stop_s),
     )
 
 
@@ -238,6 +242,21 @@ def _via(settings: Settings) -> MemorySpec | None:
         return resolve_memory(settings["via"], _buffers(settings))
     except RequestError as error:
         raise at_place(_where(settings, "via"), error) from error
+
+
+def _metrics(settings: Settings) -> PeerAddress | None:
+    if settings["metrics"] is None:
+        return None
+    where = _where(settings, "metrics")
+    host = parse_host(settings["metrics"], where, any_port=True)
+    if host.port is None:
+        raise RequestError(
+            f"{where}: {settings['metrics']} has no port",
+            why="p2prw has no port of its own for metrics",
+            fix=f"--metrics {settings['metrics']}:9885",
+            code="missing_port",
+        )
+    return PeerAddress(host.host, host.port)
 
 
 def _where(settings: Settings, name: str) -> str:

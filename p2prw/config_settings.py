@@ -122,6 +122,14 @@ def _what() -> Iterator[Setting]:
         frozenset({"doctor"}), metavar="DIR",
     )  # fmt: skip
     yield Setting(
+        "metrics", text, "Figures for Prometheus at http://HOST:PORT/metrics, without a token; needs p2prw[metrics].",
+        group, SERVE, sections=serve, metavar="HOST:PORT",
+    )  # fmt: skip
+    yield Setting(
+        "metrics_file", text, "The same for the node exporter's textfile collector, each 10 s.", group, SERVE,
+        sections=serve, metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
         "ready_file", text, "Write one line HOST:PORT here once clients may come.", group, SERVE, sections=serve,
         metavar="FILE",
     )  # fmt: skip
@@ -271,6 +279,14 @@ def _waits() -> Iterator[Setting]:
     yield Setting(
         "drain_timeout", duration, "After Ctrl-C: wait this long for what is in flight.", group, MOVES,
         default=_WAIT.drain_s, shown=f"{_WAIT.drain_s:g}s", sections=both, metavar="TIME",
+    )  # fmt: skip
+    yield Setting(
+        "client_time_limit", auto_or(duration, "none"), "Longest stay of one client, however busy it is.", group,
+        SERVE, default=_WAIT.client_s, shown="24h", sections=("serve",), metavar="TIME",
+    )  # fmt: skip
+    yield Setting(
+        "stop_timeout", duration, "After SIGTERM or Ctrl-C: how long transfers may still take; a second signal ends "
+        "them.", group, SERVE, default=_WAIT.stop_s, shown=f"{_WAIT.stop_s:g}s", sections=("serve",), metavar="TIME",
     )  # fmt: skip
     yield Setting(
         "time_limit", auto_or(duration, "none"), "Bound the whole command (exit 6).", group, TALKS | RUN, shown="none",

@@ -33,6 +33,8 @@ class App:
     stop: StopRequest = field(default_factory=StopRequest)
     stop_is_watched: bool = False
     """True while the engine looks at `stop`; else a signal ends the command at once."""
+    signals_heeded: int = 1
+    """While `stop_is_watched`: so many are the engine's to answer; the next one ends the command at once."""
     parting: str = ""
     """What a second signal, which ends the command at once, still says on stderr."""
     live: bool = False

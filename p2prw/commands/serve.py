@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +32,9 @@ perftest: ib_write_bw -d mlx5_0 -x 3
    here:  p2prw serve --region buffer=host,size=64M -d mlx5_0 -x 3
 
 Environment: P2PRW_<OPTION>, as P2PRW_LISTEN=10.0.0.1; the command line wins.
-SIGINT and SIGTERM end it with 0; with --once it ends with its client's code.
+SIGINT and SIGTERM end it with 0, once the transfers that run are done (at most
+--stop-timeout; a second signal ends them); with --once it ends with its
+client's code.
 {EXIT_CODES}"""
 
 KEPT_EVENTS = 1000
@@ -56,6 +59,7 @@ def serve(app: App, /, **line: Any) -> int:
     if settings["smoke"]:
         request = _with_smoke_regions(app, request)
     from p2prw.engine.server.server import Server
+    from p2prw.engine.server.systemd import ServiceManager
     from p2prw.reporters.document import build
     from p2prw.reporters.json import StreamPrinter
 
@@ -76,9 +80,10 @@ def serve(app: App, /, **line: Any) -> int:
         if not app.mode.quiet or event.kind in SHOWN_WHEN_QUIET:
             app.stderr.line(event.text)
 
-    app.stop_is_watched = True
+    # The second one still closes in good order, at once; the third is for a server that hangs.
+    app.stop_is_watched, app.signals_heeded = True, 2
     try:
-        with Server(request) as server:
+        with Server(request, manager=ServiceManager(app.environ, pid=os.getpid())) as server:
             address = str(server.address)
             code = server.run(app.stop, on_event)
     finally:

@@ -23,6 +23,7 @@ _LOST = frozenset(
         "flushed",
         "remote_access",
         "remote_operation",
+        "server_stopped",
     }
 )
 # What a reconnect meets while the peer starts again, or has not yet noticed that the old connection is dead.
@@ -35,6 +36,7 @@ _NOT_YET = frozenset(
         "busy",
         "idle",
         "too_many_clients",
+        "stopping",
     }
 )
 

@@ -33,6 +33,6 @@ class ServeEvent:
     """One thing that happened at a server; the command line prints `text`, programs read `fields`."""
 
     kind: str
-    """`listening`, `joined`, `granted`, `released`, `refused`, `left`, `failed`, `warning`, `stopped`."""
+    """`listening`, `joined`, `granted`, `released`, `refused`, `left`, `failed`, `warning`, `stopping`, `stopped`."""
     text: str
     fields: dict[str, object]

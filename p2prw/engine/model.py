@@ -322,6 +322,10 @@ class Timeouts:
     """After Ctrl-C: for what is in flight."""
     time_limit_s: float | None = None
     """The whole command."""
+    client_s: float | None = 24 * 3600.0
+    """At a server: from a client's connection to its end, however busy it is. None: no limit."""
+    stop_s: float = 30.0
+    """At a server: how long transfers may still take after it was asked to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -399,6 +403,10 @@ class ServeRequest:
     queue_pair: QueuePairOptions = QueuePairOptions()
     once: bool = False
     ready_file: str | None = None
+    metrics: PeerAddress | None = None
+    """Where scrapers find the figures."""
+    metrics_file: str | None = None
+    """Where the node exporter's textfile collector finds them."""
     token: bytes | None = field(default=None, repr=False)
     insecure: bool = False
     max_clients: int = 64

@@ -27,7 +27,7 @@ class FakeServer:
     code = 0
     bind_error: Exception | None = None
 
-    def __init__(self, request: ServeRequest) -> None:
+    def __init__(self, request: ServeRequest, manager: Any = None) -> None:
         self.requests.append(request)
         self.address = PeerAddress(request.listen.host, request.listen.port or 40000)
 
@@ -74,6 +74,8 @@ REACHED = {
     "verbs_binding": (["--verbs-binding", "ibverbs"], "ibverbs"),
     "once": (["--once"], True),
     "ready_file": (["--ready-file", "r"], "r"),
+    "metrics": (["--metrics", "127.0.0.1:0"], PeerAddress("127.0.0.1", 0)),
+    "metrics_file": (["--metrics-file", "m"], "m"),
     "insecure": (["--insecure"], True),
     "max_clients": (["--max-clients", "3"], 3),
     "staging_bytes": (["--staging", "8M"], 8 << 20),
@@ -140,6 +142,7 @@ USAGE = {
     "no name": (["serve", "--region", "host,size=1M"], "bad_region"),
     "twice": ([*SCRATCH, "--region", "scratch=host"], "bad_region"),
     "bad access": (["serve", "--region", "a=host,access=x"], "bad_access"),
+    "metrics without a port": ([*SCRATCH, "--metrics", "127.0.0.1"], "missing_port"),
     "bad memory": (["serve", "--region", "a=hots"], "unknown_kind"),
 }
 

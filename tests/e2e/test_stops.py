@@ -156,15 +156,41 @@ def test_server_stopped_in_mid_transfer(server, p2prw, tmp_path, parts, still_se
     still_serves(one)
 
 
-def test_server_ended_in_mid_transfer(server, p2prw, tmp_path, parts):
-    """SIGTERM ends it with 0 also while a client is at work; the client knows."""
-    one = server(f"--region=a=file:{tmp_path}/store.bin")
+@pytest.mark.parametrize("how", ["at its limit", "by a second signal"])
+def test_server_ended_in_mid_transfer(server, p2prw, tmp_path, parts, how):
+    """SIGTERM ends it with 0 also while a client is at work; the client is told, and knows what was moved."""
+    limit_s = 1 if how == "at its limit" else 60
+    one = server(f"--region=a=file:{tmp_path}/store.bin", "--stop-timeout", f"{limit_s}s")
     running = begin(p2prw, one, "write", BIG)
-    assert one.stop() == 0
+    one.process.send_signal(signal.SIGTERM)
+    one.wait_for_line(f"stopping: 1 transfer may take another {limit_s} s")
+    if limit_s > 1:
+        one.process.send_signal(signal.SIGINT)
+    assert one.join() == 0
     run = running.finish(20)
-    run.failed(1, "peer_lost")
+    error = run.failed(7, "server_stopped")
+    assert error["side"] == "remote" and "--resume" in error["try"]
     moved_some(run.document)
     assert not (tmp_path / "store.bin").exists() and parts(tmp_path) == []
+
+
+def test_server_asked_to_stop_lets_a_transfer_finish(server, p2prw, tmp_path):
+    one = server(f"--region=a=file:{tmp_path}/store.bin", "--region=b=host,size=64KiB", "--json", "--stop-timeout=2m")
+    count = len(one.lines)
+    running = p2prw.start("write", f"{one.address}/a", "--from", "host,size=4MiB,pattern=words:7")
+    one.wait_for_line("writes ", after=count)
+    # It stands still meanwhile, so that it cannot be done too early.
+    running.process.send_signal(signal.SIGSTOP)
+    try:
+        one.process.send_signal(signal.SIGTERM)
+        one.wait_for_line("stopping: ")
+        p2prw("write", f"{one.address}/b", "--from", "host,size=64KiB").failed(7, "stopping")
+    finally:
+        running.process.send_signal(signal.SIGCONT)
+    run = running.finish().ok()
+    assert run.row["bytes"] == (tmp_path / "store.bin").stat().st_size == 4 * 1024 * 1024
+    assert one.join() == 0
+    assert json.loads(one.stdout)["status"] == "ok"
 
 
 @pytest.mark.parametrize("memory", [BIG, "file:store.bin"])

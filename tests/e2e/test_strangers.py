@@ -157,7 +157,7 @@ def test_a_stranger_gets_one_plain_line(server, still_serves, data):
     heard = line_of(one, data)
     if data == b"\0\0\xff\xff":
         # A frame announced and never sent: dropped at the deadline.
-        one.wait_for_line("nothing was heard")
+        one.wait_for_line("the handshake was not done")
     else:
         assert heard.startswith(b"p2prw: ") and heard.endswith(b"\r\n") and heard.count(b"\n") == 1, heard
     still_serves(one)
@@ -170,7 +170,7 @@ def test_half_open_connections_hold_nobody_up(server, p2prw, still_serves, until
     try:
         idle[0].sendall(b"\0\0")
         p2prw("write", f"{one.address}/a", "--from", "host,size=64KiB").ok()
-        until(lambda: one.log().count("nothing was heard") == 20, 15, "the silent ones to be dropped")
+        until(lambda: one.log().count("the handshake was not done") == 20, 15, "the silent ones to be dropped")
     finally:
         for connection in idle:
             connection.close()

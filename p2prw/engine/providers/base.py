@@ -7,8 +7,8 @@ no-op.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from p2prw.engine.memory.base import MappedBuffer
@@ -37,6 +37,17 @@ class QueuePairCounters:
     timeouts: int = 0
     duplicates: int = 0
     icrc_errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUsage:
+    """What a device holds now, and what it has seen since it was opened; for the metrics of a server."""
+
+    queue_pairs: int
+    registrations: int
+    retransmitted_packets: int = 0
+    dropped_packets: Mapping[str, int] = field(default_factory=dict)
+    """Packets that reached no queue pair, by reason in snake_case; what hardware drops it counts in sysfs."""
 
 
 class Registration(Protocol):
@@ -140,6 +151,9 @@ class Device(Protocol):
 
     def next_timer_s(self) -> float | None:
         """Return seconds until `pump` must be called though nothing arrives; None: no timer runs."""
+
+    def usage(self) -> DeviceUsage:
+        """Return what is held and what went wrong; cheap enough to ask many times a second."""
 
     def close(self) -> None:
         """Close queue pairs, registrations, sockets. Safe to call twice."""

@@ -29,7 +29,7 @@ from p2prw.engine.model import (
     Sge,
     WcStatus,
 )
-from p2prw.engine.providers.base import QueuePairCounters
+from p2prw.engine.providers.base import DeviceUsage, QueuePairCounters
 from p2prw.engine.providers.scripted_fabric import Region, ScriptedFabric
 from p2prw.engine.providers.scripted_script import Counts, Fault, ManualClock, Script
 from p2prw.errors import HostError, LocalProtocolError
@@ -352,6 +352,10 @@ class ScriptedDevice:
         self.counts.queue_pairs_made += 1
         self.counts.queue_pairs_open += 1
         return pair
+
+    def usage(self) -> DeviceUsage:
+        """Return what is open."""
+        return DeviceUsage(len(self._queue_pairs), self.counts.registrations_open)
 
     def receive_window_bytes(self) -> int:
         """Return what the script says."""

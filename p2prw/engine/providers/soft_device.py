@@ -26,6 +26,7 @@ from p2prw.engine.model import (
     WcStatus,
 )
 from p2prw.engine.pcap import PcapWriter
+from p2prw.engine.providers.base import DeviceUsage
 from p2prw.engine.providers.soft_address import PATH_MTUS, LocalAddress, gid_of
 from p2prw.engine.providers.soft_selftest import SelfTest
 from p2prw.engine.providers.soft_socket import BoundSocket, path_mtu_to, set_traffic_class
@@ -172,6 +173,7 @@ class SoftDevice:
         self._registrations: WeakSet[MemoryRegistration] = WeakSet()
         self._closed = False
         self._pumps = self._segmented_before = 0
+        self._retransmitted_by_the_gone = 0
 
     def __repr__(self) -> str:
         address, udp_port = self.wire.endpoint
@@ -205,6 +207,7 @@ class SoftDevice:
         """Drop a queue pair that closed itself."""
         if pair in self._queue_pairs:
             self._queue_pairs.remove(pair)
+            self._retransmitted_by_the_gone += pair.counters.retransmitted_packets
 
     def check_path(self, ours: QueuePairAttributes, remote: QueuePairAttributes) -> None:
         """Refuse a peer that our socket cannot reach with whole packets. HostError."""
@@ -292,6 +295,22 @@ class SoftDevice:
                 if why:
                     self.stop_gso(f"{why}; perhaps the NIC's segmentation does not count the IPv4 identification up")
                     return
+
+    def usage(self) -> DeviceUsage:
+        """Return what is held, and the packets that were sent again or dropped."""
+        counters = self.core.counters
+        return DeviceUsage(
+            queue_pairs=len(self._queue_pairs),
+            registrations=len(self.core.memory),
+            retransmitted_packets=self._retransmitted_by_the_gone
+            + sum(pair.counters.retransmitted_packets for pair in self._queue_pairs),
+            dropped_packets={
+                "malformed": counters.dropped_malformed,
+                "unknown_queue_pair": counters.dropped_unknown_qpn,
+                "wrong_source": counters.dropped_wrong_source,
+                "icrc": counters.icrc_errors,
+            },
+        )
 
     @property
     def injector(self) -> FaultInjector | None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from p2prw.engine.model import Access, DeviceInfo, DeviceLimits, QueuePairOptions, Route
+from p2prw.engine.providers.base import DeviceUsage
 from p2prw.engine.providers.verbs_binding import (
     LOCAL_WRITE,
     ON_DEMAND,
@@ -321,6 +322,10 @@ class VerbsDevice:
             setattr(counters, name, getattr(counters, name) + moved)
         if "packets_received" not in fresh:
             counters.packets_received += 1
+
+    def usage(self) -> DeviceUsage:
+        """Return what is held; packets are the hardware's business, `counters` in sysfs have them."""
+        return DeviceUsage(len(self._queue_pairs), len(self._registrations))
 
     def completed(self) -> None:
         """A queue pair saw a completion: more may follow at once."""

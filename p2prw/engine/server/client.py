@@ -18,32 +18,34 @@ from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.handshake import ServerHandshake
 from p2prw.engine.control.messages import (
     CAPABILITIES,
-    REGIONS_PER_PAGE,
     Commit,
     Digest,
     Fill,
     ListRegions,
     Message,
     Open,
-    RegionInfo,
-    Regions,
     Release,
     Released,
     Restart,
     Window,
     refuse_from,
 )
-from p2prw.engine.model import Operation, QueuePairOptions
+from p2prw.engine.model import Operation
 from p2prw.engine.peer import attributes_from_wire, source_from_wire
 from p2prw.engine.providers.base import Device
 from p2prw.engine.server.active import ActiveLease
 from p2prw.engine.server.leases import Lease
-from p2prw.errors import P2prwError, PeerGone, PeerRefusedError, ProtocolError, RemoteProtocolError
+from p2prw.engine.server.refusals import overdue
+from p2prw.engine.server.regions import regions_page
+from p2prw.engine.server.source import choose_source
+from p2prw.errors import P2prwError, PeerGone, ProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
     from p2prw.engine.server.server import Server
 
 _WHOLE_REGION_BYTES = 1 << 62
+_MESSAGES_PER_TURN = 16
+"""Of one client before the next one has its turn: who asks without end must not keep the others from being heard."""
 
 
 class ServedClient:
@@ -60,8 +62,10 @@ class ServedClient:
         self.gone = False
         self.authenticated = False
         self.exit_code = 0
+        self._since_s = now
         self._last_heard_s = now
         self._packets_seen = 0
+        self._has_more_to_say = False
 
     # --- what the loop calls --------------------------------------------------------------------------------
 
@@ -75,10 +79,13 @@ class ServedClient:
             return False
         if self.channel.wants_write:
             self._guard(self.channel.flush)
+        heard = self._has_more_to_say
+        if heard:
+            self.hear(now)
         active = self.active
         if active is None:
-            return False
-        busy = self._guard(lambda: active.step(self.channel))
+            return heard
+        busy = self._guard(lambda: active.step(self.channel)) or heard
         packets = active.queue_pair.counters.packets_received
         if busy or packets != self._packets_seen:
             self._packets_seen = packets
@@ -86,20 +93,18 @@ class ServedClient:
         return busy
 
     def check_deadline(self, now: float) -> None:
-        """Drop a client that is silent for too long."""
+        """Drop a client that is silent for too long, never gets through its handshake, or stays beyond its time."""
         timeouts = self.server.request.timeouts
         if self.active is not None and self.active.working:
             self._last_heard_s = now
-        limit_s, wait = (
-            (timeouts.idle_s, "--idle-timeout") if self.authenticated else (timeouts.handshake_s, "handshake")
+        error = overdue(
+            timeouts,
+            now,
+            since_s=self._since_s,
+            last_heard_s=self._last_heard_s,
+            authenticated=self.authenticated,
         )
-        if now - self._last_heard_s > limit_s:
-            error = PeerRefusedError(
-                f"nothing was heard for {limit_s:g} s ({wait})",
-                why="a silent client holds memory that others may want",
-                fix="a larger --idle-timeout at the server",
-                code="idle",
-            )
+        if error is not None:
             self.drop(error)
 
     def send_window(self) -> None:
@@ -108,12 +113,19 @@ class ServedClient:
         if active is not None and not active.waiting_for_worker and not self.gone:
             self._guard(lambda: self.channel.send(Window(self.server.window_bytes(active.device))))
 
+    def _refused(self, what: str, code: str) -> None:
+        self.server.counters.errors[code] += 1
+        self.server.event("refused", f"{self.name}: {what}", client=self.name, code=code)
+
     def drop(self, error: P2prwError | None) -> None:
         """Let go of everything this client holds; tell it why where it still listens."""
         if self.gone:
             return
         if self.exit_code == 0 and (error is not None or self.active is not None):
             self.exit_code = error.exit_code if error is not None else 1
+        held = self.active is not None
+        if self.active is not None:
+            self.server.counters.count_transfer(self.active.lease, None)
         self._leave()
         if error is not None and not isinstance(error, PeerGone):
             try:
@@ -122,7 +134,11 @@ class ServedClient:
                 pass
         self._end_lease()
         self.channel.close()
-        if error is None:
+        ended_well = error is None or (error.code == "stopping" and not held)
+        self.server.counters.connections["left" if ended_well else "failed"] += 1
+        if error is not None:
+            self.server.counters.errors[error.code] += 1
+        if ended_well or error is None:
             self.server.event("left", f"{self.name} left", client=self.name)
         else:
             text = f"{self.name}: {error.what}" + (f" ({error.why})" if error.why else "")
@@ -141,7 +157,8 @@ class ServedClient:
             if not self.authenticated and error.code in ("not_p2prw", "frame_too_long", "bad_message"):
                 self._leave()
                 self.channel.refuse_stranger()
-                self.server.event("refused", f"{self.name} is no p2prw client: {error.what}", client=self.name)
+                self.server.counters.connections["stranger"] += 1
+                self._refused(f"no p2prw client: {error.what}", error.code)
             else:
                 self.drop(error)
         except PeerGone as error:
@@ -165,12 +182,17 @@ class ServedClient:
     # --- handshake ------------------------------------------------------------------------------------------
 
     def _hear(self, now: float) -> None:
-        while not self.gone and (message := self.channel.receive()) is not None:
+        # What is left lies in the channel's buffer, where no selector sees it: `step` comes back for it.
+        self._has_more_to_say = False
+        for _ in range(_MESSAGES_PER_TURN):
+            if self.gone or (message := self.channel.receive()) is None:
+                return
             self._last_heard_s = now
             if self.authenticated:
                 self._handle(message)
             else:
                 self._shake(message)
+        self._has_more_to_say = True
 
     def _shake(self, message: Message) -> None:
         if self.handshake is None:
@@ -190,7 +212,8 @@ class ServedClient:
             self.exit_code = error.exit_code
             self._leave()
             self.channel.close()
-            self.server.event("refused", f"{self.name}: {error.what}", client=self.name, code=error.code)
+            self.server.counters.connections["refused"] += 1
+            self._refused(error.what, error.code)
         elif self.handshake.done:
             self.authenticated = True
             self.channel.seal_from(self.handshake)
@@ -225,25 +248,13 @@ class ServedClient:
         return active
 
     def _list(self, page: int) -> None:
-        regions = list(self.server.regions.values())
-        first, last = page * REGIONS_PER_PAGE, (page + 1) * REGIONS_PER_PAGE
-        rows = tuple(
-            RegionInfo(
-                region.name,
-                region.kind,
-                region.length_bytes,
-                region.access,
-                region.staged,
-                self.server.leases.busy(region.name),
-            )
-            for region in regions[first:last]
-        )
-        self.channel.send(Regions(rows, more=last < len(regions)))
+        self.channel.send(regions_page(self.server.regions.values(), self.server.leases, page))
 
     def _open(self, message: Open) -> None:
         if self.active is not None:
             raise RemoteProtocolError("open while a lease stands", code="unexpected_message")
         try:
+            self.server.check_staying()
             self._grant(message)
         except ProtocolError:
             raise
@@ -252,7 +263,7 @@ class ServedClient:
             self._end_lease()
             self.exit_code = 7
             self.channel.send(refuse_from(error))
-            self.server.event("refused", f"{self.name}: {error.what}", client=self.name, code=error.code)
+            self._refused(error.what, error.code)
 
     def _grant(self, message: Open) -> None:
         server, operation = self.server, Operation(message.op)
@@ -269,11 +280,20 @@ class ServedClient:
             holder=self.name,
         )
         server.check_conflict(lease)
-        device = self._device_for_peer(message)
+        device, peer = self.device, self.handshake.peer if self.handshake else None
+        assert device is not None and peer is not None
+        source = choose_source(
+            device.info,
+            peer.gid_table,
+            message.queue_pair.gid,
+            control_host=self.channel.peer_address.host,
+            has_token=server.request.token is not None,
+            wanted_index=server.request.queue_pair.gid_index,
+        )
         with ExitStack() as guard:
             opened = region.open_for(operation, message.offset, length, source_from_wire(message.source))
             guard.callback(opened.close)
-            queue_pair = device.create_queue_pair(self._options(device, message))
+            queue_pair = device.create_queue_pair(replace(server.request.queue_pair, gid_index=source))
             guard.callback(queue_pair.close)
             queue_pair.connect(attributes_from_wire(message.queue_pair))
             if message.window_bytes is not None:
@@ -317,34 +337,6 @@ class ServedClient:
             length_bytes=active.length_bytes,
         )
 
-    def _options(self, device: Device, message: Open) -> QueuePairOptions:
-        """Return the queue pair's options with the GID of ours that fits the one the client sends from."""
-        assert self.handshake is not None and self.handshake.peer is not None
-        options = self.server.request.queue_pair
-        rows = [entry for entry in self.handshake.peer.gid_table if entry.gid == message.queue_pair.gid]
-        pair = gids.pick_gid_pair(device.info.gids, gids.from_wire(rows), options.gid_index)
-        return replace(options, gid_index=pair.local.index)
-
-    def _device_for_peer(self, message: Open) -> Device:
-        assert self.handshake is not None and self.handshake.peer is not None and self.device is not None
-        rows = [entry for entry in self.handshake.peer.gid_table if entry.gid == message.queue_pair.gid]
-        if not rows:
-            raise RemoteProtocolError("the queue pair's GID is not in the client's table", code="bad_gid")
-        if all(entry.type == "ib" for entry in rows) and self.device.info.link_layer == "InfiniBand":
-            return self.device  # no IP address, and no way out of the subnet
-        address = gids.gid_to_address(message.queue_pair.gid)
-        control = gids.gid_to_address(gids.address_to_gid(self.channel.peer_address.host))
-        both_loopback = address.is_loopback and control.is_loopback
-        if address != control and not both_loopback and self.server.request.token is None:
-            # Else a stranger could aim our packets at somebody else.
-            raise PeerRefusedError(
-                f"the client wants data sent to {address}, but talks from {control}",
-                why="without a token data goes only where the control connection comes from",
-                fix="start the server with --token-file, or leave --device away at the client",
-                code="foreign_gid",
-            )
-        return self.device
-
     # --- release --------------------------------------------------------------------------------------------
 
     def _release(self, message: Release) -> None:
@@ -365,6 +357,7 @@ class ServedClient:
             self._guard(lambda: _raise(error))
             return
         lease, unfinished = active.lease, active.keeps_unfinished
+        self.server.counters.count_transfer(lease, active.length_bytes if keep else None)
         self._end_lease()
         self.exit_code = 0 if keep else 1
         self._guard(lambda: self.channel.send(Released(lease.id)))

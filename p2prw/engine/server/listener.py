@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 
-from p2prw.engine.model import PeerAddress
-from p2prw.errors import HostError
+from p2prw.engine.model import PeerAddress, ServeRequest
+from p2prw.errors import HostError, RequestError
 
 _BACKLOG = 128
+
+
+def check_exposure(request: ServeRequest, address: PeerAddress) -> None:
+    """Refuse an address that other hosts reach, where there is neither a token nor --insecure. RequestError."""
+    host = address.host
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        loopback = False
+    if loopback or request.token is not None or request.insecure:
+        return
+    raise RequestError(
+        f"--listen {address} offers memory to the network without a token",
+        why="whoever reaches the port could read and write the regions",
+        fix="--token-file FILE, or --insecure where the network is yours alone",
+        code="needs_token",
+    )
 
 
 def open_listeners(listen: PeerAddress) -> list[socket.socket]:
@@ -44,6 +62,48 @@ def open_listeners(listen: PeerAddress) -> list[socket.socket]:
             listener.close()
         raise _explain(listen, error) from error
     return listeners
+
+
+def take_listeners(fds: tuple[int, ...]) -> list[socket.socket]:
+    """Return the listening TCP sockets that a service manager handed to us. HostError `bad_inherited_socket`.
+
+    Descriptors are not closed where one of them is wrong: they are the manager's.
+    """
+    taken: list[socket.socket] = []
+    try:
+        taken.extend(map(_take, fds))
+    except BaseException:
+        for sock in taken:
+            sock.detach()
+        raise
+    return taken
+
+
+def _take(fd: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise _no_listener(fd, f"it is no socket: {error.strerror}", error.errno) from error
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        why = f"it is {sock.family.name} {sock.type.name}, the control channel is TCP"
+    elif not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        why = "it is no listening socket; Accept=yes is not for p2prw, one process serves all clients"
+    else:
+        sock.setblocking(False)
+        sock.set_inheritable(False)
+        return sock
+    sock.detach()
+    raise _no_listener(fd, why, None)
+
+
+def _no_listener(fd: int, why: str, number: int | None) -> HostError:
+    return HostError(
+        f"cannot serve on descriptor {fd} of the service manager",
+        why=why,
+        fix="in the .socket unit: ListenStream=HOST:PORT, Accept=no",
+        code="bad_inherited_socket",
+        errno=number,
+    )
 
 
 def _explain(listen: PeerAddress, error: OSError) -> HostError:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from p2prw.engine.control.messages import REGIONS_PER_PAGE, RegionInfo, Regions
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.memory.file import FileRegion, run_steps
 from p2prw.engine.memory.prepare import prepare_memory
 from p2prw.engine.model import Operation, ServedRegion, ServeRequest, SourceIdentity
+from p2prw.engine.server.leases import LeaseTable
 from p2prw.errors import PeerRefusedError, RequestError
 
 _ROLES = {"r": "source", "w": "sink", "rw": "both"}
@@ -189,3 +191,16 @@ def open_region(offered: ServedRegion, request: ServeRequest) -> OfferedRegion:
     if offered.memory.kind == "file":
         return FileOffered(offered, request)
     return MappedRegion(offered, request)
+
+
+def regions_page(regions: Iterable[OfferedRegion], leases: LeaseTable, page: int) -> Regions:
+    """Return one page of what a client that asks is told."""
+    offered = list(regions)
+    first, last = page * REGIONS_PER_PAGE, (page + 1) * REGIONS_PER_PAGE
+    rows = tuple(
+        RegionInfo(
+            region.name, region.kind, region.length_bytes, region.access, region.staged, leases.busy(region.name)
+        )
+        for region in offered[first:last]
+    )
+    return Regions(rows, more=last < len(offered))

@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
-import os
 import selectors
 import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from difflib import get_close_matches
-from pathlib import Path
 from types import TracebackType
 
 from p2prw import __version__
 from p2prw.engine import routes
 from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.messages import refuse_from
 from p2prw.engine.devices import open_device
 from p2prw.engine.events import ServeEvent
 from p2prw.engine.memory.via import check_via
 from p2prw.engine.model import PeerAddress, ServeRequest
 from p2prw.engine.providers.base import Device
+from p2prw.engine.server import refusals
 from p2prw.engine.server.client import ServedClient
+from p2prw.engine.server.counters import ServerCounters, ServerState
 from p2prw.engine.server.leases import Lease, LeaseTable
-from p2prw.engine.server.listener import open_listeners
+from p2prw.engine.server.listener import check_exposure, open_listeners, take_listeners
+from p2prw.engine.server.metrics import Metrics
+from p2prw.engine.server.ready_file import write_whole
 from p2prw.engine.server.regions import OfferedRegion, open_region
+from p2prw.engine.server.systemd import ServiceManager
 from p2prw.engine.server.worker import Worker
 from p2prw.engine.stop import StopRequest
-from p2prw.errors import HostError, PeerRefusedError, RequestError
+from p2prw.errors import P2prwError, PeerRefusedError, RequestError
 
 _LONGEST_WAIT_S = 0.25
 _HOUSEKEEPING_S = 0.25
+_OUT_OF_SOMETHING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Server:
     """Opens everything when entered (so errors come before "ready"), serves in `run`, closes when left."""
 
-    def __init__(self, request: ServeRequest, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        request: ServeRequest,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        manager: ServiceManager | None = None,
+    ) -> None:
         self.request = request
+        self.counters = ServerCounters()
         self.agent = f"p2prw {__version__}"
         self.leases = LeaseTable()
         self.regions: dict[str, OfferedRegion] = {}
@@ -51,8 +64,13 @@ class Server:
         self._listeners: list[socket.socket] = []
         self._on_event: Callable[[ServeEvent], None] | None = None
         self._finished: ServedClient | None = None
+        self._accepting = True
+        self._stop_at_s: float | None = None
+        """Once asked to stop: when the transfers that still run are told to end."""
         self.address = request.listen
         self.worker = Worker()
+        self._manager = manager or ServiceManager({}, pid=0)
+        self._metrics: Metrics | None = None
 
     def __enter__(self) -> Server:
         try:
@@ -69,8 +87,8 @@ class Server:
 
     def _open(self) -> None:
         request = self.request
-        _check_exposure(request)
         self._stack.callback(self._selector.close)
+        self._listen()
         self.watch(self.worker.fileno())
         if request.via is not None:
             kinds = [offered.memory.kind for offered in request.regions]
@@ -87,11 +105,6 @@ class Server:
             self._stack.callback(region.close)
             self.regions[offered.name] = region
             self.warnings += region.warnings
-        self._listeners = open_listeners(request.listen)
-        for listener in self._listeners:
-            self._stack.callback(listener.close)
-            self._selector.register(listener, selectors.EVENT_READ, "listener")
-        self.address = PeerAddress(request.listen.host, self._listeners[0].getsockname()[1])
         for listener in self._listeners:
             host = listener.getsockname()[0]
             if not ipaddress.ip_address(host.split("%")[0]).is_unspecified:
@@ -100,6 +113,30 @@ class Server:
                 for region in self.regions.values():
                     # So is memory that this device can never reach.
                     routes.choose_route(device.info, region.kind, staged=region.staged)
+
+        if request.metrics is not None or request.metrics_file is not None:
+            self._metrics = Metrics(
+                request,
+                self._selector,
+                self.worker,
+                self.state,
+                self.counters,
+                lambda text: self.event("warning", text),
+            )
+            self._stack.callback(self._metrics.close)
+
+    def _listen(self) -> None:
+        request, given = self.request, self._manager.listen_fds
+        if not given:
+            check_exposure(request, request.listen)
+        self._listeners = take_listeners(given) if given else open_listeners(request.listen)
+        for listener in self._listeners:
+            self._stack.callback(listener.close)
+            self._selector.register(listener, selectors.EVENT_READ, "listener")
+        host, port = self._listeners[0].getsockname()[:2]
+        self.address = PeerAddress(host if given else request.listen.host, port)
+        for listener in self._listeners if given else ():
+            check_exposure(request, PeerAddress(*listener.getsockname()[:2]))
 
     def close(self) -> None:
         """Drop clients, close devices and memory. Safe to call twice."""
@@ -193,6 +230,11 @@ class Server:
             if self.request.once and client.authenticated and self._finished is None:
                 self._finished = client
 
+    def state(self) -> ServerState:
+        """Return what is held now."""
+        devices = {f"{device.info.name} {address}": device.usage() for address, device in self._devices.items()}
+        return ServerState(len(self._clients), len(self.leases), devices)
+
     def event(self, kind: str, text: str, **fields: object) -> None:
         """Tell whoever runs us."""
         if self._on_event is not None:
@@ -206,16 +248,27 @@ class Server:
         for warning in self.warnings:
             self.event("warning", warning)
         self.event("listening", f"listening on {self.address}", address=str(self.address), port=self.address.port)
+        if self._metrics is not None:
+            places = self._metrics.places
+            self.event("metrics", f"metrics: {', '.join(places)}", places=list(places))
         if self.request.ready_file:
-            _write_ready_file(self.request.ready_file, str(self.address))
+            line = f"{self.address}\n".encode()
+            write_whole(self.request.ready_file, line, option="--ready-file", code="ready_file")
+        self._manager.ready(f"listening on {self.address}")
         limit_s = self.request.timeouts.time_limit_s
         end_s = None if limit_s is None else self._clock() + limit_s
         next_housekeeping_s = self._clock()
-        while not stop and self._finished is None:
+        while self._finished is None:
             busy = self._round()
             now = self._clock()
+            if stop and (stop.at_once or self._has_stopped(now)):
+                break
             if now >= next_housekeeping_s:
                 next_housekeeping_s = now + _HOUSEKEEPING_S
+                self._resume_accepting()
+                self._manager.tick(now, self._status())
+                if self._metrics is not None:
+                    self._metrics.housekeeping(now)
                 for client in list(self._clients.values()):
                     client.check_deadline(now)
             if end_s is not None and now >= end_s:
@@ -224,12 +277,51 @@ class Server:
             for key, _ in self._selector.select(0 if busy else self._wait_s()):
                 if key.data == "listener":
                     self._accept(key.fileobj)  # type: ignore[arg-type]
-                elif isinstance(key.data, ServedClient):
+                elif key.data != "wake":
                     key.data.hear(now)
         if self._finished is not None:
             return self._finished.exit_code
+        self._dismiss()
         self.event("stopped", "stopped")
         return 0
+
+    # --- stopping in good order -------------------------------------------------------------------------------
+
+    def _has_stopped(self, now: float) -> bool:
+        """Begin to stop when asked for the first time; True once no transfer runs any more, or its time is over."""
+        running = len(self.leases)
+        if self._stop_at_s is None:
+            limit_s = self.request.timeouts.stop_s
+            self._stop_at_s = now + limit_s
+            self._manager.stopping(self._status(), limit_s)
+            if self._manager.listen_fds:
+                # They are the manager's too: who comes now waits there for the next server.
+                self._stop_accepting()
+            if running:
+                transfers = "1 transfer" if running == 1 else f"{running} transfers"
+                self.event(
+                    "stopping",
+                    f"stopping: {transfers} may take another {limit_s:g} s; a second signal ends them at once",
+                    transfers=running,
+                )
+        return not running or now >= self._stop_at_s
+
+    def _status(self) -> str:
+        clients, transfers = len(self._clients), len(self.leases)
+        said = f"{clients} client{'' if clients == 1 else 's'}, {transfers} transfer{'' if transfers == 1 else 's'}"
+        return said if self._stop_at_s is None else f"stopping: {said}"
+
+    def check_staying(self) -> None:
+        """Raise PeerRefusedError `stopping` once the server was asked to stop: nothing new begins."""
+        if self._stop_at_s is not None:
+            raise refusals.stopping()
+
+    def _dismiss(self) -> None:
+        """Tell who is still here that the server ends, and let go of what they hold."""
+        for client in list(self._clients.values()):
+            client.drop(
+                refusals.stopping() if client.active is None else refusals.stopped(self.request.timeouts.stop_s)
+            )
 
     def _round(self) -> bool:
         busy = self.worker.poll()
@@ -259,51 +351,46 @@ class Server:
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
-        except OSError:
-            return  # it went away before we looked, or descriptors ran out; the next round tries again
+        except OSError as error:
+            if error.errno in _OUT_OF_SOMETHING:
+                # It stays readable: without a pause the loop would spin until somebody leaves.
+                self._pause_accepting(error)
+            return  # or it went away before we looked
         channel = Channel(sock)
-        client = ServedClient(self, channel, self._clock())
-        if len(self._clients) >= self.request.max_clients:
-            error = PeerRefusedError(
-                f"the server has its {self.request.max_clients} clients already",
-                why="--max-clients bounds how many may be connected at a time",
-                fix="try again later, or a larger --max-clients at the server",
-                code="too_many_clients",
-            )
-            client.drop(error)
-            return
-        self._clients[channel.fileno()] = client
-        self._selector.register(channel.fileno(), selectors.EVENT_READ, client)
+        if self._stop_at_s is not None:
+            self._turn_away(channel, refusals.stopping())
+        elif len(self._clients) >= self.request.max_clients:
+            self._turn_away(channel, refusals.full(self.request.max_clients))
+        else:
+            self._clients[channel.fileno()] = ServedClient(self, channel, self._clock())
+            self._selector.register(channel.fileno(), selectors.EVENT_READ, self._clients[channel.fileno()])
 
+    def _turn_away(self, channel: Channel, error: PeerRefusedError) -> None:
+        name = str(channel.peer_address)
+        try:
+            channel.send(refuse_from(error))
+        except P2prwError:
+            pass
+        channel.close()
+        self.counters.connections["turned_away"] += 1
+        self.counters.errors[error.code] += 1
+        self.event("refused", f"{name}: {error.what}", client=name, code=error.code)
 
-def _check_exposure(request: ServeRequest) -> None:
-    host = request.listen.host
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host.split("%")[0]).is_loopback
-    except ValueError:
-        loopback = False
-    if loopback or request.token is not None or request.insecure:
-        return
-    raise RequestError(
-        f"--listen {request.listen} offers memory to the network without a token",
-        why="whoever reaches the port could read and write the regions",
-        fix="--token-file FILE, or --insecure where the network is yours alone",
-        code="needs_token",
-    )
+    def _pause_accepting(self, error: OSError) -> None:
+        self._stop_accepting()
+        text = f"cannot take new clients for now: {error.strerror}"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            text += "; raise the limit of open files (ulimit -n, LimitNOFILE=), or lower --max-clients"
+        self.event("warning", text)
 
+    def _stop_accepting(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            for listener in self._listeners:
+                self._selector.unregister(listener)
 
-def _write_ready_file(path: str, line: str) -> None:
-    """Write the line whole or not at all: whoever waits for the file may read it the moment it appears."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.write_text(line + "\n", encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        raise HostError(
-            f"cannot write the ready file {path}: {error.strerror}",
-            why=f"it is written beside its final name, in {target.parent}, and renamed",
-            fix=f"ls -ld {target.parent}; --ready-file in a directory that can be written to",
-            code="ready_file",
-            errno=error.errno,
-        ) from error
+    def _resume_accepting(self) -> None:
+        if not self._accepting and not (self._stop_at_s is not None and self._manager.listen_fds):
+            self._accepting = True
+            for listener in self._listeners:
+                self._selector.register(listener, selectors.EVENT_READ, "listener")

@@ -64,7 +64,7 @@ def serving(loopback: LoopbackServer, request: SmokeRequest) -> Iterator[Serving
         try:
             yield running
         finally:
-            stop.set()
+            stop.end_now()
             thread.join(_JOIN_S)
 
 

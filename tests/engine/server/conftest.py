@@ -18,6 +18,7 @@ from p2prw.engine.events import ServeEvent
 from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import GidEntry, PeerAddress, ServedRegion, ServeRequest
 from p2prw.engine.server.server import Server
+from p2prw.engine.server.systemd import ServiceManager
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import P2prwError
 
@@ -84,15 +85,21 @@ def serve() -> Iterator[Callable[..., Served]]:
     """Start servers on loopback; stopped and joined afterwards."""
     with ExitStack() as stack:
 
-        def start(regions: dict[str, str] | None = None, *, access: str = "rw", **options: object) -> Served:
+        def start(
+            regions: dict[str, str] | None = None,
+            *,
+            access: str = "rw",
+            manager: ServiceManager | None = None,
+            **options: object,
+        ) -> Served:
             offered = tuple(
                 ServedRegion(name=name, memory=parse_memory_spec(spec), access=access)
                 for name, spec in (regions or {"mem": "host,size=64KiB"}).items()
             )
             request = ServeRequest(regions=offered, listen=PeerAddress("127.0.0.1", 0), **options)  # type: ignore[arg-type]
-            served = Served(stack.enter_context(Server(request)))
+            served = Served(stack.enter_context(Server(request, manager=manager)))
             stack.callback(served.thread.join, 10)
-            stack.callback(served.stop.set)
+            stack.callback(served.stop.end_now)
             served.wait_for("listening")
             return served
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from p2prw import api
-from p2prw.engine.control.messages import Grant, Open, Release, Released, Window
+from p2prw.engine.control.messages import Grant, ListRegions, Open, Regions, Release, Released, Window
 from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import PeerAddress, ServedRegion, ServeRequest, Timeouts
 from p2prw.engine.server.server import Server
@@ -98,7 +98,78 @@ def test_silence_before_the_handshake_and_after_it_has_a_limit(serve, connect):
     for client in (silent, idle):
         with pytest.raises((PeerGone, PeerRefusedError)):
             client.channel.expect(Released, deadline_s=5, name="nothing")
-    assert {served.wait_for("failed", 1).fields["code"], served.wait_for("failed", 2).fields["code"]} == {"idle"}
+    codes = {served.wait_for("failed", count).fields["code"] for count in (1, 2)}
+    assert codes == {"handshake_timeout", "idle"}
+
+
+def test_who_never_gets_through_its_handshake_may_not_stay_by_talking(serve):
+    served = serve(timeouts=Timeouts(handshake_s=0.5))
+    with socket.create_connection((served.server.address.host, served.server.address.port)) as slow:
+        slow.settimeout(0.1)
+        slow.sendall((60_000).to_bytes(4, "big"))
+        for _ in range(100):
+            slow.sendall(b"{")
+            try:
+                answer = slow.recv(4096)
+                break
+            except TimeoutError:
+                continue
+    assert b"handshake_timeout" in answer and served.wait_for("failed").fields["code"] == "handshake_timeout"
+
+
+def test_a_client_may_stay_for_so_long_however_busy(serve, connect):
+    served = serve(timeouts=Timeouts(client_s=0.5))
+    client = connect(served)
+    with pytest.raises(PeerRefusedError) as caught:
+        for _ in range(10_000):
+            client.ask(ListRegions(), Regions)
+            time.sleep(0.01)
+    assert caught.value.code == "client_time_limit"
+
+
+def test_who_asks_without_end_keeps_nobody_from_being_heard(serve, connect):
+    served = serve()
+    loud, other = connect(served), connect(served)
+    for _ in range(500):
+        loud.channel.send(ListRegions())
+    assert isinstance(other.ask(other.open(), Grant), Grant)
+    for _ in range(500):
+        loud.channel.expect(Regions, deadline_s=5, name="a page")
+
+
+def test_a_stop_lets_transfers_finish_and_begins_nothing_new(serve, connect):
+    served = serve({"a": "host,size=64KiB", "b": "host,size=64KiB"})
+    working, idle = connect(served), connect(served)
+    grant = working.ask(working.open("a"), Grant)
+    assert isinstance(grant, Grant)
+    served.stop.set(15)
+    served.wait_for("stopping")
+    with pytest.raises(PeerRefusedError) as caught:
+        idle.ask(idle.open("b"), Grant)
+    assert caught.value.code == "stopping"
+    with pytest.raises(PeerRefusedError) as caught:
+        connect(served)
+    assert caught.value.code == "stopping"
+    assert served.thread.is_alive()
+    working.ask(Release(grant.lease, keep=True), Released)
+    served.thread.join(5)
+    assert served.exit_code == 0 and not served.thread.is_alive()
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_stop_has_a_limit_and_a_second_one_waits_for_nothing(serve, connect, twice):
+    served = serve(timeouts=Timeouts(stop_s=60 if twice else 0.4))
+    client = connect(served)
+    client.ask(client.open(), Grant)
+    served.stop.set(15)
+    served.wait_for("stopping")
+    if twice:
+        served.stop.set(15)
+    with pytest.raises(PeerRefusedError) as caught:
+        client.channel.expect(Released, deadline_s=5, name="the end")
+    assert caught.value.code == "server_stopped" and caught.value.exit_code == 7
+    served.thread.join(5)
+    assert served.exit_code == 0 and len(served.server.leases) == 0
 
 
 def test_no_more_clients_than_allowed(serve, connect):

@@ -1,0 +1,69 @@
+"""What a server tells a client that may not stay, or not come in. Pure: where time decides, it is an argument."""
+
+from __future__ import annotations
+
+from p2prw.engine.model import Timeouts
+from p2prw.errors import PeerRefusedError
+
+
+def overdue(
+    timeouts: Timeouts, now: float, *, since_s: float, last_heard_s: float, authenticated: bool
+) -> PeerRefusedError | None:
+    """Return why a client, connected `since_s`, must go now; None: it may stay."""
+    if not authenticated:
+        # From the connection on: who sends a byte now and then is no closer to its end.
+        return _handshake_took_too_long(timeouts.handshake_s) if now - since_s > timeouts.handshake_s else None
+    if now - last_heard_s > timeouts.idle_s:
+        return PeerRefusedError(
+            f"nothing was heard for {timeouts.idle_s:g} s (--idle-timeout)",
+            why="a silent client holds memory that others may want",
+            fix="a larger --idle-timeout at the server",
+            code="idle",
+        )
+    if timeouts.client_s is not None and now - since_s > timeouts.client_s:
+        return PeerRefusedError(
+            f"its {timeouts.client_s:g} s are over (--client-time-limit)",
+            why="no client may stay for longer, however busy it is",
+            fix="a larger --client-time-limit at the server; files go on where they stopped with --resume",
+            code="client_time_limit",
+        )
+    return None
+
+
+def _handshake_took_too_long(limit_s: float) -> PeerRefusedError:
+    return PeerRefusedError(
+        f"the handshake was not done after {limit_s:g} s (--handshake-timeout)",
+        why="whoever has not said who it is may not stay",
+        fix="a larger --handshake-timeout at the server; is this port what you meant?",
+        code="handshake_timeout",
+    )
+
+
+def full(max_clients: int) -> PeerRefusedError:
+    """For a newcomer when all places are taken."""
+    return PeerRefusedError(
+        f"the server has its {max_clients} clients already",
+        why="--max-clients bounds how many may be connected at a time",
+        fix="try again later, or a larger --max-clients at the server",
+        code="too_many_clients",
+    )
+
+
+def stopping() -> PeerRefusedError:
+    """For whoever would begin something once the server was asked to stop."""
+    return PeerRefusedError(
+        "the server is stopping",
+        why="it was asked to end; it finishes what runs and begins nothing new",
+        fix="try again when it has been started again",
+        code="stopping",
+    )
+
+
+def stopped(stop_s: float) -> PeerRefusedError:
+    """For a transfer that was not done when the time for it was over."""
+    return PeerRefusedError(
+        "the server has stopped before the transfer was done",
+        why=f"it was asked to end and waited {stop_s:g} s (--stop-timeout), or was asked twice",
+        fix="start it again, then repeat; --resume goes on with files, --retries N by itself",
+        code="server_stopped",
+    )
