@@ -41,7 +41,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("path", [*FILES, *(CONFIGS / "ci").iterdir()], ids=name)
+@pytest.mark.parametrize("path", [*FILES, *(CONFIGS / "ci").iterdir(), *(CONFIGS / "systemd").iterdir()], ids=name)
 def test_each_opens_with_purpose_needs_and_what_to_expect(path):
     head = path.read_text().partition("\n\n")[0]
     for word in ("Purpose:", "Needs:", "Expect:"):
@@ -120,3 +120,39 @@ def test_the_lines_of_ci_run(here):
     assert statuses.pop("peer to peer[host=127.0.0.1]") in ("skip", "pass", "fail")
     assert set(statuses.values()) == {"pass"}
     shutil.rmtree(here / "bin")
+
+
+def unit_of(name):
+    """The settings of a unit, as (name, value); a name may stand there many times."""
+    lines = (CONFIGS / "systemd" / name).read_text().splitlines()
+    return [tuple(line.split("=", 1)) for line in lines if line and line[0] not in "#["]
+
+
+def test_systemd_finds_no_fault_with_the_units(tmp_path):
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("no systemd-analyze here (apt install systemd)")
+    for path in (CONFIGS / "systemd").iterdir():
+        # The program is where the page says only on a host where it was installed.
+        (tmp_path / path.name).write_text(path.read_text().replace("/opt/p2prw/bin/p2prw", "/bin/true"))
+    units = [str(path) for path in sorted(tmp_path.iterdir())]
+    done = subprocess.run([analyze, "verify", *units], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == "", done
+
+
+def test_the_units_do_not_take_away_what_p2prw_needs():
+    service = dict(unit_of("p2prw.service"))
+    # /dev/infiniband, /dev/vfio; /sys for BARs and p2pmem; /proc/meminfo. ProtectClock= implies DeviceAllow=.
+    for word in (
+        "PrivateDevices",
+        "DevicePolicy",
+        "DeviceAllow",
+        "ProtectClock",
+        "ProtectKernelTunables",
+        "ProcSubset",
+    ):
+        assert word not in service, f"{word} breaks serve"
+    assert service["Type"] == "notify" and service["LimitMEMLOCK"] == "infinity"
+    families = set(service["RestrictAddressFamilies"].split())
+    assert families == {"AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"}
+    assert ("ListenStream", "127.0.0.1:18515") in unit_of("p2prw.socket")

@@ -86,6 +86,7 @@ REACHED = {
     "inject": (["--inject", "drop=1%"], "drop=1%"),
     "pcap": (["--pcap", "p"], "p"),
     "gso": (["--no-gso"], False),
+    "leaf": (["--no-leaf"], False),
 }
 
 

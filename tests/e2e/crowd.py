@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from p2prw import api
@@ -24,11 +24,11 @@ from p2prw.engine import gids, session
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.handshake import ClientHandshake
 from p2prw.engine.control.messages import Grant, Open, QueuePairInfo, Regions
-from p2prw.engine.model import GidEntry, QueuePairOptions, TransferResult
+from p2prw.engine.model import GidEntry, Operation, QueuePairOptions, TransferResult
 
 assert session  # imported before the first fork
 GID = gids.address_to_gid("127.0.0.1")
-STAGING = {"staging_bytes": 8 << 20, "staging_chunk_bytes": 1 << 20}
+STAGING: dict[str, Any] = {"staging_bytes": 8 << 20, "staging_chunk_bytes": 1 << 20}
 
 
 def outcome(result: TransferResult) -> dict[str, Any]:
@@ -58,7 +58,17 @@ def victim(plan: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
     """Far too much, slowly: it is killed long before its end."""
     region = f"{plan['address']}/victim{client['number']}"
     slow = QueuePairOptions(mtu_bytes=256, depth=4)
-    return outcome(api.write(region, "host,size=128MiB", gso=False, queue_pair=slow, **STAGING))
+    request = api.make_request(
+        Operation.WRITE, region, "host,size=128MiB", gso=False, queue_pair=slow, chunk_bytes=65536, **STAGING
+    )
+    steps = api.transfer(request)
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as finished:
+            return outcome(finished.value)
+        if progress.bytes_done:
+            os.write(client["out"], b"\n")
 
 
 def equal(plan: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +123,8 @@ class Child:
     answer: int
     started_s: float
     kill_at_s: float | None
+    condemned: bool = False
+    said: bytearray = field(default_factory=bytearray)
 
 
 def start(plan: dict[str, Any], client: dict[str, Any], gate: int | None = None) -> Child:
@@ -125,7 +137,7 @@ def start(plan: dict[str, Any], client: dict[str, Any], gate: int | None = None)
             os.close(answer)
             if gate is not None:
                 os.read(gate, 1)
-            said = ROLES[client["role"]](plan, client)
+            said = ROLES[client["role"]](plan, {**client, "out": out})
             os.write(out, json.dumps(said).encode())
             code = 0
         except BaseException as error:
@@ -134,18 +146,17 @@ def start(plan: dict[str, Any], client: dict[str, Any], gate: int | None = None)
             os._exit(code)
     os.close(out)
     now = time.monotonic()
-    kill_after_s = client.get("kill_after_s")
-    return Child(client, pid, answer, now, None if kill_after_s is None else now + kill_after_s)
+    at_once = client.get("kill_after") == "start"
+    return Child(client, pid, answer, now, now + client["kill_after_s"] if at_once else None)
 
 
 def finish(child: Child) -> dict[str, Any]:
-    said = b""
     while data := os.read(child.answer, 65536):
-        said += data
+        child.said += data
     os.close(child.answer)
     _, status = os.waitpid(child.pid, 0)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    told = json.loads(said) if said else {}
+    told = json.loads(child.said) if child.said.strip() else {}
     return {**child.client, "killed": killed, "wall_s": time.monotonic() - child.started_s, **told}
 
 
@@ -170,8 +181,14 @@ def run(plan: dict[str, Any], clients: list[dict[str, Any]], together: int) -> l
             return done
         ready, _, _ = select.select([child.answer for child in running], [], [], 0.01)
         for child in [one for one in running if one.answer in ready]:
-            running.remove(child)
-            done.append(finish(child))
+            data = os.read(child.answer, 65536)
+            child.said += data
+            if data and child.client.get("kill_after") == "first bytes" and not child.condemned:
+                # A victim says that bytes are on their way, again and again until it is killed.
+                child.condemned, child.kill_at_s = True, now + child.client["kill_after_s"]
+            if not data:
+                running.remove(child)
+                done.append(finish(child))
     return done
 
 
