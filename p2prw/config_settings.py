@@ -229,6 +229,10 @@ def _route() -> Iterator[Setting]:
         default=False, sections=both, is_flag=True,
     )  # fmt: skip
     yield Setting(
+        "force_block_device", text, "Write to this block device although it is mounted or partitioned.", group, MOVES,
+        sections=both, metavar="DEVICE",
+    )  # fmt: skip
+    yield Setting(
         "overwrite", flag, "Replace an existing file.", group, ENDS | REPORTS, default=False, sections=both,
         is_flag=True,
     )  # fmt: skip

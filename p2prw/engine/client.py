@@ -167,6 +167,7 @@ class LeaseClient:
             "source" if request.operation is Operation.WRITE else "sink",
             overwrite=request.overwrite,
             force_bound_device=request.force_bound_device,
+            force_block_device=request.force_block_device,
         )
         size, length = request.size_bytes, prepared.length_bytes
         if size is not None and length is not None and size > length:

@@ -366,6 +366,7 @@ class TransferRequest:
     retries: int = 0
     """Connect again and go on, at most so many times, when the way to the peer or the peer itself is lost."""
     force_bound_device: bool = False
+    force_block_device: str | None = None
     via: MemorySpec | None = None
     """`p2pmem:BDF`: where a file is staged instead of in host memory."""
     max_sgl_rd: int = 0
@@ -417,6 +418,7 @@ class ServeRequest:
     """`p2pmem:BDF`: where served files are staged instead of in host memory."""
     overwrite: bool = False
     force_bound_device: bool = False
+    force_block_device: str | None = None
     inject: str | None = None
     pcap: str | None = None
     gso: bool = True

@@ -772,6 +772,9 @@ class Requesting:
                     found.add(WcStatus.RNR_RETRY_EXC_ERR)
             elif 0x0D <= packet[0] <= 0x10:
                 found.add(WcStatus.BAD_RESP_ERR)
+            elif packet[0] < 0x18:
+                # A request in its turn that makes no sense: refused by NAK, and what we had out is flushed with it.
+                found.add(WcStatus.WR_FLUSH_ERR)
             if retries[0] < len(packets) or retries[0] <= 1:
                 found.add(WcStatus.RETRY_EXC_ERR)
         return found
@@ -813,7 +816,11 @@ class Requesting:
         assert {error.status for error in errors[1:]} <= {WcStatus.WR_FLUSH_ERR}
         assert errors[0].status in excuses, (errors[0], excuses)
         assert self.device.next_timer() is None
-        assert not list(self.device.bursts_to_send(self.now))
+        said = [pull_packet(b"".join(burst.buffers)) for burst in self.device.bursts_to_send(self.now)]
+        if errors[0].status is WcStatus.WR_FLUSH_ERR:
+            assert [packet.aeth and packet.aeth.syndrome in FATAL for packet in said] == [True]
+        else:
+            assert not said
         self.renew()
 
     def retire(self, work: Posted) -> None:

@@ -49,6 +49,37 @@ def device_users(device_number: str, sysfs: SysfsRoot, proc: Path = Path("/proc"
     return tuple(dict.fromkeys(users))
 
 
+def partitions_of(path: str, device_number: str, sysfs: SysfsRoot) -> str | None:
+    """Return what a write would lose: the partitions the kernel sees, or a table on the disk that it has not read."""
+    base = f"dev/block/{device_number}"
+    names = [name for name in sysfs.list(base) if sysfs.exists(f"{base}/{name}/partition")]
+    if names:
+        return f"partitions {', '.join(names[:4])}"
+    try:
+        with open(path, "rb") as device:  # noqa: PTH123
+            head = device.read(4096 + 8)
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    # UEFI 5.3.1: the GPT header is in block 1, whose size is 512 or 4096 bytes.
+    if b"EFI PART" in (head[512:520], head[4096:4104]):
+        return "a partition table (GPT)"
+    return "a partition table (MBR)" if _has_mbr(head[:512]) else None
+
+
+def _has_mbr(sector: bytes) -> bool:
+    # A FAT boot sector ends in the same two bytes; where a table has entries it has code or zeros (UEFI 5.2.1).
+    if len(sector) < 512 or sector[510:] != b"\x55\xaa":
+        return False
+    entries = [sector[at : at + 16] for at in range(446, 510, 16)]
+    used = [entry for entry in entries if entry[4] and any(entry[12:16])]
+    return bool(used) and all(entry[0] in (0x00, 0x80) for entry in entries)
+
+
+def is_named(path: str, named: str | None) -> bool:
+    """Return True where `--force-block-device` names the device at `path`, whatever link leads there."""
+    return named is not None and _number_of(os.path.realpath(path)) == _number_of(os.path.realpath(named)) != ""
+
+
 def check_block_sink(
     path: str,
     base_offset: int,
@@ -71,15 +102,8 @@ def check_block_sink(
             fix="--overwrite, when you are sure",
             code="exists",
         )
-    users = () if force_mounted else device_users(f"{os.major(number)}:{os.minor(number)}", sysfs, proc)
-    if users:
-        raise HostError(
-            f"{path} is in use: {'; '.join(users[:4])}",
-            why="writing to a device under a file system destroys it",
-            fix=f"lsblk {path}; unmount it, or name another device",
-            code="mounted",
-            errno=errno.EBUSY,
-        )
+    if not force_mounted:
+        _check_unused(path, f"{os.major(number)}:{os.minor(number)}", sysfs, proc)
     total = block_device_bytes(path)
     end = base_offset + (size_bytes or 0)
     if end > total:
@@ -91,6 +115,26 @@ def check_block_sink(
             errno=errno.ENOSPC,
         )
     os.close(_open(path, force_mounted))
+
+
+def _check_unused(path: str, number: str, sysfs: SysfsRoot, proc: Path) -> None:
+    users = device_users(number, sysfs, proc)
+    if users:
+        raise HostError(
+            f"{path} is in use: {'; '.join(users[:4])}",
+            why="writing to a device under a file system destroys it",
+            fix=f"lsblk {path}; unmount it, name another device, or --force-block-device {path}",
+            code="mounted",
+            errno=errno.EBUSY,
+        )
+    partitions = partitions_of(path, number, sysfs)
+    if partitions is not None:
+        raise HostError(
+            f"{path} has {partitions}",
+            why="writing to the whole device loses every partition of it",
+            fix=f"lsblk {path}; name one of its partitions, or --force-block-device {path}",
+            code="partitioned",
+        )
 
 
 class BlockSink(RangeOfFile):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from p2prw.engine.memory.base import MappedBuffer, MemorySource
-from p2prw.engine.memory.block_device import BlockSink, block_device_bytes, check_block_sink
+from p2prw.engine.memory.block_device import BlockSink, block_device_bytes, check_block_sink, is_named
 from p2prw.engine.memory.file_errors import file_error
 from p2prw.engine.memory.file_io import read_all
 from p2prw.engine.memory.file_resume import ResumableSink
@@ -106,7 +106,7 @@ class FileRegion:
         spec: MemorySpec,
         *,
         overwrite: bool = False,
-        force_mounted: bool = False,
+        force_block_device: str | None = None,
         sysfs: SysfsRoot | None = None,
         proc: Path = Path("/proc"),
     ) -> None:
@@ -115,7 +115,7 @@ class FileRegion:
         self._base = size_option(spec, "offset") or 0
         self._size = size_option(spec)
         self._overwrite = overwrite
-        self._force_mounted = force_mounted
+        self._force_block_device = force_block_device
         self._sysfs = sysfs or SysfsRoot()
         self._proc = proc
         self._writer: FileSink | BlockSink | None = None
@@ -157,7 +157,7 @@ class FileRegion:
                 self._base,
                 self._size,
                 overwrite=self._overwrite or role == "both",
-                force_mounted=self._force_mounted,
+                force_mounted=is_named(self.path, self._force_block_device),
                 sysfs=self._sysfs,
                 proc=self._proc,
             )
@@ -203,7 +203,7 @@ class FileRegion:
                 range_start=offset,
                 range_end=offset + length_bytes,
                 overwrite=self._overwrite,
-                force_mounted=self._force_mounted,
+                force_mounted=is_named(self.path, self._force_block_device),
                 sysfs=self._sysfs,
                 proc=self._proc,
             )

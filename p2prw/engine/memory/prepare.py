@@ -64,7 +64,7 @@ def prepare_memory(
     *,
     overwrite: bool = False,
     force_bound_device: bool = False,
-    force_mounted: bool = False,
+    force_block_device: str | None = None,
     sysfs: SysfsRoot | None = None,
     proc: Path = Path("/proc"),
 ) -> PreparedMemory:
@@ -77,7 +77,7 @@ def prepare_memory(
         case "host":
             return _prepare_host(spec, role, root, proc)
         case "file":
-            region = FileRegion(spec, overwrite=overwrite, force_mounted=force_mounted, sysfs=root, proc=proc)
+            region = FileRegion(spec, overwrite=overwrite, force_block_device=force_block_device, sysfs=root, proc=proc)
             return _prepare_file(spec, role, region)
         case "p2pmem":
             length = check_p2pmem(spec, root)

@@ -158,7 +158,11 @@ class FileOffered(OfferedRegion):
     def __init__(self, offered: ServedRegion, request: ServeRequest) -> None:
         super().__init__(offered)
         self._via = request.via
-        self._file = FileRegion(offered.memory, overwrite=request.overwrite or offered.access == "rw")
+        self._file = FileRegion(
+            offered.memory,
+            overwrite=request.overwrite or offered.access == "rw",
+            force_block_device=request.force_block_device,
+        )
         self._file.check(_ROLES[offered.access])
 
     @property

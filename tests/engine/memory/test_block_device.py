@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from p2prw.engine.memory.block_device import BlockSink, block_device_bytes, check_block_sink, device_users
+from p2prw.engine.memory.block_device import (
+    BlockSink,
+    block_device_bytes,
+    check_block_sink,
+    device_users,
+    is_named,
+    partitions_of,
+)
 from p2prw.engine.memory.file import FileRegion, FileSource, run_steps
 from p2prw.engine.memory.prepare import prepare_memory
 from p2prw.engine.memory.spec import make_spec
@@ -159,3 +166,51 @@ def test_a_missing_device(tmp_path: Path) -> None:
     assert caught.value.code == "not_found"
     with pytest.raises(HostError):
         check_block_sink(str(tmp_path / "sdz"), 0, None, overwrite=True, force_mounted=False, sysfs=SysfsRoot(tmp_path))
+
+
+ENTRY = bytes((0x80, 0, 2, 0, 0x83, 0, 0, 0)) + (2048).to_bytes(4, "little") + (4096).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    ("place", "data", "found"),
+    [
+        (0, bytes(4096), None),
+        (446, ENTRY + bytes(48) + b"\x55\xaa", "MBR"),
+        (512, b"EFI PART", "GPT"),
+        (4096, b"EFI PART", "GPT"),
+        # A FAT boot sector: code and messages where a table has its entries.
+        (446, b"Non-system disk or disk error\r\nReplace and strike any key\0\0\0\0\0\0\0\0" + b"\x55\xaa", None),
+        (446, bytes(64) + b"\x55\xaa", None),
+    ],
+    ids=["empty", "mbr", "gpt", "gpt-4k", "fat", "no-entries"],
+)
+def test_partition_tables_that_the_kernel_has_not_read(
+    tmp_path: Path, place: int, data: bytes, found: str | None
+) -> None:
+    device = tmp_path / "disk"
+    device.write_bytes(bytes(place) + data + bytes(8192))
+    said = partitions_of(str(device), "8:0", SysfsRoot(tmp_path / "sys"))
+    assert (said is None) if found is None else (said is not None and found in said)
+
+
+def test_partitions_that_the_kernel_has_read(disk: SysfsRoot, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(8192))
+    assert partitions_of(str(tmp_path / "disk"), "8:0", disk) == "partitions sda1, sda2"
+    assert partitions_of(str(tmp_path / "disk"), "8:2", disk) is None
+
+
+def test_a_partitioned_device_needs_the_flag_that_names_it(loop_device: str, tmp_path: Path) -> None:
+    with open(loop_device, "r+b") as device:
+        device.write(bytes(446) + ENTRY + bytes(48) + b"\x55\xaa")
+    spec = make_spec("file", loop_device, {})
+    for named in (None, "/dev/null", str(tmp_path)):
+        with pytest.raises(HostError) as caught:
+            prepare_memory(spec, "sink", overwrite=True, force_block_device=named)
+        assert caught.value.code == "partitioned"
+        assert f"--force-block-device {loop_device}" in (caught.value.fix or "")
+    link = tmp_path / "disk"
+    link.symlink_to(loop_device)
+    assert is_named(str(link), loop_device)
+    assert not is_named(str(tmp_path / "none"), str(tmp_path / "none"))
+    prepared = prepare_memory(spec, "sink", overwrite=True, force_block_device=str(link))
+    prepared.open().close()
