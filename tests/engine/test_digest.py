@@ -54,6 +54,34 @@ def test_an_algorithm_has_a_name_and_a_known_value():
     assert digest_block(b"") == "99aa06d3014798d86001c324468d497f"
 
 
+class Plain(Bytes):
+    """Memory that may be read where it lies, unless it is not `viewable` after all."""
+
+    def __init__(self, data: bytes, *, viewable: bool = True) -> None:
+        super().__init__(data)
+        self.view = memoryview(data) if viewable else None
+
+    def in_place(self) -> Plain:
+        return self
+
+
+@pytest.mark.parametrize("block", [1000, MIB, 16 * MIB])
+def test_plain_memory_is_hashed_where_it_lies(block):
+    data = bytes(range(251)) * (6 * MIB // 251)
+    plain, hidden = Plain(data), Plain(data, viewable=False)
+    digests = list(digest_blocks(plain, 7, len(data) - 7, block))
+    assert digests == list(digest_blocks(hidden, 7, len(data) - 7, block))
+    assert digests == [of(data[k : k + block]) for k in range(7, len(data), block)]
+    assert plain.reads == []
+    assert hidden.reads
+
+
+def test_plain_memory_that_ends_early_is_an_error():
+    with pytest.raises(HostError) as caught:
+        list(digest_blocks(Plain(b"abc"), 0, 4))
+    assert caught.value.code == "short_memory"
+
+
 def test_long_blocks_pass_through_one_buffer_of_4_mib():
     data = bytes(range(256)) * (9 * MIB // 256)
     source = Bytes(data)

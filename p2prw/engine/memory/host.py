@@ -27,6 +27,8 @@ from p2prw.units import format_size
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+    from p2prw.engine.memory.base import MappedBuffer
+
 # include/uapi/linux/mman.h, include/uapi/asm-generic/mman-common.h: not in the mmap module.
 _MAP_HUGETLB = 0x40000
 _MAP_HUGE_SHIFT = 26
@@ -66,6 +68,10 @@ class HostMemory(MappedMemory):
     """A `MemorySource` of host pages."""
 
     offers = frozenset({Offer.PAGES, Offer.CPU_MAPPING})
+
+    def in_place(self) -> MappedBuffer:
+        """Return all of it, to be read where it lies (digests)."""
+        return self.buffer
 
     @classmethod
     def from_buffer(
