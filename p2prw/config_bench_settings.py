@@ -60,6 +60,10 @@ def _bench() -> Iterator[Setting]:
         shown="auto: as many as there is room for", spellings=("-l",), metavar="N",
     )  # fmt: skip
     yield Setting(
+        "lat_by", choice("completion", "ping-pong"), "Latency of writes: a round trip to the completion, or half a "
+        "ping-pong, as ib_write_lat.", group, _BENCH, default="completion", shown="completion", metavar="HOW",
+    )  # fmt: skip
+    yield Setting(
         "verify", flag, "Compare what the last generation of each size left at both ends.", group, _BENCH,
         default=False, is_flag=True,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from p2prw.engine.bench.model import Against, BenchRequest, BenchResult, BenchRo
 from p2prw.engine.bench.session import run_bench
 from p2prw.engine.bench.statistics import ratio_of_medians
 from p2prw.engine.deadline import Deadline
+from p2prw.engine.model import Operation
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import HostError, P2prwError, RequestError
 
@@ -195,9 +196,15 @@ def _wanted(request: BenchRequest) -> Wanted:
         iterations=step.messages or 1000,
         depth=request.depth,
         queue_pairs=request.queue_pairs,
-        lat_by="completion" if step.test == "lat" else None,
+        lat_by=_lat_by(request, step.test),
         signal_every=request.connection.signal_every,
     )
+
+
+def _lat_by(request: BenchRequest, test: str) -> str | None:
+    if test != "lat":
+        return None
+    return request.lat_by if request.operations[0] is Operation.WRITE else "completion"
 
 
 def _is_here(host: str) -> bool:

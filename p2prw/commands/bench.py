@@ -28,7 +28,7 @@ Examples:
 
 --op write overwrites the region: serve one that holds nothing of value. Nobody else
 gets it meanwhile. Write latency is by completion, a whole round trip; ib_write_lat
-halves a ping-pong, which is not built.
+halves a ping-pong, as --lat-by ping-pong does.
 
 perftest: ib_write_bw -d mlx5_0 -x 3 -a -n 5000 -Q 32 -N -F HOST
    here:  p2prw bench HOST/REGION -d mlx5_0 -x 3 -a -n 5000 -Q 32 -N -F

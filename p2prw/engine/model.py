@@ -251,6 +251,8 @@ class QueuePairOptions:
     service_level: int = 0
     pkey_index: int = 0
     gid_index: int | None = None
+    peer_writes: bool = False
+    """A client whose memory the server may write to: a ping-pong. What it may reach, keys say."""
 
 
 @dataclass(frozen=True, slots=True)

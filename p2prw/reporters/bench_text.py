@@ -110,6 +110,8 @@ def against_lines(against: Against) -> Iterator[str]:
 
 def _work(row: BenchRow) -> str:
     if row.test == "lat":
+        if row.lat_by == "ping-pong":
+            return "latency: by ping-pong, half a round trip; both ends watch memory"
         return "latency: one message at a time, from post to completion (a whole round trip)"
     pairs = f"{row.queue_pairs} queue pair" + ("s" if row.queue_pairs > 1 else "")
     chain = f", chains of {row.post_list}" if row.post_list else ""

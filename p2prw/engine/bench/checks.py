@@ -41,6 +41,12 @@ def check_request(request: BenchRequest) -> None:
         )
     if request.iterations is not None and request.duration_s is not None:
         raise _usage("--iters and --duration exclude each other", "a run ends by count or by time", "give one of them")
+    if request.lat_by == "ping-pong" and ("lat" not in request.tests or Operation.WRITE not in request.operations):
+        raise _usage(
+            "--lat-by ping-pong measures the latency of writes, and none is asked for",
+            "a READ is a round trip by itself: its latency is always by completion",
+            "--test lat --op write --lat-by ping-pong",
+        )
     if request.queue_pairs > 1 and "lat" in request.tests:
         raise _usage(
             f"latency is measured on one queue pair, not on {request.queue_pairs}",

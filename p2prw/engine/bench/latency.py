@@ -1,7 +1,7 @@
 """Latency: one message at a time, timed from its post to the moment its completion is seen.
 
 That is a whole round trip for READ and WRITE alike: the completion of a WRITE is the peer's acknowledgement. Half a
-round trip by ping-pong needs the peer's CPU to watch memory, and is not built.
+round trip by ping-pong needs the peer's CPU to watch memory: `pingpong.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from p2prw.engine.waiting import Waiter
 
 MAX_SAMPLES = 10_000_000
 """80 MB; a run by time ends there."""
-_SPIN_S = 0.002
+SPIN_S = 0.002
 """Look again and again for this long before sleeping: to be woken costs more than what is measured."""
 
 
@@ -34,6 +34,7 @@ class LatencyLoop:
     samples_us: array[float] = field(default_factory=lambda: array("d"))
     first_post_s: float = 0.0
     last_completion_s: float = 0.0
+    lat_by: str = "completion"
 
     def run(self) -> Generator[None, None, None]:
         """Yield a few times a second; return after `messages` or `duration_s`."""
@@ -56,7 +57,7 @@ class LatencyLoop:
                 now = clock()
                 if completions:
                     lane.retire(completions)
-                elif now >= attendant.next_s and now - posted_s > _SPIN_S:
+                elif now >= attendant.next_s and now - posted_s > SPIN_S:
                     if attendant.attend(now, len(samples)):
                         yield
                     if not busy:

@@ -13,6 +13,7 @@ from p2prw.engine.bench.lane import Lane, Posting, message_postings
 from p2prw.engine.bench.latency import LatencyLoop
 from p2prw.engine.bench.loop import BandwidthLoop
 from p2prw.engine.bench.model import BenchProgress, BenchRequest, BenchRow
+from p2prw.engine.bench.pingpong import PingpongLoop, Table, ask_for, set_table
 from p2prw.engine.bench.row import RunFacts, bandwidth_row, latency_row
 from p2prw.engine.bench.verify import GenerationCheck
 from p2prw.engine.client import Attached, LeaseClient
@@ -71,6 +72,10 @@ class Measurement:
         self.attendant = Attendant(peers, operation, deadline, request.connection.timeouts.idle_s)
         self.waiter = Waiter(self.device, [channel.fileno() for channel, _ in peers])
         self.pace = pace_at(request.connection.rate_limit_bytes_per_s)
+        self.table: Table | None = None
+        if _by_pingpong(request, operation):
+            most = attached[0].grant.length
+            self.table = set_table(stack, self.device, attached[0], clients[0].capabilities, most)
         self.checks: list[GenerationCheck] = []
         if request.verify:
             scratch = make_scratch(stack, self.device)
@@ -92,7 +97,7 @@ class Measurement:
                 pass
         phases.enter("steady")
         before = self._retransmitted()
-        loop: BandwidthLoop | LatencyLoop
+        loop: BandwidthLoop | LatencyLoop | PingpongLoop
         if step.test == "bw":
             loop = self._bandwidth(step, postings, messages=step.messages, duration_s=self.request.duration_s)
         else:
@@ -172,8 +177,15 @@ class Measurement:
             every = min(every, max(1, int(self.pace.rate_bytes_per_s / size_bytes / _PACED_COMPLETIONS_PER_S)))
         return every
 
-    def _latency(self, step: Step, postings: tuple[Posting, ...]) -> LatencyLoop:
+    def _latency(self, step: Step, postings: tuple[Posting, ...]) -> LatencyLoop | PingpongLoop:
         lane = self.lanes[0]
+        if self.table is not None:
+            lane.begin(postings, step.size_bytes, messages=0, signal_every=1)
+            idle_s = self.request.connection.timeouts.idle_s
+            ask_for(self.attached[0], self.table, step.size_bytes, idle_s)
+            return PingpongLoop(
+                self.device, lane, self.attendant, self.waiter, self.table, step.messages, self.request.duration_s
+            )
         lane.begin(postings, step.size_bytes, messages=0, signal_every=max(1, lane.depth // 2))
         duration_s = self.request.duration_s
         return LatencyLoop(self.device, lane, self.attendant, self.waiter, step.messages, duration_s)
@@ -181,7 +193,7 @@ class Measurement:
     def _retransmitted(self) -> int:
         return sum(lane.queue_pair.counters.retransmitted_packets for lane in self.lanes)
 
-    def _progress(self, step: Step, loop: BandwidthLoop | LatencyLoop) -> BenchProgress:
+    def _progress(self, step: Step, loop: BandwidthLoop | LatencyLoop | PingpongLoop) -> BenchProgress:
         if isinstance(loop, BandwidthLoop):
             started_s, messages, lanes = loop.marks[0].at_s, loop.messages, len(self.lanes)
         else:
@@ -200,6 +212,10 @@ class Measurement:
             bw_bytes_per_s=messages * step.size_bytes / elapsed_s if elapsed_s > 0 else 0.0,
             wqes_in_flight=sum(lane.outstanding for lane in self.lanes),
         )
+
+
+def _by_pingpong(request: BenchRequest, operation: Operation) -> bool:
+    return request.lat_by == "ping-pong" and operation is Operation.WRITE and "lat" in request.tests
 
 
 def _lane_of(client: LeaseClient, depth: int) -> Lane:

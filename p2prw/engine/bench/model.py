@@ -44,6 +44,8 @@ class BenchRequest:
     queue_pairs: int = 1
     post_list: int | None = None
     """Work requests that leave together; None: as many as there is room for."""
+    lat_by: str = "completion"
+    """How the latency of WRITEs is measured: `completion` or `ping-pong`."""
     verify: bool = False
     min_bw_bytes_per_s: float | None = None
     max_latency_us: Mapping[str, float] = field(default_factory=dict)
@@ -121,7 +123,7 @@ class BenchRow:
     """Of the intervals that the run was cut into."""
     intervals: int = 0
     lat_by: str | None = None
-    """`completion`: from posting to seeing the completion, one round trip. There is no ping-pong yet."""
+    """`completion`: from posting to seeing the completion, one round trip. `ping-pong`: half of one, by memory."""
     lat_min_us: float | None = None
     lat_avg_us: float | None = None
     lat_p50_us: float | None = None

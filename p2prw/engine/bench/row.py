@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from p2prw.engine.bench.latency import LatencyLoop
 from p2prw.engine.bench.loop import BandwidthLoop
 from p2prw.engine.bench.model import LATENCY_FIGURES, BenchRequest, BenchRow
+from p2prw.engine.bench.pingpong import PingpongLoop
 from p2prw.engine.bench.statistics import interval_figures, latency_figures
 from p2prw.engine.model import Operation
 from p2prw.errors import ThresholdError
@@ -61,7 +62,7 @@ def bandwidth_row(loop: BandwidthLoop, facts: RunFacts) -> BenchRow:
     )
 
 
-def latency_row(loop: LatencyLoop, facts: RunFacts) -> BenchRow:
+def latency_row(loop: LatencyLoop | PingpongLoop, facts: RunFacts) -> BenchRow:
     """Return the row of a latency run, whole or not."""
     messages = len(loop.samples_us)
     elapsed_s = loop.last_completion_s - loop.first_post_s
@@ -83,7 +84,7 @@ def latency_row(loop: LatencyLoop, facts: RunFacts) -> BenchRow:
         elapsed_s=elapsed_s,
         msg_rate_per_s=messages / elapsed_s if done else None,
         bw_bytes_per_s=messages * facts.size_bytes / elapsed_s if done else None,
-        lat_by="completion",
+        lat_by=loop.lat_by,
         lat_min_us=figures.lowest if figures else None,
         lat_avg_us=figures.mean if figures else None,
         lat_p50_us=figures.p50 if figures else None,

@@ -171,6 +171,7 @@ def _connection(
     return replace(
         connection,
         operation=operation,
+        queue_pair=replace(connection.queue_pair, peer_writes=request.lat_by == "ping-pong"),
         memory=memory,
         region_offset=connection.region_offset + index * length,
         size_bytes=span,
@@ -193,6 +194,7 @@ def _parameters(request: BenchRequest) -> dict[str, Any]:
         "warm_up_messages": request.warm_up,
         "queue_pairs": request.queue_pairs,
         "post_list": request.post_list,
+        "lat_by": request.lat_by,
         "signal_every": request.connection.signal_every,
         "verify": request.verify,
         "min_bw_bytes_per_s": request.min_bw_bytes_per_s,

@@ -32,7 +32,9 @@ from p2prw.engine.control.records import (
     MAX_PROSE_CHARS,
     PROSE,
     REGION_NAME,
+    U32,
     U63,
+    U64,
 )
 from p2prw.engine.control.records import Attempt as Attempt
 from p2prw.engine.control.records import Gid as Gid
@@ -56,7 +58,8 @@ DIGESTS_PER_PAGE = 1024
 REGIONS_PER_PAGE = 64
 
 RESUME = "resume"
-CAPABILITIES = (RESUME,)
+PINGPONG = "pingpong"
+CAPABILITIES = (RESUME, PINGPONG)
 """What this release can do beyond its protocol version; both sides say so in their hello."""
 
 # --- messages -----------------------------------------------------------------------------------------------
@@ -239,6 +242,29 @@ class Restart:
 
 
 @dataclass(frozen=True, slots=True)
+class Pingpong:
+    """Under a write lease: WRITE the first `length` bytes of the lease back to us each time a message has arrived.
+
+    Message n (from 0) has arrived when the last of these bytes is n modulo 255, plus 1. It ends with the lease, or with
+    the next one.
+    """
+
+    TYPE: ClassVar[str] = "pingpong"
+    lease: str = required_field(LEASE)
+    length: int = required_field(integer(1, U63))
+    address: int = required_field(integer(0, U64))
+    rkey: int = required_field(integer(0, U32))
+
+
+@dataclass(frozen=True, slots=True)
+class Ponging:
+    """The server watches; the first message may come."""
+
+    TYPE: ClassVar[str] = "ponging"
+    lease: str = required_field(LEASE)
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """The client is done. `keep`: the transfer was whole (and verified where asked), so a sink may appear.
 
@@ -274,6 +300,8 @@ Message: TypeAlias = (
     | Digest
     | Digests
     | Restart
+    | Pingpong
+    | Ponging
     | Release
     | Released
 )

@@ -16,7 +16,7 @@ from p2prw.engine.control.checks import (
 )
 
 U63 = (1 << 63) - 1
-_U24, _U32, _U64 = (1 << 24) - 1, (1 << 32) - 1, (1 << 64) - 1
+_U24, U32, U64 = (1 << 24) - 1, (1 << 32) - 1, (1 << 64) - 1
 
 HEX_GID = text(r"[0-9a-f]{32}", 32)
 HEX_NONCE = text(r"[0-9a-f]{64}", 64)
@@ -59,9 +59,9 @@ class QueuePairInfo:
 class Segment:
     """One contiguous piece of a granted region."""
 
-    address: int = required_field(integer(0, _U64))
+    address: int = required_field(integer(0, U64))
     length: int = required_field(integer(0, U63))
-    rkey: int = required_field(integer(0, _U32))
+    rkey: int = required_field(integer(0, U32))
 
 
 @dataclass(frozen=True, slots=True)

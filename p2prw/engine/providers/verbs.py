@@ -276,7 +276,8 @@ class VerbsDevice:
 
     def create_queue_pair(self, options: QueuePairOptions) -> QueuePair:
         """Create a queue pair in INIT with a random PSN; `options.gid_index` is its source GID."""
-        pair = VerbsQueuePair(self, self._context, options, self._remote_access | LOCAL_WRITE, secrets.randbits(24))
+        access = self._remote_access | LOCAL_WRITE | (REMOTE_WRITE if options.peer_writes else 0)
+        pair = VerbsQueuePair(self, self._context, options, access, secrets.randbits(24))
         self._queue_pairs.append(pair)
         return pair
 

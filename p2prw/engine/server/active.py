@@ -22,6 +22,7 @@ from p2prw.engine.control.messages import (
     Filled,
     Grant,
     Held,
+    Pingpong,
     Segment,
     Staging,
 )
@@ -31,7 +32,8 @@ from p2prw.engine.memory.file import identity_of
 from p2prw.engine.memory.file_resume import ResumableSink
 from p2prw.engine.model import Access, Operation, RouteReport, ServeRequest
 from p2prw.engine.peer import attributes_to_wire, source_to_wire
-from p2prw.engine.providers.base import Device, QueuePair
+from p2prw.engine.providers.base import Device, QueuePair, Registration
+from p2prw.engine.server import pingpong
 from p2prw.engine.server.leases import Lease
 from p2prw.engine.server.regions import OfferedRegion, OpenedRegion
 from p2prw.engine.staging import StagingRing
@@ -74,6 +76,8 @@ class ActiveLease:
         self._ring: StagingRing | None = None
         self._busy_slots: set[int] = set()
         self._digest: _DigestJob | None = None
+        self._registration: Registration | None = None
+        self._pingpong: pingpong.Pingpong | None = None
         self._stack = ExitStack()
         self._stack.callback(opened.close)
         self._stack.callback(queue_pair.close)
@@ -121,6 +125,7 @@ class ActiveLease:
                 staging, route = self._make_staging(request, access | Access.REMOTE_READ, route, path_mtu_bytes)
             else:
                 self._stack.callback(reach.registration.close)
+                self._registration = reach.registration
                 segments = tuple(Segment(*segment) for segment in reach.registration.remote_segments())
         return Grant(
             lease=self.lease.id,
@@ -217,6 +222,23 @@ class ActiveLease:
             raise RemoteProtocolError(f"{message.TYPE} outside the lease or the slot", code="bad_range")
         return ring
 
+    # --- ping-pong --------------------------------------------------------------------------------------------
+
+    def start_pingpong(self, message: Pingpong) -> None:
+        """Begin to answer messages. PeerRefusedError, RemoteProtocolError where the client may not ask for that."""
+        if self.lease.operation is not Operation.WRITE or message.length > self.length_bytes:
+            raise RemoteProtocolError("ping-pong outside a write lease", code="bad_range")
+        if "r" not in self.region.access:
+            raise RemoteProtocolError("ping-pong with a region that may not be read", code="bad_right")
+        registration = self._registration
+        if registration is None or len(registration.vec) != 1:
+            raise RemoteProtocolError("ping-pong for a region that is not in one piece", code="unexpected_message")
+        view = pingpong.watched_view(self.memory, self._base_offset, message.length)
+        self._pingpong = pingpong.Pingpong(
+            self.device, self.queue_pair, view, registration.vec, message.address, message.rkey,
+            posted_before=self._pingpong.answered + self._pingpong.posted_before if self._pingpong else 0,
+        )  # fmt: skip
+
     # --- digest ---------------------------------------------------------------------------------------------
 
     def start_digest(self, message: Digest) -> None:
@@ -245,6 +267,8 @@ class ActiveLease:
                     raise job.error
                 answer = Filled if job.kind == "fill" else Committed
                 channel.send(answer(self.lease.id, job.slot, job.offset - self._base_offset))
+        if self._pingpong is not None:
+            busy = self._pingpong.step() or busy
         if self._digest is not None and channel.queued_bytes <= _QUEUED_BYTES_BEFORE_DIGESTS_WAIT:
             self._digest_step(self._digest, channel)
             busy = True
@@ -279,7 +303,7 @@ class ActiveLease:
         """Forget what is under way; RemoteProtocolError when the client wants to keep unfinished bytes."""
         if keep and (self._busy_slots or self._digest is not None):
             raise RemoteProtocolError("release with keep while work is under way", code="unexpected_message")
-        self._digest = None
+        self._digest = self._pingpong = None
 
     def close(self) -> None:
         """Revoke the keys, destroy the queue pair, throw an unfinished sink away. Safe to call twice."""

@@ -24,6 +24,8 @@ from p2prw.engine.control.messages import (
     ListRegions,
     Message,
     Open,
+    Pingpong,
+    Ponging,
     Release,
     Released,
     Restart,
@@ -236,6 +238,9 @@ class ServedClient:
                 self._lease(message.lease).start_digest(message)
             case Restart():
                 self._lease(message.lease).restart()
+            case Pingpong():
+                self._lease(message.lease).start_pingpong(message)
+                self.channel.send(Ponging(message.lease))
             case Release():
                 self._release(message)
             case _:

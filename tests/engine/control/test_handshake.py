@@ -58,6 +58,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "digests": {"lease": LEASE, "offset": 0, "digests": [], "more": False},
     "release": {"lease": LEASE, "keep": True},
     "restart": {"lease": LEASE},
+    "pingpong": {"lease": LEASE, "length": 1, "address": 0, "rkey": 0},
+    "ponging": {"lease": LEASE},
     "released": {"lease": LEASE},
 }
 

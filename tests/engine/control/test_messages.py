@@ -142,6 +142,10 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         st.just("owner-cpu"),
     ),
     m.Restart: st.builds(m.Restart, lease),
+    m.Pingpong: st.builds(
+        m.Pingpong, lease, st.integers(1, U63), st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 32) - 1)
+    ),
+    m.Ponging: st.builds(m.Ponging, lease),
     m.Release: st.builds(m.Release, lease, st.booleans()),
     m.Released: st.builds(m.Released, lease),
 }

@@ -1,0 +1,124 @@
+"""Write latency by ping-pong: our WRITE, the peer's WRITE back, both seen by watching memory; half the round trip."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from p2prw.engine.bench.attendant import Attendant
+from p2prw.engine.bench.lane import Lane
+from p2prw.engine.bench.latency import MAX_SAMPLES, SPIN_S
+from p2prw.engine.client import Attached
+from p2prw.engine.control.messages import PINGPONG, Pingpong, Ponging
+from p2prw.engine.memory.host import open_scratch
+from p2prw.engine.model import Access
+from p2prw.engine.providers.base import Device
+from p2prw.engine.waiting import Waiter
+from p2prw.errors import HostError, PeerRefusedError
+
+TAGS = 255
+"""As the server counts (server/pingpong.py)."""
+
+
+@dataclass(slots=True)
+class Table:
+    """The two memories that both ends watch: what we send from, and what the peer writes back into."""
+
+    source: memoryview
+    sink: memoryview
+    address: int
+    rkey: int
+
+
+def set_table(stack: ExitStack, device: Device, one: Attached, capabilities: tuple[str, ...], most_bytes: int) -> Table:
+    """Register memory for the answers. PeerRefusedError, HostError where a ping-pong is not possible."""
+    if PINGPONG not in capabilities:
+        raise PeerRefusedError(
+            "the server has no ping-pong",
+            why="it is an older p2prw",
+            fix="the same p2prw on both sides, or --lat-by completion",
+            code="no_pingpong",
+        )
+    buffers = one.memory.buffers()
+    source = buffers[0].view if len(buffers) == 1 else None
+    if source is None or one.memory.spec.kind != "host":
+        raise HostError(
+            f"{one.memory.spec.kind} memory cannot be watched for a ping-pong",
+            why="both ends look at the last byte again and again; that needs host memory",
+            fix="leave --local-memory away, or --lat-by completion",
+            code="no_pingpong",
+        )
+    memory = open_scratch(most_bytes)
+    stack.callback(memory.close)
+    registration = device.register(memory.buffers(), Access.LOCAL_WRITE | Access.REMOTE_WRITE)
+    stack.callback(registration.close)
+    sink = memory.buffers()[0].view
+    assert sink is not None
+    (segment,) = registration.remote_segments()
+    return Table(source, sink, segment.address, segment.rkey)
+
+
+@dataclass(slots=True)
+class PingpongLoop:
+    """Drive `run()` once; the figures are in `samples_us`, also after a failure."""
+
+    device: Device
+    lane: Lane
+    attendant: Attendant
+    waiter: Waiter
+    table: Table
+    messages: int | None
+    duration_s: float | None = None
+    samples_us: array[float] = field(default_factory=lambda: array("d"))
+    first_post_s: float = 0.0
+    last_completion_s: float = 0.0
+    lat_by: str = "ping-pong"
+
+    def run(self) -> Generator[None, None, None]:
+        """Yield a few times a second; return after `messages` or `duration_s`."""
+        attendant, samples, lane = self.attendant, self.samples_us, self.lane
+        clock, pump, poll = attendant.deadline.clock, self.device.pump, lane.queue_pair.poll
+        source, sink, last = self.table.source, self.table.sink, lane.size_bytes - 1
+        limit = MAX_SAMPLES if self.messages is None else self.messages
+        per_message = len(lane.postings)
+        now = self.first_post_s = self.last_completion_s = clock()
+        end_s = now + self.duration_s if self.duration_s is not None else float("inf")
+        attendant.begin(now)
+        while len(samples) < limit and now < end_s:
+            tag = len(samples) % TAGS + 1
+            source[last] = tag
+            lane.left = per_message
+            posted_s = clock()
+            while sink[last] != tag:
+                busy = lane.post() if lane.left else False
+                busy = pump() or busy
+                lane.retire(poll())
+                now = clock()
+                if now >= attendant.next_s and now - posted_s > SPIN_S:
+                    if attendant.attend(now, len(samples)):
+                        yield
+                    if not busy and sink[last] != tag:
+                        self.waiter.wait(min(SPIN_S, attendant.next_s - now))
+            now = clock()
+            samples.append((now - posted_s) * 0.5e6)
+            self.last_completion_s = now
+            if now >= attendant.next_s and attendant.attend(now, len(samples)):
+                yield
+        # The last answers may overtake the acknowledgements of what they answer.
+        while lane.completed < lane.posted:
+            busy = pump()
+            lane.retire(poll())
+            now = clock()
+            if now >= attendant.next_s:
+                attendant.attend(now, len(samples))
+            if not busy:
+                self.waiter.wait(SPIN_S)
+
+
+def ask_for(one: Attached, table: Table, size_bytes: int, idle_s: float) -> None:
+    """Have the server answer messages of this size from now on; both sides count from the first."""
+    table.sink[size_bytes - 1] = 0
+    one.link.channel.send(Pingpong(one.grant.lease, size_bytes, table.address, table.rkey))
+    one.link.expect(Ponging, "the server's readiness for a ping-pong", idle_s)
