@@ -37,11 +37,11 @@ P2PRW = (sys.executable, "-m", "p2prw")
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
+def serving(folder: Path, *more: str) -> Iterator[str]:
     """A server of one region, in a process of its own."""
     ready = folder / "ready"
     ready.unlink(missing_ok=True)
-    words = ("serve", "--listen", "127.0.0.1:0", "--region", "scratch=host,size=8MiB", "--quiet")
+    words = ("serve", "--listen", "127.0.0.1:0", "--region", "scratch=host,size=8MiB", "--quiet", *more)
     with (folder / "serve.txt").open("w+") as said:
         server = subprocess.Popen([*P2PRW, *words, "--ready-file", str(ready)], stdout=said, stderr=said, cwd=ROOT)
         try:
@@ -76,13 +76,15 @@ def own_figures(cases: list[Case], pairs: int, folder: Path) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {case.name: [] for case in cases}
     for _ in range(pairs):
         for case in cases:
-            with serving(folder) as target:
-                found[case.name].append(bench(target, *case.words))
+            codec = ("--no-leaf",) if case.pure else ()
+            with serving(folder, *codec) as target:
+                found[case.name].append(bench(target, *case.words, *codec))
     return {
         name: {
             "p2prw_bw_bytes_per_s": [one["results"][0]["bw_bytes_per_s"] for one in documents],
             "p2prw_median_bytes_per_s": statistics.median(one["results"][0]["bw_bytes_per_s"] for one in documents),
             "device": documents[0]["environment"]["device"]["name"],
+            "codec": documents[0]["environment"]["device"]["codec"],
             "path_mtu_bytes": documents[0]["environment"]["negotiated"]["path_mtu_bytes"],
         }
         for name, documents in found.items()
@@ -95,6 +97,7 @@ def pair_figures(case: Case, pairs: int, folder: Path) -> dict[str, Any]:
         document = bench(target, *case.words, "--pairs", str(pairs), "--against", case.against or "")
     against = document["against"]
     return {
+        "codec": document["environment"]["device"]["codec"],
         "p2prw_bw_bytes_per_s": against["p2prw"]["bw_bytes_per_s"],
         "p2prw_median_bytes_per_s": against["p2prw"]["bw_median_bytes_per_s"],
         "other_bw_bytes_per_s": against["other"]["bw_bytes_per_s"],

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 PARTS = ("p2prw", "ucx", "libfabric", "ceiling", "perftest")
 """Pieces that can be run on their own. `perftest` boots the lab's guest, so only when it is asked for."""
 USUAL = PARTS[:-1]
-MESSAGE = ("-s", "1M", "-D", "2")
-"""Messages of 1 MiB for two seconds; the other tool then sends as many."""
+MESSAGE = ("-s", "1M", "-D", "1")
+"""Messages of 1 MiB for a second; the other tool then sends as many."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Case:
     """What the median has to reach."""
     least_ratio: float | None = None
     """What the ratio of medians has to reach."""
+    pure: bool = False
+    """Without the compiled codec, at both ends."""
 
 
 def _pair(name: str, operation: str, against: str, least_ratio: float | None, words: tuple[str, ...] = MESSAGE) -> Case:
@@ -34,6 +36,8 @@ def _pair(name: str, operation: str, against: str, least_ratio: float | None, wo
 CASES = (
     Case("WRITE", "p2prw", ("--op", "write", *MESSAGE), least_bytes_per_s=1e9),
     Case("READ", "p2prw", ("--op", "read", *MESSAGE), least_bytes_per_s=1e9),
+    Case("WRITE, pure Python", "p2prw", ("--op", "write", *MESSAGE), least_bytes_per_s=1e9, pure=True),
+    Case("READ, pure Python", "p2prw", ("--op", "read", *MESSAGE), least_bytes_per_s=1e9, pure=True),
     Case("WRITE, path MTU 1024", "p2prw", ("--op", "write", "-m", "1024", *MESSAGE), least_bytes_per_s=0.6e9),
     Case("READ, path MTU 1024", "p2prw", ("--op", "read", "-m", "1024", *MESSAGE), least_bytes_per_s=0.6e9),
     _pair("WRITE / ucx_perftest ucp_put_bw over tcp", "write", "UCX_TLS=tcp ucx_perftest -t ucp_put_bw", 2.0),

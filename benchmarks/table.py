@@ -75,9 +75,11 @@ def table(results: dict[str, Any]) -> Iterator[str]:
     setups = list(results.get("setup", {}).values())
     if setups:
         last = setups[0]
+        codecs = {one.get("codec") for case in CASES if not case.pure and (one := found(results, case))}
         pairs = max((len(one["p2prw_bw_bytes_per_s"]) for case in CASES if (one := found(results, case))), default=0)
         yield (
             f"GB/s (10^9), medians and in brackets lowest and highest of {pairs} by turns; "
+            f"packets by {' or '.join(sorted(filter(None, codecs)))}; "
             f"{last['cpus']} x {last['cpu']}, Linux {last['kernel']}, Python {last['python']}, {last['measured_at']}."
         )
 

@@ -10,6 +10,7 @@ import pytest
 from p2prw import api
 from p2prw.engine.bench import pingpong
 from p2prw.engine.bench.model import BenchRequest, BenchResult
+from p2prw.engine.bench.session import run_bench
 from p2prw.engine.control import messages
 from p2prw.engine.model import Operation
 from p2prw.engine.server import pingpong as servers
@@ -27,13 +28,8 @@ def served() -> Iterator[str]:
 def measure(target: str, **wishes: Any) -> BenchResult:
     wishes = {"tests": ("lat",), "lat_by": "ping-pong", "iterations": 30, "warm_up": 5, **wishes}
     connection = api.make_request(WRITE, target, wishes.pop("memory", "host"))
-    return api.finish(api_bench(BenchRequest(connection=connection, **wishes)))
-
-
-def api_bench(request: BenchRequest) -> Any:
-    from p2prw.engine.bench.session import run_bench
-
-    return run_bench(request)
+    result: BenchResult = api.finish(run_bench(BenchRequest(connection=connection, **wishes)))
+    return result
 
 
 def test_both_ends_count_alike():
