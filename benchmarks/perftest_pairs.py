@@ -125,16 +125,19 @@ def run_perftest(args: argparse.Namespace, case: Case) -> float:
         if server.poll() is None:
             server.kill()
             server.wait()
-    # The columns: bytes, iterations, peak, average in MiB/s, million messages/s. Iterations are of all queue pairs.
-    for line in client.stdout.splitlines():
+    return messages_per_s(case, client.stdout)
+
+
+def messages_per_s(case: Case, printed: str) -> float:
+    """Of perftest's columns: bytes, iterations of all queue pairs, peak, average in MiB/s, million messages/s."""
+    for line in printed.splitlines():
         fields = line.split()
         if len(fields) == 5 and fields[0] == str(case.size_bytes):
             if int(fields[1]) != case.iterations * case.queue_pairs:
-                raise SystemExit(f"{command[0]} counted {fields[1]} messages")
-            # From MiB/s, which has two decimals; the last column has six, of millions: four digits at 1000 a second.
-            rates = (float(fields[3]) * MIB / case.size_bytes, float(fields[4]) * 1e6)
-            return rates[0] if case.size_bytes >= 4 * KIB else rates[1]
-    raise SystemExit(f"{' '.join(command)} printed no figures (exit code {client.returncode}):\n{client.stdout}")
+                raise SystemExit(f"{TOOLS[case.operation]} counted {fields[1]} messages")
+            # Two decimals of MiB/s or six of millions: whichever has more digits here.
+            return float(fields[3]) * MIB / case.size_bytes if case.size_bytes >= 4 * KIB else float(fields[4]) * 1e6
+    raise SystemExit(f"{TOOLS[case.operation]} printed no figures:\n{printed}")
 
 
 def run_p2prw(args: argparse.Namespace, case: Case, server: str) -> tuple[float, dict[str, Any]]:
@@ -165,27 +168,25 @@ def run_p2prw(args: argparse.Namespace, case: Case, server: str) -> tuple[float,
     return row.msg_rate_per_s, dict(result.environment)
 
 
-def measure(args: argparse.Namespace, cases: Sequence[Case]) -> dict[str, Any]:
+def measure(args: argparse.Namespace, cases: Sequence[Case], server: str) -> dict[str, Any]:
+    """All cases once, then again: whatever drifts while this runs drifts for all of them."""
     ours: dict[Case, list[float]] = {case: [] for case in cases}
     theirs: dict[Case, list[float]] = {case: [] for case in cases}
     environment: dict[str, Any] = {}
-    region_bytes = max(case.size_bytes * case.queue_pairs for case in cases)
     began_s = time.monotonic()
-    with p2prw_server(args, region_bytes) as server:
-        for number in range(args.pairs):
-            # All cases once, then again: whatever drifts while this runs drifts for all of them.
-            if args.time_limit and time.monotonic() - began_s > args.time_limit:
-                print(f"stopped after {number} pairs (--time-limit)", file=sys.stderr)
-                break
-            for case in cases:
-                if number % 2:
-                    theirs[case].append(run_perftest(args, case))
-                rate, environment = run_p2prw(args, case, server)
-                ours[case].append(rate)
-                if not number % 2:
-                    theirs[case].append(run_perftest(args, case))
-                pair = f"p2prw {ours[case][-1]:10.1f}/s  {TOOLS[case.operation]} {theirs[case][-1]:10.1f}/s"
-                print(f"{number + 1:2} {case!s:28} {pair}  {ours[case][-1] / theirs[case][-1]:.3f}", file=sys.stderr)
+    for number in range(args.pairs):
+        if args.time_limit and time.monotonic() - began_s > args.time_limit:
+            print(f"stopped after {number} pairs (--time-limit)", file=sys.stderr)
+            break
+        for case in cases:
+            if number % 2:
+                theirs[case].append(run_perftest(args, case))
+            rate, environment = run_p2prw(args, case, server)
+            ours[case].append(rate)
+            if not number % 2:
+                theirs[case].append(run_perftest(args, case))
+            pair = f"p2prw {rate:10.1f}/s  {TOOLS[case.operation]} {theirs[case][-1]:10.1f}/s"
+            print(f"{number + 1:2} {case!s:28} {pair}  {rate / theirs[case][-1]:.3f}", file=sys.stderr)
     return {
         "benchmark": "perftest_pairs",
         "pairs": min(len(rates) for rates in ours.values()),
@@ -226,7 +227,7 @@ def perftest_version() -> str:
     return shown.strip().removeprefix("Version: ")
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="rxe0")
     parser.add_argument("--address", default="10.9.0.1", help="an address of its netdev (the lab's by default)")
@@ -239,8 +240,14 @@ def main() -> None:
     parser.add_argument("--max-rd-atomic", type=int, default=16)
     parser.add_argument("--time-limit", type=float, help="seconds after which no further pair begins")
     parser.add_argument("--json", type=Path, help="write the figures here, not to stdout")
-    args = parser.parse_args()
-    document = measure(args, args.case or [parse_case(text) for text in CASES])
+    return parser
+
+
+def main() -> None:
+    args = options().parse_args()
+    cases = args.case or [parse_case(text) for text in CASES]
+    with p2prw_server(args, max(case.size_bytes * case.queue_pairs for case in cases)) as server:
+        document = measure(args, cases, server)
     document["environment"]["cpus"] = os.cpu_count()
     text = json.dumps(document, indent=1)
     if args.json:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import perftest_pairs
 from benchmarks.cases import CASES, USUAL
 from benchmarks.table import BEGIN, END, missed, rewritten, table
 from p2prw.against.tools import TOOLS, parse_command
@@ -63,3 +64,25 @@ def test_only_the_table_of_a_page_is_rewritten():
 def test_the_readmes_table_is_what_the_file_of_results_gives():
     page = (ROOT / "README.md").read_text("utf-8")
     assert rewritten(page, json.loads(RESULTS.read_text("utf-8"))) == page
+
+
+PERFTEST = """ #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]
+ 65536      800              0.00               27.14              0.000434
+---
+"""
+
+
+def test_perftests_columns_become_messages_per_second():
+    case = perftest_pairs.parse_case("write:64K:200:4")
+    assert perftest_pairs.messages_per_s(case, PERFTEST) == pytest.approx(434.24)
+    small = perftest_pairs.parse_case("read:64:800")
+    assert perftest_pairs.messages_per_s(small, PERFTEST.replace("65536", "64   ")) == pytest.approx(434)
+    for other in ("write:64K:100:4", "write:4K:200:4"):
+        with pytest.raises(SystemExit):
+            perftest_pairs.messages_per_s(perftest_pairs.parse_case(other), PERFTEST)
+
+
+def test_a_pair_is_equal_on_both_sides_in_what_can_be_set():
+    args = perftest_pairs.options().parse_args(["--depth", "64", "--signal-every", "16", "--max-rd-atomic", "8"])
+    words = " ".join(perftest_pairs.perftest_command(args, perftest_pairs.parse_case("read:4K:100:2")))
+    assert words == "ib_read_bw -d rxe0 -x 1 -p 18615 -s 4096 -n 100 -q 2 -t 64 -Q 16 -N -F -o 8"
