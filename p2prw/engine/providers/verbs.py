@@ -48,7 +48,8 @@ ROCE_UDP_PORT = 4791
 LOOK_INTERVAL_S = 1.0
 SPIN_S = 0.0002
 """So long after the last completion an empty queue is polled again at once; then the loop naps."""
-NAP_S = 0.001
+NAP_S, LONGEST_NAP_S = 0.001, 0.003
+"""A nap is a sixteenth of the last wait for a completion, within these: looking costs CPU that rxe could use."""
 _CPU_WINDOW_BYTES = 2 * 1024 * 1024
 """What a software peer may have on the wire towards rxe: a burst beyond the netdev backlog is dropped."""
 _NIC_WINDOW_BYTES = 64 * 1024 * 1024
@@ -146,6 +147,7 @@ class VerbsDevice:
         self._next_look_s = clock() + LOOK_INTERVAL_S
         self._counters = read_counters(sysfs, hca.name, port.number)
         self._last_completion_s = 0.0
+        self._gap_s = 0.0
         self._has_loopback: bool | None = None
         self._odp_keeps_offsets: bool | None = None
         self._closed = False
@@ -330,7 +332,8 @@ class VerbsDevice:
 
     def completed(self) -> None:
         """A queue pair saw a completion: more may follow at once."""
-        self._last_completion_s = self._clock()
+        now = self._clock()
+        self._gap_s, self._last_completion_s = now - self._last_completion_s, now
 
     def check(self) -> None:
         """Raise TransferError where the port or the device was lost."""
@@ -351,10 +354,12 @@ class VerbsDevice:
         return False
 
     def next_timer_s(self) -> float | None:
-        """Return when to poll again: at once right after a completion, then every millisecond while work is out."""
+        """Return when to poll again: at once after a completion, then every few milliseconds while work is out."""
         if not any(pair.outstanding for pair in self._queue_pairs):
             return None
-        return 0.0 if self._clock() - self._last_completion_s < SPIN_S else NAP_S
+        if self._clock() - self._last_completion_s < SPIN_S:
+            return 0.0
+        return min(LONGEST_NAP_S, max(NAP_S, self._gap_s / 16))
 
     def close(self) -> None:
         """Close queue pairs, registrations, device memory, protection domain and device. Safe to call twice."""

@@ -8,7 +8,7 @@ import pytest
 
 from p2prw.engine.memory.host import HostMemory
 from p2prw.engine.model import Access, Opcode, QueuePairOptions, Route, Sge
-from p2prw.engine.providers.verbs import LOOK_INTERVAL_S
+from p2prw.engine.providers.verbs import LONGEST_NAP_S, LOOK_INTERVAL_S
 from p2prw.engine.providers.verbs_open import open_verbs_device
 from p2prw.engine.providers.verbs_scripted import ScriptedBinding, VerbsScript, write_sysfs
 from p2prw.engine.topology.sysfs import SysfsRoot
@@ -138,3 +138,17 @@ def test_closing_the_device_closes_all_in_order_and_twice_is_no_error(rig):
     pair.close()
     assert (script.regions_open, script.queue_pairs_open, script.contexts_open) == (0, 0, 0)
     assert device.filenos() == () and not device.wants_write() and device.receive_window_bytes() > 0
+
+
+@pytest.mark.parametrize(("gap_s", "nap_s"), [(0.0001, 0.001), (0.032, 0.002), (1.0, LONGEST_NAP_S)])
+def test_the_longer_a_completion_took_the_longer_the_nap_before_the_next_look(rig, gap_s, nap_s):
+    device, _, now = rig()
+    assert device.next_timer_s() is None, "nothing is out"
+    pair = device.create_queue_pair(QueuePairOptions())
+    pair.outstanding = 1  # type: ignore[attr-defined]
+    device.completed()
+    now[0] += gap_s
+    device.completed()
+    assert device.next_timer_s() == 0.0, "more may follow at once"
+    now[0] += 0.001
+    assert device.next_timer_s() == pytest.approx(nap_s)
