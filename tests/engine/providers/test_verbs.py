@@ -145,7 +145,7 @@ def test_the_longer_a_completion_took_the_longer_the_nap_before_the_next_look(ri
     device, _, now = rig()
     assert device.next_timer_s() is None, "nothing is out"
     pair = device.create_queue_pair(QueuePairOptions())
-    pair.outstanding = 1  # type: ignore[attr-defined]
+    pair.outstanding = 1
     device.completed()
     now[0] += gap_s
     device.completed()
