@@ -184,9 +184,11 @@ def _report_error(app: App, error: Exception) -> int:
     if not app.reported:
         app.reported = True
         show_document(app.mode, app.stdout, document)
-    for one in (known, unreported):
+    for one in (known, *known.more, unreported):
         for line in error_lines(one) if one is not None else ():
             app.stderr.line(line)
+    if known.unshown:
+        app.stderr.line(f"and {known.unshown} more")
     code: int = document["exit_code"]
     return code
 

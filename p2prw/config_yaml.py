@@ -14,6 +14,7 @@ import yaml
 
 from p2prw.config_files import FileKind, read_whole
 from p2prw.config_memory import split_access
+from p2prw.config_problems import Problems
 from p2prw.config_settings import SCENARIO_KEYS, SECTIONS, keys_of
 from p2prw.config_values import at_place, nearest
 from p2prw.engine.memory.spec import SpecError, memory_spec_from_mapping, parse_memory_spec
@@ -68,7 +69,13 @@ CONFIG_FILE = FileKind(
 def load_config(path: str) -> FileConfig:
     """Return the checked file. HostError: cannot be read; RequestError: wrong, with its place."""
     root = compose_file(path)
-    return FileConfig(path) if root is None else Reader(path).read(root)
+    if root is None:
+        return FileConfig(path)
+    reader = Reader(path)
+    with reader.problems.catch():
+        reader.read(root)
+    reader.problems.raise_them()
+    return reader.found()
 
 
 def compose_file(path: str) -> yaml.Node | None:
@@ -90,25 +97,33 @@ def compose_file(path: str) -> yaml.Node | None:
         raise RequestError(what, why="it cannot be read as text", fix=_FIX, code="bad_yaml") from error
 
 
-class Reader:
-    """Walks node trees; holds nothing but the path and what it found. What is read later wins."""
+EXTRA_KEYS = {"transfer": ("peer",), "serve": ("regions",)}
+"""Keys of a map that are no settings."""
 
-    def __init__(self, path: str) -> None:
+
+class Reader:
+    """Walks node trees; holds nothing but the path, what it found and what is wrong. What is read later wins.
+
+    A key or a value that is wrong is reported to `problems` and left out; a map that is none raises its RequestError.
+    """
+
+    def __init__(self, path: str, problems: Problems | None = None) -> None:
         self.path = path
+        self.problems = Problems() if problems is None else problems
         self.values: dict[tuple[str, str], Placed] = {}
         self.peer: Placed | None = None
         self.buffers: dict[str, MemorySpec] = {}
         self.regions: list[FileRegion] = []
         self.steps: str | None = None
 
-    def read(self, root: yaml.Node) -> FileConfig:
+    def read(self, root: yaml.Node) -> None:
         """Read a whole file."""
         entries = self.entries(root, "the file", (*SECTIONS, *SCENARIO_KEYS))
         # A scenario's other maps may hold variables, which only `run` can fill in.
         self.steps = next((self.place(key_node) for key, key_node, _ in entries if key in SCENARIO_KEYS), None)
         for key, _, node in entries if self.steps is None else ():
-            self.read_map(key, node)
-        return self.found()
+            with self.problems.catch():
+                self.read_map(key, node)
 
     def read_map(self, section: str, node: yaml.Node) -> None:
         """Read one of the maps that stand at the top of a file."""
@@ -124,70 +139,82 @@ class Reader:
     def read_section(self, section: str, node: yaml.Node) -> None:
         """Read the words of `device`, `serve` or `transfer`."""
         keys = keys_of(section)
-        extra = {"transfer": ("peer",), "serve": ("regions",)}.get(section, ())
+        extra = EXTRA_KEYS.get(section, ())
         for key, _, value in self.entries(node, section, (*keys, *extra)):
-            if key == "peer" and "peer" in extra:
-                self.peer = self.scalar(value, f"{section}.peer")
-            elif key == "regions" and "regions" in extra:
-                self.read_regions(value)
-            else:
-                setting = keys[key]
-                placed = self.scalar(value, f"{section}.{key}")
-                # Read now, so that a bad value is an error for every command that is given this file.
-                self.checked(placed.place, setting.parse, placed.text, f"{section}.{key}")
-                self.values[(section, setting.name)] = placed
+            with self.problems.catch():
+                if key == "peer" and "peer" in extra:
+                    self.peer = self.scalar(value, f"{section}.peer")
+                elif key == "regions" and "regions" in extra:
+                    self.read_regions(value)
+                else:
+                    setting = keys[key]
+                    placed = self.scalar(value, f"{section}.{key}")
+                    # Read now, so that a bad value is an error for every command that is given this file.
+                    self.checked(placed.place, setting.parse, placed.text, f"{section}.{key}")
+                    self.values[(section, setting.name)] = placed
 
     def read_buffers(self, node: yaml.Node) -> None:
         """Read named memory."""
         for key, key_node, value in self.entries(node, "buffers", None):
-            name = f"buffers.{key}"
-            self.checked(self.place(key_node), check_region_name, key, "buffer name")
-            if not isinstance(value, yaml.MappingNode):
-                placed = self.scalar(value, name, or_map=True)
-                self.buffers[key] = self.checked(placed.place, parse_memory_spec, placed.text)
-                continue
-            words = {word: self.scalar(item, f"{name}.{word}") for word, _, item in self.entries(value, name, None)}
-            try:
-                self.buffers[key] = memory_spec_from_mapping({word: placed.text for word, placed in words.items()})
-            except SpecError as error:
-                # The key that is wrong, where the map has it; else the map.
-                place = words[error.key].place if error.key in words else self.place(value)
-                raise at_place(f"{place}: {name}", error) from error
+            with self.problems.catch():
+                self.buffers[key] = self.read_buffer(key, key_node, value)
+
+    def read_buffer(self, key: str, key_node: yaml.Node, value: yaml.Node) -> MemorySpec:
+        """Return one named memory."""
+        name = f"buffers.{key}"
+        self.checked(self.place(key_node), check_region_name, key, "buffer name")
+        if not isinstance(value, yaml.MappingNode):
+            placed = self.scalar(value, name, or_map=True)
+            spec: MemorySpec = self.checked(placed.place, parse_memory_spec, placed.text)
+            return spec
+        words = {word: self.scalar(item, f"{name}.{word}") for word, _, item in self.entries(value, name, None)}
+        try:
+            return memory_spec_from_mapping({word: placed.text for word, placed in words.items()})
+        except SpecError as error:
+            # The key that is wrong, where the map has it; else the map.
+            place = words[error.key].place if error.key in words else self.place(value)
+            raise at_place(f"{place}: {name}", error) from error
 
     def read_regions(self, node: yaml.Node) -> None:
         """Read what a server offers; it replaces what was read before."""
         self.regions.clear()
         for key, key_node, value in self.entries(node, "serve.regions", None):
-            name = f"serve.regions.{key}"
-            self.checked(self.place(key_node), check_region_name, key, "region name")
-            if not isinstance(value, yaml.MappingNode):
-                placed = self.scalar(value, name, or_map=True)
-                memory, access = self.checked(placed.place, split_access, placed.text, name)
-                self.regions.append(FileRegion(key, placed._replace(text=memory), access))
-                continue
-            entries = {
-                word: self.scalar(item, f"{name}.{word}")
-                for word, _, item in self.entries(value, name, ("buffer", "memory", "access"))
-            }
-            memories = [entries[word] for word in ("buffer", "memory") if word in entries]
-            if len(memories) != 1:
-                raise RequestError(
-                    f"{self.place(value)}: {name}: expected one of buffer or memory",
-                    why="a region is one piece of memory",
-                    fix=f"{key}: {{buffer: NAME, access: rw}}",
-                    code="bad_yaml",
-                )
-            access_at = entries.get("access")
-            if access_at:
-                self.checked(access_at.place, check_access, access_at.text, f"{name}.access")
-            self.regions.append(FileRegion(key, memories[0], access_at.text if access_at else None))
+            with self.problems.catch():
+                self.regions.append(self.read_region(key, key_node, value))
+
+    def read_region(self, key: str, key_node: yaml.Node, value: yaml.Node) -> FileRegion:
+        """Return one thing that a server offers."""
+        name = f"serve.regions.{key}"
+        self.checked(self.place(key_node), check_region_name, key, "region name")
+        if not isinstance(value, yaml.MappingNode):
+            placed = self.scalar(value, name, or_map=True)
+            memory, access = self.checked(placed.place, split_access, placed.text, name)
+            return FileRegion(key, placed._replace(text=memory), access)
+        before = self.problems.reported
+        entries = {
+            word: self.scalar(item, f"{name}.{word}")
+            for word, _, item in self.entries(value, name, ("buffer", "memory", "access"))
+        }
+        self.problems.stop_since(before)
+        memories = [entries[word] for word in ("buffer", "memory") if word in entries]
+        if len(memories) != 1:
+            raise RequestError(
+                f"{self.place(value)}: {name}: expected one of buffer or memory",
+                why="a region is one piece of memory",
+                fix=f"{key}: {{buffer: NAME, access: rw}}",
+                code="bad_yaml",
+            )
+        access_at = entries.get("access")
+        if access_at:
+            self.checked(access_at.place, check_access, access_at.text, f"{name}.access")
+        return FileRegion(key, memories[0], access_at.text if access_at else None)
 
     # --- nodes ---
 
     def entries(
         self, node: yaml.Node, name: str, known: Iterable[str] | None
     ) -> list[tuple[str, yaml.Node, yaml.Node]]:
-        """Return (key, its node, value node) of a map; each key once, in `known` where that is given."""
+        """Return (key, its node, value node) of a map; a key that is there twice, or not in `known`, is reported."""
         if not isinstance(node, yaml.MappingNode):
             raise RequestError(
                 f"{self.place(node)}: {name}: expected a map of key: value, got {_kind(node)}",
@@ -209,21 +236,27 @@ class Reader:
             # Hyphens as on the command line are taken too; names of buffers and regions stay as written.
             key = written.replace("-", "_") if known is not None else written
             if key in seen:
-                raise RequestError(
-                    f"{self.place(key_node)}: {name}: {written!r} is given twice",
-                    why=f"first at {seen[key]}",
-                    fix="remove one of them",
-                    code="duplicate_key",
+                self.problems.report(
+                    RequestError(
+                        f"{self.place(key_node)}: {name}: {written!r} is given twice",
+                        why=f"first at {seen[key]}",
+                        fix="remove one of them",
+                        code="duplicate_key",
+                    )
                 )
+                continue
             seen[key] = self.place(key_node)
             if known is not None and key not in known:
                 near = nearest(key, known)
-                raise RequestError(
-                    f"{self.place(key_node)}: {name}: unknown key {written!r}",
-                    why=f"known keys: {', '.join(sorted(known))}",
-                    fix=f"did you mean {near!r}?" if near else _FIX,
-                    code="unknown_key",
+                self.problems.report(
+                    RequestError(
+                        f"{self.place(key_node)}: {name}: unknown key {written!r}",
+                        why=f"known keys: {', '.join(sorted(known))}",
+                        fix=f"did you mean {near!r}?" if near else _FIX,
+                        code="unknown_key",
+                    )
                 )
+                continue
             found.append((key, key_node, value))
         return found
 

@@ -38,6 +38,10 @@ class P2prwError(Exception):
 
     exit_code = 1
     default_code = "error"
+    more: tuple[P2prwError, ...] = ()
+    """Others that were found with it, as in a file with several mistakes."""
+    unshown = 0
+    """How many more there are."""
 
     def __init__(
         self,

@@ -135,6 +135,8 @@ def error_document(command: str, error: P2prwError, exit_code: int | None = None
         error.exit_code if exit_code is None else exit_code,
         status="interrupted" if isinstance(error, InterruptedTransfer) else "failed",
         error=error_object(error),
+        warnings=[f"also: {one.what} (try: {one.fix})" for one in error.more]
+        + ([f"and {error.unshown} more"] if error.unshown else []),
     )
 
 

@@ -2,6 +2,7 @@
 
 text        variables, matrices, names               pure
 read        file -> Scenario: the YAML grammar of the other commands, with steps around it
+rows        a step and its variables -> one row, every key of it taken or refused
 words       one step -> the words of the command line that runs it, and that is printed
 expect      "bw >= 90% of link": a closed grammar    pure
 needs       skip_unless: what this host must have

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
 from p2prw.config_bench import bench_request
-from p2prw.config_settings import settings_of
+from p2prw.config_settings import Setting, settings_of
+from p2prw.config_smoke import smoke_request
 from p2prw.config_values import flag
-from p2prw.config_yaml import FileConfig, Reader
+from p2prw.config_yaml import Reader
 from p2prw.scenario.model import fill_addresses
-from p2prw.scenario.words import negative, option_words, settings_in
+from p2prw.scenario.words import negative, option_words, seeded_faults, settings_in
 
 # What `run` does itself, and what would write over another row's file.
 _NOT_KEYS = frozenset(
@@ -26,24 +28,31 @@ def step_keys(command: str) -> tuple[str, ...]:
     return ("peer", *(setting.name for setting in settings_of(command) if setting.name not in _NOT_KEYS))
 
 
-def smoke_words(reader: Reader, node: yaml.Node, seed: int, time_limit: str | None) -> tuple[str, ...]:
-    """Return the words of one smoke step; seed and time limit stand in for what it does not say. RequestError."""
+def smoke_words(
+    reader: Reader,
+    node: yaml.Node,
+    environ: Mapping[str, str],
+    addresses: Mapping[int, str],
+    seed: int,
+    time_limit: str | None,
+) -> tuple[str, ...]:
+    """Return the words of one smoke step, `device:`, seed and time limit standing in for what it does not say.
+
+    The whole request is checked as `p2prw smoke` will. RequestError.
+    """
     peer, given = _read(reader, node, "smoke")
-    said = tuple(word for words in given.values() for word in words)
-    if "seed" not in given:
-        said += ("--seed", str(seed))
-    if "time_limit" not in given and time_limit is not None:
-        said += ("--time-limit", time_limit)
-    return ("smoke", *([] if peer is None else [peer]), *said, "--json")
+    given.setdefault("seed", ("--seed", str(seed)))
+    if time_limit is not None:
+        given.setdefault("time_limit", ("--time-limit", time_limit))
+    settings = settings_in("smoke", reader.found(), environ, _line("smoke", given))
+    smoke_request(settings, None if peer is None else fill_addresses(peer, addresses), seed)
+    said = (word for words in given.values() for word in words)
+    file_words = option_words(settings, seeded_faults(settings, seed))
+    return ("smoke", *([] if peer is None else [peer]), *file_words, *said, "--json")
 
 
 def bench_words(
-    reader: Reader,
-    node: yaml.Node,
-    file: FileConfig,
-    environ: Mapping[str, str],
-    addresses: Mapping[int, str],
-    time_limit: str | None,
+    reader: Reader, node: yaml.Node, environ: Mapping[str, str], addresses: Mapping[int, str], time_limit: str | None
 ) -> tuple[str, ...]:
     """Return the words of one bench step, `device:` and `bench:` standing in for what it does not say. RequestError.
 
@@ -52,11 +61,7 @@ def bench_words(
     peer, given = _read(reader, node, "bench")
     if time_limit is not None:
         given.setdefault("time_limit", ("--time-limit", time_limit))
-    by_name = {setting.name: setting for setting in settings_of("bench")}
-    line = {
-        name: words[0] == by_name[name].option if by_name[name].is_flag else words[1] for name, words in given.items()
-    }
-    settings = settings_in("bench", file, environ, line)
+    settings = settings_in("bench", reader.found(), environ, _line("bench", given))
     request = bench_request(settings, None if peer is None else fill_addresses(peer, addresses))
     assert peer is not None, "bench_request() refuses a step without a peer"
     if "local_memory" in given:
@@ -67,26 +72,46 @@ def bench_words(
     return ("bench", peer, *option_words(settings, memory), *said, "--json")
 
 
+def _line(command: str, given: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return what stands on the command line already, as `config.resolve` takes it."""
+    line: dict[str, Any] = {}
+    for setting in settings_of(command):
+        words = given.get(setting.name)
+        if words is None:
+            continue
+        if setting.is_flag:
+            line[setting.name] = words[0] == setting.option
+        else:
+            line[setting.name] = words[1::2] if setting.is_multiple(command) else words[1]
+    return line
+
+
 def _read(reader: Reader, node: yaml.Node, command: str) -> tuple[str | None, dict[str, tuple[str, ...]]]:
     """Return the peer, and key -> its words."""
     settings = {setting.name: setting for setting in settings_of(command)}
     peer: str | None = None
     given: dict[str, tuple[str, ...]] = {}
+    before = reader.problems.reported
     for key, _, value in reader.entries(node, command, step_keys(command)):
-        # `device: [rxe0, soft0]`: an option that may be given many times.
-        many = key != "peer" and settings[key].is_multiple(command) and isinstance(value, yaml.SequenceNode)
-        words: list[str] = []
-        for placed in (reader.scalar(item, f"{command}.{key}") for item in (value.value if many else [value])):
+        with reader.problems.catch():
             if key == "peer":
-                peer = placed.text
-                continue
-            setting = settings[key]
-            if setting.is_flag:
-                on = reader.checked(placed.place, flag, placed.text, f"{command}.{key}")
-                words.append(setting.option if on else negative(setting))
-                continue
-            reader.checked(placed.place, setting.parse, placed.text, f"{command}.{key}")
-            words += (setting.option, placed.text)
-        if words:
-            given[key] = tuple(words)
-    return peer, given
+                peer = reader.scalar(value, f"{command}.peer").text
+            else:
+                given[key] = _words(reader, settings[key], command, value)
+    reader.problems.stop_since(before)
+    return peer, {key: words for key, words in given.items() if words}
+
+
+def _words(reader: Reader, setting: Setting, command: str, value: yaml.Node) -> tuple[str, ...]:
+    name = f"{command}.{setting.name}"
+    # `device: [rxe0, soft0]`: an option that may be given many times.
+    many = setting.is_multiple(command) and isinstance(value, yaml.SequenceNode)
+    words: list[str] = []
+    for placed in (reader.scalar(item, name) for item in (value.value if many else [value])):
+        if setting.is_flag:
+            on = reader.checked(placed.place, flag, placed.text, name)
+            words.append(setting.option if on else negative(setting))
+            continue
+        reader.checked(placed.place, setting.parse, placed.text, name)
+        words += (setting.option, placed.text)
+    return tuple(words)

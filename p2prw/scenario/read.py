@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
+from p2prw.config_problems import Problems
+from p2prw.config_settings import SECTIONS, keys_of
 from p2prw.config_values import at_place, choice, duration, integer
-from p2prw.config_yaml import Placed, Reader, compose_file
+from p2prw.config_yaml import EXTRA_KEYS, Reader, compose_file
 from p2prw.errors import RequestError
 from p2prw.scenario.expect import parse_expectation
 from p2prw.scenario.keys import ACTIONS, FILE_KEYS, ON_FAILURE, STEP_KEYS
 from p2prw.scenario.model import Row, Scenario, address_mark
 from p2prw.scenario.needs import parse_need
+from p2prw.scenario.rows import RowMaker
 from p2prw.scenario.text import NAME, combinations, expand, row_name
-from p2prw.scenario.words import serve_words, transfer_words
-from p2prw.targets import parse_host
 
-FIRST_PORT = 18515
 MOST_ROWS = 10000
 MOST_REPEATS = 100000
 _MOST_SEED = (1 << 63) - 1
@@ -69,22 +70,37 @@ class _Scenario:
         self, path: str, root: yaml.Node, environ: Mapping[str, str], given: Mapping[str, str], seed: int | None
     ) -> None:
         self.path = path
-        self.environ = environ
-        self.reader = Reader(path)
-        entries = self.reader.entries(root, "the file", tuple(FILE_KEYS))
-        self.nodes = {key: node for key, _, node in entries}
+        self.problems = Problems()
+        self.reader = Reader(path, self.problems)
+        self.nodes: dict[str, yaml.Node] = {}
         self.variables: dict[str, str] = {}
         self.rows: list[Row] = []
-        self.read_seed(seed)
-        self.read_variables(given)
+        self.seed = 1 if seed is None else seed
+        with self.problems.catch(refers=True):
+            self.nodes = {key: node for key, _, node in self.reader.entries(root, "the file", tuple(FILE_KEYS))}
+        with self.problems.catch():
+            self.read_seed(seed)
+        with self.problems.catch(refers=True):
+            self.read_variables(given)
+        self.maker = RowMaker(path, environ, self.seed, self.nodes, self.filled, self.problems, self.rows)
 
     def read(self, on_failure: str | None, time_limit_s: float | None) -> Scenario:
         name = self.one("name", lambda value, _: value)
         limit = self.one("time_limit", duration)
         failure = self.one("on_failure", choice(*ON_FAILURE))
-        steps = self.read_steps()
-        for step in steps:
-            self.multiply(step)
+        for section in SECTIONS:
+            # Also where no step reads it: a word that is wrong is wrong.
+            if section in self.nodes and section != "buffers":
+                with self.problems.catch():
+                    words = (*keys_of(section), *EXTRA_KEYS.get(section, ()))
+                    self.reader.entries(self.nodes[section], section, words)
+        steps: list[_Step] = []
+        with self.problems.catch():
+            steps = self.read_steps()
+        with self.problems.catch():
+            for step in steps:
+                self.multiply(step)
+        self.problems.raise_them()
         return Scenario(
             path=self.path,
             name=name or Path(self.path).stem,
@@ -100,7 +116,10 @@ class _Scenario:
     def one(self, key: str, parse: Callable[[str, str], Parsed]) -> Parsed | None:
         """Return a single value of the top, None where it is not there."""
         node = self.nodes.get(key)
-        return None if node is None else self.parsed(self.filled(node), key, parse)
+        if node is not None:
+            with self.problems.catch():
+                return self.parsed(self.filled(node), key, parse)
+        return None
 
     def parsed(self, node: yaml.Node, name: str, parse: Callable[[str, str], Parsed]) -> Parsed:
         placed = self.reader.scalar(node, name)
@@ -117,10 +136,11 @@ class _Scenario:
         node = self.nodes.get("vars")
         if node is not None:
             for key, key_node, value in self.reader.entries(node, "vars", None):
-                self.check_name(key, key_node, "vars")
-                # A later variable may be made of earlier ones.
-                placed = self.reader.scalar(self.filled(value), f"vars.{key}")
-                self.variables[key] = given.get(key, placed.text)
+                with self.problems.catch():
+                    self.check_name(key, key_node, "vars")
+                    # A later variable may be made of earlier ones.
+                    placed = self.reader.scalar(self.filled(value), f"vars.{key}")
+                    self.variables[key] = given.get(key, placed.text)
         for key in given:
             if key not in self.variables or key == "seed":
                 raise RequestError(
@@ -168,18 +188,21 @@ class _Scenario:
             )
         steps: list[_Step] = []
         for group, item in enumerate(self.items(node, "steps")):
-            self.read_step(item, group, steps, inside=False)
+            with self.problems.catch(refers=True):
+                self.read_step(item, group, steps)
         seen: dict[str, str] = {}
         for step in steps:
             if step.name in seen:
-                raise RequestError(
-                    f"{step.place}: there are two steps named {step.name!r}",
-                    why=f"the first is at {seen[step.name]}; reports and ${{NAME.address}} need one each",
-                    fix=f"name: {step.name}-2",
-                    code="duplicate_key",
+                self.problems.report(
+                    RequestError(
+                        f"{step.place}: there are two steps named {step.name!r}",
+                        why=f"the first is at {seen[step.name]}; reports and ${{NAME.address}} need one each",
+                        fix=f"name: {step.name}-2",
+                        code="duplicate_key",
+                    )
                 )
-            seen[step.name] = step.place
-        if not steps:
+            seen.setdefault(step.name, step.place)
+        if not steps and not self.problems.errors:
             raise RequestError(
                 f"{self.reader.place(node)}: steps: there is none",
                 why="they are what runs",
@@ -195,13 +218,16 @@ class _Scenario:
             )
         return list(node.value)
 
-    def read_step(self, node: yaml.Node, group: int, steps: list[_Step], *, inside: bool) -> None:
+    def read_step(self, node: yaml.Node, group: int, steps: list[_Step], parallel: str | None = None) -> None:
+        """Append the step, or those of a parallel one, whose name is `parallel` inside."""
+        before = self.problems.reported
         place = self.reader.place(node)
         label = f"step {len(steps) + 1}"
         entries = self.reader.entries(node, label, tuple(STEP_KEYS))
         nodes = {key: value for key, _, value in entries}
         actions = [key for key in ACTIONS if key in nodes]
         if len(actions) != 1:
+            self.problems.stop_since(before)  # A misspelt action is told already.
             raise RequestError(
                 f"{place}: {label}: expected one of {', '.join(ACTIONS)}, got {' and '.join(actions) or 'none'}",
                 why="a step does one thing",
@@ -211,15 +237,17 @@ class _Scenario:
         action = actions[0]
         if action == "parallel":
             extra = [key for key in nodes if key not in ("parallel", "name")]
-            if inside or extra:
+            if parallel is not None or extra:
                 raise RequestError(
                     f"{place}: {label}: parallel stands with a name at most, and not inside another",
                     why="its own steps say what they do and expect",
                     fix="parallel: [{name: a, write: {...}}, {name: b, read: {...}}]",
                     code="bad_scenario",
                 )
+            together = self.reader.scalar(nodes["name"], f"{label}.name").text if "name" in nodes else ""
             for item in self.items(nodes["parallel"], "parallel"):
-                self.read_step(item, group, steps, inside=True)
+                with self.problems.catch(refers=True):
+                    self.read_step(item, group, steps, together)
             return
         if ("op" in nodes) != (action == "transfer"):
             raise RequestError(
@@ -228,10 +256,13 @@ class _Scenario:
                 fix="op: write",
                 code="bad_scenario",
             )
-        name = (
-            self.reader.scalar(nodes["name"], f"{label}.name").text if "name" in nodes else f"{action}-{len(steps) + 1}"
+        if "name" in nodes:
+            name = self.reader.scalar(nodes["name"], f"{label}.name").text
+        else:
+            name = "-".join(filter(None, (parallel, action, str(len(steps) + 1))))
+        steps.append(
+            _Step(name, group, parallel is not None, place, action, nodes, self.read_matrix(nodes.get("matrix"), label))
         )
-        steps.append(_Step(name, group, inside, place, action, nodes, self.read_matrix(nodes.get("matrix"), label)))
 
     def read_matrix(self, node: yaml.Node | None, label: str) -> dict[str, Sequence[str]]:
         matrix: dict[str, Sequence[str]] = {}
@@ -249,19 +280,37 @@ class _Scenario:
         return matrix
 
     def multiply(self, step: _Step) -> None:
-        """Append the step's rows."""
+        """Append the step's rows. What is wrong with one is told once, and not again for each of the others."""
+        wrong = False
+        self.check_count(step, prod(len(values) for values in step.matrix.values()))
         for values in combinations(step.matrix):
-            nodes = step.nodes
-            repeats = self.of_row(nodes.get("repeat"), values, f"{step.name}.repeat", integer(1, MOST_REPEATS)) or 1
+            repeats = 1
+            with self.problems.catch():
+                repeats = (
+                    self.of_row(step.nodes.get("repeat"), values, f"{step.name}.repeat", integer(1, MOST_REPEATS)) or 1
+                )
+            self.check_count(step, repeats)
             for repeat in range(1, repeats + 1):
-                if len(self.rows) >= MOST_ROWS:
-                    raise RequestError(
-                        f"{step.place}: more than {MOST_ROWS} rows",
-                        why="matrices multiply",
-                        fix="fewer values, or several files",
-                        code="bad_scenario",
-                    )
-                self.rows.append(self.make_row(step, values, repeat, repeats))
+                before = self.problems.reported
+                if not wrong:
+                    with self.problems.catch():
+                        row = self.make_row(step, values, repeat, repeats)
+                    wrong = self.problems.reported > before
+                if not wrong:
+                    self.rows.append(row)
+                elif step.action == "serve":
+                    self.rows.append(self.maker.stand_in(self.bare_row(step, values, repeat, repeats)))
+                else:
+                    return
+
+    def check_count(self, step: _Step, more: int) -> None:
+        if len(self.rows) + more > MOST_ROWS:
+            raise RequestError(
+                f"{step.place}: more than {MOST_ROWS} rows",
+                why="matrices multiply",
+                fix="fewer values, or several files",
+                code="bad_scenario",
+            )
 
     def of_row(
         self, node: yaml.Node | None, values: Mapping[str, str], name: str, parse: Callable[[str, str], Parsed]
@@ -277,100 +326,38 @@ class _Scenario:
         items = list(node.value) if isinstance(node, yaml.SequenceNode) else [node]
         return tuple(self.parsed(self.filled(item, values), name, parse) for item in items)
 
-    def make_row(self, step: _Step, values: Mapping[str, str], repeat: int, repeats: int) -> Row:
-        nodes, number = step.nodes, len(self.rows) + 1
-        action = step.action
-        if action == "transfer":
-            action = self.of_row(nodes["op"], values, f"{step.name}.op", choice("write", "read")) or "write"
-        row = Row(
-            number=number,
+    def bare_row(self, step: _Step, values: Mapping[str, str], repeat: int, repeats: int) -> Row:
+        return Row(
+            number=len(self.rows) + 1,
             name=row_name(step.name, values, repeat, repeats),
             step=step.name,
-            action=action,
+            action=step.action,
             group=step.group,
             words=(),
             place=step.place,
             values=values,
             repeat=repeat,
             together=step.together,
-            expect=self.several(nodes.get("expect"), values, f"{step.name}.expect", parse_expectation),
-            needs=self.several(nodes.get("skip_unless"), values, f"{step.name}.skip_unless", parse_need),
-            time_limit_s=self.of_row(nodes.get("time_limit"), values, f"{step.name}.time_limit", duration),
         )
+
+    def make_row(self, step: _Step, values: Mapping[str, str], repeat: int, repeats: int) -> Row:
+        nodes, row = step.nodes, self.bare_row(step, values, repeat, repeats)
+        parts: dict[str, Any] = {}
+        if step.action == "transfer":
+            parts["action"] = self.of_row(nodes["op"], values, f"{step.name}.op", choice("write", "read"))
+        with self.problems.catch():
+            parts["expect"] = self.several(nodes.get("expect"), values, f"{step.name}.expect", parse_expectation)
+        with self.problems.catch():
+            parts["needs"] = self.several(nodes.get("skip_unless"), values, f"{step.name}.skip_unless", parse_need)
+        with self.problems.catch():
+            parts["time_limit_s"] = self.of_row(nodes.get("time_limit"), values, f"{step.name}.time_limit", duration)
         try:
-            if action == "serve":
-                return self.serve_row(row, nodes)
-            if action == "smoke":
-                return self.smoke_row(row, nodes["smoke"])
-            if action == "bench":
-                return self.bench_row(row, nodes)
-            return self.transfer_row(row, nodes, step.action)
+            return self.maker.finish(replace(row, **parts), nodes, step.action)
         except RequestError as error:
             # Errors of values carry the value's place; one of a whole request gets the step's.
             if error.what.startswith(f"{self.path}:"):
                 raise
             raise at_place(f"{step.place}: {row.name}", error) from error
-
-    def read_maps(
-        self, row: Row, nodes: Mapping[str, yaml.Node], section: str | None, action: str, servers: set[int]
-    ) -> Reader:
-        """Read the file's maps, then the step's over them, with this row's variables."""
-        reader = Reader(self.path)
-        top = {key: node for key, node in self.nodes.items() if key in ("device", "buffers", section or action)}
-        for key, node in top.items():
-            reader.read_map(key, self.filled(node, row.values, servers))
-        if "device" in nodes:
-            reader.read_section("device", self.filled(nodes["device"], row.values, servers))
-        if section is not None:
-            reader.read_section(section, self.filled(nodes[action], row.values, servers))
-        return reader
-
-    def transfer_row(self, row: Row, nodes: Mapping[str, yaml.Node], key: str) -> Row:
-        servers: set[int] = set()
-        reader = self.read_maps(row, nodes, "transfer", key, servers)
-        if row.time_limit_s is not None:
-            limit = self.reader.scalar(self.filled(nodes["time_limit"], row.values), "time_limit")
-            reader.values[("transfer", "time_limit")] = Placed(limit.text, limit.place)
-        words = transfer_words(row.action, reader.found(), self.environ, self.planned(), self.seed + row.number)
-        return replace(row, words=words, servers=tuple(sorted(servers)))
-
-    def serve_row(self, row: Row, nodes: Mapping[str, yaml.Node]) -> Row:
-        reader = self.read_maps(row, nodes, "serve", "serve", set())
-        words = serve_words(reader.found(), self.environ, self.seed + row.number)
-        listen = reader.values.get(("serve", "listen"))
-        port = reader.values.get(("serve", "port"))
-        host = parse_host(listen.text if listen else "127.0.0.1", "serve.listen", any_port=True)
-        chosen = host.port if host.port is not None else int(port.text) if port else 0
-        shown = f"[{host.host}]" if ":" in host.host else host.host
-        before = sum(earlier.action == "serve" for earlier in self.rows)
-        return replace(
-            row,
-            words=words,
-            listen=f"{shown}:{chosen}",
-            planned_address=f"{shown}:{chosen or FIRST_PORT + before}",
-        )
-
-    def smoke_row(self, row: Row, node: yaml.Node) -> Row:
-        from p2prw.scenario.option_words import smoke_words
-
-        servers: set[int] = set()
-        limit = None if row.time_limit_s is None else f"{row.time_limit_s:g}s"
-        words = smoke_words(self.reader, self.filled(node, row.values, servers), self.seed + row.number, limit)
-        return replace(row, words=words, servers=tuple(sorted(servers)))
-
-    def bench_row(self, row: Row, nodes: Mapping[str, yaml.Node]) -> Row:
-        from p2prw.scenario.option_words import bench_words
-
-        servers: set[int] = set()
-        file = self.read_maps(row, nodes, None, "bench", servers).found()
-        limit = None if row.time_limit_s is None else f"{row.time_limit_s:g}s"
-        node = self.filled(nodes["bench"], row.values, servers)
-        words = bench_words(self.reader, node, file, self.environ, self.planned(), limit)
-        return replace(row, words=words, servers=tuple(sorted(servers)))
-
-    def planned(self) -> dict[int, str]:
-        """Return the addresses that the servers before this row would have if all ports were free."""
-        return {server.number: server.planned_address for server in self.rows if server.action == "serve"}
 
     def find_server(self, step: str, values: Mapping[str, str], place: str) -> int:
         """Return the row of the server `step` whose matrix has the same values as this row's, where both have them."""

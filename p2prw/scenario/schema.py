@@ -30,6 +30,7 @@ def scenario_schema() -> dict[str, Any]:
         **_SCALAR,
         "description": "HOST[:PORT]/REGION[+OFFSET], or ${NAME.address}/REGION.",
     }
+    del serve["properties"]["ready_file"]  # run has its own
     serve["properties"]["regions"] = {"type": "object", "additionalProperties": {"$ref": "#/$defs/region"}}
     steps = {"type": "array", "items": {"$ref": "#/$defs/step"}, "minItems": 1}
     file_values: dict[str, Any] = {

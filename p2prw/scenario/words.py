@@ -39,7 +39,7 @@ def transfer_words(
     side = "from" if command == "write" else "to"
     memory = seeded(request.memory, seed) if command == "write" else request.memory
     assert peer is not None, "transfer_request() refuses a file without a peer"
-    rest = option_words(settings, {side: memory.text, **_seeded_faults(settings, seed)})
+    rest = option_words(settings, {side: memory.text, **seeded_faults(settings, seed)})
     return (command, peer.text, *rest, "--json")
 
 
@@ -48,7 +48,7 @@ def serve_words(file: FileConfig, environ: Mapping[str, str], seed: int) -> tupl
     settings = settings_in("serve", file, environ)
     request = serve_request(settings)
     regions = [word for region in request.regions for word in ("--region", _region_text(region, seed))]
-    rest = option_words(settings, _seeded_faults(settings, seed), without=("listen", "port", "ready_file"))
+    rest = option_words(settings, seeded_faults(settings, seed), without=("listen", "port", "ready_file"))
     return ("serve", *regions, *rest, "--json")
 
 
@@ -75,7 +75,8 @@ def _region_text(region: ServedRegion, seed: int) -> str:
     return f"{region.name}={memory.text},access={region.access}"
 
 
-def _seeded_faults(settings: Settings, seed: int) -> dict[str, str]:
+def seeded_faults(settings: Settings, seed: int) -> dict[str, str]:
+    """Return the faults with the seed of their row, where they name none."""
     faults = settings.get("inject")
     return {} if not faults or "seed=" in faults else {"inject": f"{faults},seed={seed}"}
 

@@ -6,8 +6,12 @@ import re
 
 import pytest
 
+from p2prw.config_settings import keys_of, settings_of
+from p2prw.config_values import words_of
 from p2prw.errors import RequestError
+from p2prw.scenario.keys import ACTIONS, STEP_KEYS
 from p2prw.scenario.model import address_mark, command_line
+from p2prw.scenario.option_words import step_keys
 from p2prw.scenario.read import MOST_ROWS
 
 ONE = "steps:\n  - {name: w, write: {peer: 127.0.0.1/a, from: 'host,size=4K'}}\n"
@@ -153,6 +157,33 @@ steps:
     assert " ".join(row.words).startswith(words)
 
 
+def test_smoke_steps_take_the_words_of_device(scenario):
+    text = """\
+device: {name: rxe0, inject: drop=1%, tx_depth: 9}
+steps:
+  - {name: a, smoke: {quick: true}}
+  - {name: b, smoke: {quick: true, device: [soft0, rxe1]}, device: {verbs_binding: pyverbs}}
+  - {name: c, smoke: {quick: true}, device: {name: soft0}}
+"""
+    assert commands(scenario(text)) == [
+        "p2prw smoke --device rxe0 --inject drop=1%,seed=2 --quick --seed 2 --json",
+        "p2prw smoke --verbs-binding pyverbs --inject drop=1%,seed=3 --quick --device soft0 --device rxe1 "
+        "--seed 3 --json",
+        "p2prw smoke --device soft0 --inject drop=1%,seed=4 --quick --seed 4 --json",
+    ]
+
+
+def test_a_servers_time_limit_is_told_to_it(scenario):
+    (line,) = commands(scenario("steps: [{name: s, time_limit: 9s, serve: {regions: {a: 'host,size=4K'}}}]"))
+    assert "--time-limit 9s" in line
+
+
+def test_steps_of_a_named_parallel_are_named_after_it(scenario):
+    read = "read: {peer: h/a, to: host}"
+    found = scenario(f"steps: [{{name: p, parallel: [{{{read}}}, {{name: b, {read}}}]}}]")
+    assert [row.name for row in found.rows] == ["p-read-1", "b"]
+
+
 WRONG = [
     ("stpes: []\n", "s.yaml:1:1: the file: unknown key 'stpes'", "did you mean 'steps'?"),
     ("seed: 1\n", "steps are missing", ""),
@@ -177,6 +208,23 @@ WRONG = [
     (ONE.replace("127.0.0.1/a", "'${srv.address}/a'"), "${srv.address} names no server", "{name: server, serve"),
     (ONE + ONE.partition("\n")[2], "s.yaml:3:5: there are two steps named 'w'", "w-2"),
     (ONE.replace("name: w", "name: w, device: {mtu: 1000}"), "s.yaml:2:29: device.mtu", "512"),
+    (
+        "steps: [{smoke: {}, device: {mtu: 512}}]",
+        "s.yaml:1:30: device: mtu: smoke has no such option",
+        "leave mtu away",
+    ),
+    ("steps: [{smoke: {quick: true, full: true}}]", "s.yaml:1:9: smoke-1: --quick and --full", ""),
+    (ONE.replace("from:", "to: host, from:"), "s.yaml:2:42: transfer: to: write has no such option", "leave to away"),
+    (
+        "steps: [{serve: {ready_file: r, regions: {a: 'host,size=1K'}}}]",
+        "s.yaml:1:30: serve.ready_file: run has one of its own",
+        "",
+    ),
+    (
+        "transfer: {sise: 4K}\n" + "steps: [{serve: {regions: {a: 'host,size=1K'}}}]",
+        "s.yaml:1:12: transfer: unknown",
+        "size",
+    ),
     ("steps: [{bench: {}}]", "s.yaml:1:9: bench-1: PEER/REGION is missing", ""),
     ("steps: [{bench: {peer: h/a, size: 4K}}]", "s.yaml:1:29: bench: unknown key 'size'", "did you mean 'sizes'?"),
     ("steps: [{bench: {peer: h/a, sizes: 4Q}}]", "s.yaml:1:36: bench.sizes", ""),
@@ -206,3 +254,117 @@ def test_two_servers_that_fit_are_one_too_many(scenario, good):
     with pytest.raises(RequestError, match="names no server, or more than one") as caught:
         scenario(text)
     assert "server[host=127.0.0.1]" in (caught.value.why or "")
+
+
+SEVERAL = """\
+naem: x
+seed: -1
+vars: {big: 1M, 1x: 2}
+device: {mtu: 7}
+steps:
+  - {name: srv, serve: {regoins: {}, listen: "127.0.0.1:0"}}
+  - {name: w, matrix: {op: [write, read], size: [1K, 2K]}, op: "${op}", expect: bw > fast, transfer: {
+      peer: "${srv.address}/a", form: host, chunk: 4Q, to: host}}
+  - {wirte: {}}
+  - {name: v, read: {peer: "${sorry}", to: host}, repeat: 0, skip_unless: rott}
+"""
+
+
+def test_all_that_is_wrong_is_told_each_once_in_the_order_of_the_file(scenario):
+    with pytest.raises(RequestError) as caught:
+        scenario(SEVERAL)
+    error = caught.value
+    assert [re.sub(r".*s.yaml:", "", one.what)[:34] for one in (error, *error.more)] == [
+        "1:1: the file: unknown key 'naem'",
+        "2:7: seed: expected a number from ",
+        "3:17: vars: '1x' cannot be the nam",
+        "4:15: device.mtu: '7' is none of i",
+        "6:25: serve: unknown key 'regoins'",
+        "7:81: w.expect: bw: cannot read 'f",
+        "8:33: transfer: unknown key 'form'",
+        "8:52: transfer.chunk: cannot read ",
+        "9:6: step 3: unknown key 'wirte'",
+        "10:59: v.repeat: expected a number",
+    ]
+    assert error.unshown == 1 and error.fix == "did you mean 'name'?"
+
+
+def test_one_mistake_is_told_once_whatever_refers_to_it(scenario):
+    text = ONE.replace("127.0.0.1/a", "'${srv.address}/a'").replace("steps:\n", "steps:\n  - {name: srv, serve: {}}\n")
+    for broken in (text, text.replace("serve: {}", "serv: {}"), "vras: {x: 1}\n" + ONE.replace("4K", "${x}")):
+        with pytest.raises(RequestError) as caught:
+            scenario(broken)
+        assert caught.value.more == (), caught.value
+
+
+# --- no key is accepted and ignored ---------------------------------------------------------------------------------
+
+CANDIDATES = ("true", "3", "8K", "4096", "7s", "3 GiB/s", "p99=5us", "drop=2%", "127.0.0.2", "udmabuf,size=8K")
+SECTION_STEPS = {
+    "serve": ("serve", "regions: {a: 'host,size=4K'}"),
+    "write": ("transfer", "peer: 127.0.0.1/a, from: 'host,size=4K'"),
+    "read": ("transfer", "peer: 127.0.0.1/a, to: 'host,size=4K'"),
+    "smoke": ("smoke", "peer: 127.0.0.1"),
+    "bench": ("bench", "peer: 127.0.0.1/a"),
+}
+
+
+def value_for(setting):
+    """Return a text that the setting takes and that is not its default."""
+    for text in (*map(str, words_of(setting.parse)), *CANDIDATES):
+        try:
+            if setting.parse(text, "x") != setting.default:
+                return text
+        except RequestError:
+            continue
+    raise AssertionError(setting.name)
+
+
+def keys_of_step(step):
+    section = SECTION_STEPS[step][0]
+    if section in ("smoke", "bench"):
+        settings = {setting.name: setting for setting in settings_of(section)}
+        return {key: settings[key] for key in step_keys(section) if key != "peer"}
+    return keys_of(section)
+
+
+CASES = [(step, "step", key) for step in SECTION_STEPS for key in keys_of_step(step)]
+CASES += [(step, "device", key) for step in SECTION_STEPS for key in keys_of("device")]
+
+
+def test_no_word_of_any_step_is_accepted_and_ignored(scenario, tmp_path):
+    """Each word of each kind of step changes the command line or is refused."""
+    token = tmp_path / "token"
+    token.write_text("x")
+    token.chmod(0o600)
+    ignored, taken = [], 0
+    for step, where, key in CASES:
+        setting = (keys_of_step(step) if where == "step" else keys_of("device"))[key]
+        own = SECTION_STEPS[step][1]
+        value = str(token) if key == "token_file" else value_for(setting)
+        words = f"{{{key}: '{value}'}}"
+        said = f"{own}, {words[1:-1]}" if key not in ("from", "to", "listen") or f"{key}:" not in own else own
+        device = f", device: {words}" if where == "device" else ""
+        text = f"steps: [{{{step}: {{{said if where == 'step' else own}}}{device}}}]"
+        plain = scenario(f"steps: [{{{step}: {{{own}}}}}]").rows[0]
+        try:
+            (row,) = scenario(text).rows
+        except RequestError:
+            continue
+        taken += 1
+        if said != own and (row.words, row.listen) == (plain.words, plain.listen):
+            ignored.append((step, where, key, value))
+    assert not ignored
+    assert taken > 150, "the candidates are good enough to be taken"
+
+
+@pytest.mark.parametrize("step", SECTION_STEPS)
+def test_no_key_beside_the_action_is_ignored(scenario, step):
+    own = SECTION_STEPS[step][1]
+    plain = scenario(f"steps: [{{{step}: {{{own}}}}}]")
+    extra = {"name": "x", "expect": "exit_code == 0", "skip_unless": "root", "time_limit": "9s", "repeat": "2",
+             "matrix": "{a: [1, 2]}", "device": "{name: soft0}"}  # fmt: skip
+    assert {*extra, "op", *ACTIONS} == set(STEP_KEYS)
+    for key, value in extra.items():
+        changed = scenario(f"steps: [{{{step}: {{{own}}}, {key}: {value}}}]")
+        assert changed.rows != plain.rows, key
