@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shlex
 import signal
 import subprocess
@@ -219,27 +218,47 @@ def test_a_peer_that_is_killed(p2prw, tmp_path, until):
     assert rows["later"]["status"] == "fail" and rows["later"]["exit_code"] == 3
 
 
+FULL_DISK = """\
+steps:
+  - {name: server, serve: {regions: {memory: "file:MARK,size=128K"}}}
+  - {name: fits, read: {peer: "${server.address}/memory", to: "file:disk/one.bin"}}
+  - {name: full, read: {peer: "${server.address}/memory", to: "file:disk/two.bin"}}
+  - {name: later, read: {peer: "${server.address}/memory", to: host, size: 4K}}
+"""
+
+
 @pytest.mark.slow
-def test_a_disk_that_is_full_in_the_middle(p2prw, tmp_path):
-    """RLIMIT_FSIZE stands for the disk: the file sink stops at 64 KiB, and so do reports that are longer."""
-    (tmp_path / "s.yaml").write_text(
-        SLOW.partition("  - name: slow")[0]
-        + '  - {name: full, read: {peer: "${server.address}/memory", to: "file:out.bin", size: 1M}}\n'
-        + '  - {name: later, read: {peer: "${server.address}/memory", to: host, size: 4K}}\n'
+@pytest.mark.netns
+def test_a_disk_that_is_full_in_the_middle(tmp_path):
+    """A real disk of 192 KiB, in a mount namespace of its own: the second file finds no room."""
+    (tmp_path / "disk").mkdir()
+    mount = "mount -t tmpfs -o size=192k tmpfs disk"
+    tried = subprocess.run(["unshare", "-m", "sh", "-c", mount], cwd=tmp_path, capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"a small disk cannot be mounted: {tried.stderr.strip()} (as root: pytest --force-netns)")
+    mark = tmp_path / "served.bin"
+    mark.write_bytes(bytes(range(256)) * 512)
+    (tmp_path / "s.yaml").write_text(FULL_DISK.replace("MARK", str(mark)))
+    p2prw = f"{shlex.quote(sys.executable)} -m p2prw run s.yaml --json --junit disk/j.xml"
+    script = f"{mount} && {{ {p2prw}; code=$?; ls -A disk > left; exit $code; }}"
+    run = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, old[1]))
+    document = json.loads(run.stdout)
+    rows = rows_of(document)
+    assert run.returncode == document["exit_code"] == 3, run.stderr
+    assert document["partial"] is True and document["error"]["code"] == "no_space"
+    assert rows["full"]["result"]["error"]["errno"] == "ENOSPC" and rows["full"]["status"] == "fail"
+    assert [rows[name]["status"] for name in ("server", "fits", "later")] == ["pass"] * 3
+    assert (tmp_path / "left").read_text().split() == ["j.xml", "one.bin"], "no part of the second file"
+    assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and str(mark) in command_of(pid)]
+
+
+def command_of(pid: str) -> str:
     try:
-        running = p2prw.start("run", "s.yaml")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    run = running.finish()
-    rows = rows_of(run.document)
-    assert run.code == run.document["exit_code"] == 3, run.stderr
-    assert run.document["partial"] is True and run.document["error"]["code"] == "file_too_large"
-    assert rows["full"]["status"] == "fail" and rows["full"]["exit_code"] == 3
-    assert rows["later"]["status"] == rows["server"]["status"] == "pass"
-    assert not (tmp_path / "out.bin").exists()
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 @pytest.mark.slow
