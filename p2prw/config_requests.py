@@ -21,6 +21,8 @@ from p2prw.engine.model import (
     ServedRegion,
     ServeRequest,
     Timeouts,
+    TlsClient,
+    TlsServer,
     TransferRequest,
 )
 from p2prw.errors import RequestError
@@ -78,6 +80,7 @@ def client_request(
         rate_limit_bytes_per_s=settings["rate_limit"],
         timeouts=timeouts(settings),
         token=_token(settings),
+        tls=_tls_client(settings),
         route=Route(settings["route"]) if settings["route"] else None,
         require_direct=settings["require_direct"],
         force_route=settings["force_route"],
@@ -102,7 +105,9 @@ def serve_request(settings: Settings) -> ServeRequest:
             fix="leave --once away; SIGTERM or --time-limit end the server",
             code="usage",
         )
-    if token is None and not settings["insecure"] and not is_loopback(listen.host):
+    tls = _tls_server(settings)
+    locked = token is not None or (tls is not None and tls.client_ca_file is not None)
+    if not locked and not settings["insecure"] and not is_loopback(listen.host):
         raise RequestError(
             f"--listen {listen} can be reached from other hosts, and there is no token",
             why="whoever reaches the port may read and write the regions",
@@ -121,8 +126,12 @@ def serve_request(settings: Settings) -> ServeRequest:
         metrics=_metrics(settings),
         metrics_file=settings["metrics_file"],
         token=token,
+        tls=tls,
         insecure=settings["insecure"],
+        allow=settings["allow"] or (),
         max_clients=settings["max_clients"],
+        client_bytes=settings["client_bytes"],
+        client_regions=settings["client_regions"],
         timeouts=timeouts(settings),
         staging_bytes=settings["staging"],
         staging_chunk_bytes=_staging_chunk(settings),
@@ -137,15 +146,17 @@ def serve_request(settings: Settings) -> ServeRequest:
     )
 
 
-def peer_request(settings: Settings, peer_text: str | None) -> tuple[PeerAddress, bytes | None, Timeouts]:
-    """Return what `regions` needs: the server, the token, the deadlines."""
+def peer_request(
+    settings: Settings, peer_text: str | None
+) -> tuple[PeerAddress, bytes | None, TlsClient | None, Timeouts]:
+    """Return what `regions` needs: the server, the token, how to open TLS, the deadlines."""
     if peer_text is not None:
         host, origin = parse_host(peer_text.partition("/")[0], "PEER"), "command line"
     else:
         target, origin = _target(settings, None, what="PEER")
         host = target.peer
     settings.extra["peer"] = Value(peer_text, origin)
-    return _peer(host, settings, origin), _token(settings), timeouts(settings)
+    return _peer(host, settings, origin), _token(settings), _tls_client(settings), timeouts(settings)
 
 
 def timeouts(settings: Settings) -> Timeouts:
@@ -317,6 +328,29 @@ def _buffers(settings: Settings) -> Mapping[str, MemorySpec]:
 def _token(settings: Settings) -> bytes | None:
     path = settings.get("token_file")
     return load_token_file(path) if path else None
+
+
+def _tls_client(settings: Settings) -> TlsClient | None:
+    given = {key: settings[name] for key, name in _TLS_CLIENT.items() if settings[name] is not None}
+    return TlsClient(**given) if given else None
+
+
+_TLS_CLIENT = {"ca_file": "tls_ca", "fingerprint": "tls_fingerprint", "cert_file": "tls_cert", "key_file": "tls_key"}
+
+
+def _tls_server(settings: Settings) -> TlsServer | None:
+    cert_file, key_file, client_ca_file = settings["tls_cert"], settings["tls_key"], settings["tls_client_ca"]
+    if cert_file is not None:
+        return TlsServer(cert_file=cert_file, key_file=key_file, client_ca_file=client_ca_file)
+    for name in ("tls_key", "tls_client_ca"):
+        if settings[name] is not None:
+            raise RequestError(
+                f"{_where(settings, name)} without --tls-cert",
+                why="a server that speaks TLS needs a certificate of its own",
+                fix="--tls-cert FILE --tls-key FILE",
+                code="usage",
+            )
+    return None
 
 
 def _staging_chunk(settings: Settings) -> int:

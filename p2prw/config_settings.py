@@ -17,8 +17,10 @@ from p2prw.config_values import (
     choice,
     cpu_list,
     duration,
+    fingerprint,
     flag,
     integer,
+    networks,
     number_choice,
     pair,
     rate_limit,
@@ -239,10 +241,42 @@ def _route() -> Iterator[Setting]:
 
 
 def _safety() -> Iterator[Setting]:
-    group, transfer, serve = "Safety", ("transfer",), ("serve",)
+    group, transfer, serve, both = "Safety", ("transfer",), ("serve",), ("transfer", "serve")
     yield Setting(
         "token_file", text, "File with the shared token; only its owner may read it (mode 0600).", group, TALKS,
         sections=("transfer", "serve"), metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "allow", networks, "Take clients from these networks only: CIDR[,CIDR...].", group, SERVE, shown="all",
+        sections=serve, metavar="NETWORKS",
+    )  # fmt: skip
+    yield Setting(
+        "client_bytes", auto_or(size(), "none"), "Most bytes granted to one client, all its leases together.", group,
+        SERVE, shown="none", sections=serve, metavar="SIZE",
+    )  # fmt: skip
+    yield Setting(
+        "client_regions", auto_or(integer(1, 4096), "none"), "Most regions that one client may use.", group, SERVE,
+        shown="none", sections=serve, metavar="N",
+    )  # fmt: skip
+    yield Setting(
+        "tls_cert", text, "Certificate of this end in PEM: serve speaks TLS 1.3 only; a client shows it when asked.",
+        group, TALKS, sections=both, metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "tls_key", text, "Its key, without a password, where that is not in the same file.", group, TALKS,
+        sections=both, metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "tls_client_ca", text, "Take only clients with a certificate that this CA signed.", group, SERVE,
+        sections=serve, metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "tls_ca", text, "Speak TLS; the server's certificate must be for PEER's host and signed by a CA in this file "
+        "(the word system: by any CA that this host trusts).", group, CLIENTS, sections=transfer, metavar="FILE",
+    )  # fmt: skip
+    yield Setting(
+        "tls_fingerprint", fingerprint, "Speak TLS; the server's certificate must be the one with this SHA-256.",
+        group, CLIENTS, sections=transfer, metavar="SHA256",
     )  # fmt: skip
     yield Setting(
         "insecure", flag, "Listen beyond loopback without a token.", group, SERVE, default=False, sections=serve,

@@ -20,9 +20,9 @@ def smoke_request(settings: Settings, peer_text: str | None, fresh_seed: int) ->
         )
     if settings["inject"]:
         parse_faults(settings["inject"])
-    peer, token = None, None
+    peer, token, tls = None, None, None
     if peer_text is not None:
-        peer, token, _ = peer_request(settings, peer_text)
+        peer, token, tls, _ = peer_request(settings, peer_text)
     return SmokeRequest(
         seed=fresh_seed if settings["seed"] is None else settings["seed"],
         peer=peer,
@@ -32,6 +32,7 @@ def smoke_request(settings: Settings, peer_text: str | None, fresh_seed: int) ->
         inject=settings["inject"],
         token=token,
         token_file=settings["token_file"],
+        tls=tls,
         timeouts=timeouts(settings),
         verbs_binding=settings["verbs_binding"],
         force_bound_device=settings["force_bound_device"],

@@ -44,6 +44,37 @@ def pair(value: str, name: str) -> tuple[str, str]:
     return words[0], words[1]
 
 
+def fingerprint(value: str, name: str) -> str:
+    """Accept a SHA-256 in hex as `serve` or openssl prints it; return 64 digits in lower case."""
+    digits = value.strip().lower().rpartition("=")[2].removeprefix("sha256:").replace(":", "")
+    if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
+        raise RequestError(
+            f"{name}: expected the SHA-256 of a certificate, got {value!r}",
+            why="it has 64 hex digits, with or without colons",
+            fix="openssl x509 -in cert.pem -noout -fingerprint -sha256",
+            code="bad_value",
+        )
+    return digits
+
+
+def networks(value: str, name: str) -> tuple[str, ...]:
+    """Accept CIDRs separated by commas; an address alone is a network of one."""
+    from ipaddress import ip_network
+
+    found = []
+    for word in value.split(","):
+        try:
+            found.append(str(ip_network(word.strip())))
+        except ValueError as error:
+            raise RequestError(
+                f"{name}: {word.strip()!r} is no network",
+                why=str(error),
+                fix=f"{name} 10.0.0.0/8,192.168.1.7   (host bits must be 0)",
+                code="bad_value",
+            ) from error
+    return tuple(found)
+
+
 def flag(value: str, name: str) -> bool:
     """Accept true/false, yes/no, on/off, 1/0."""
     word = value.strip().lower()

@@ -9,7 +9,7 @@ Nothing here prints. `p2prw.cli` is the one place where an exception becomes an 
     ├─ VerifyError       4    the bytes that arrived are not the bytes that were sent
     ├─ ThresholdError    5    a figure the user asked for was missed
     ├─ TimeLimitError    6    --time-limit ran out
-    ├─ PeerRefusedError  7    the peer refused, speaks another version, or is no p2prw at all
+    ├─ PeerRefusedError  7    the peer refused, speaks another version, or is no p2prw at all (7 too: RemoteAccessError)
     ├─ InterruptedTransfer  130 / 143    SIGINT or SIGTERM
     └─ ProtocolError     7    the rules of a protocol were broken
        ├─ LocalProtocolError    by us: a defect in p2prw
@@ -97,6 +97,13 @@ class CompletionError(TransferError):
     """A work request completed with an error status."""
 
     default_code = "completion_error"
+
+
+class RemoteAccessError(CompletionError):
+    """The peer's device refused a key, a range or a right: a refusal as much as one in words."""
+
+    exit_code = 7
+    default_code = "remote_access"
 
 
 class PeerGone(TransferError):

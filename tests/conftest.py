@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -124,3 +126,24 @@ def codecs(request: pytest.FixtureRequest) -> tuple[RunCodec, ...]:
 def repository() -> Path:
     """The root of the source tree."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """NAME.pem and NAME.key in a folder: `ca`; `host` (127.0.0.1, store.example) and `guest`, signed by it; `alone`."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl program to make certificates with (apt-get install openssl)")
+    folder = tmp_path_factory.mktemp("certificates")
+    for name, signed, names in (
+        ("ca", False, ""),
+        ("host", True, "DNS:store.example,IP:127.0.0.1"),
+        ("alone", False, "DNS:elsewhere.example"),
+        ("guest", True, ""),
+    ):
+        words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        words += ["-days", "2", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        words += ["-addext", f"subjectAltName={names}"] if names else []
+        if signed:
+            words += ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"]
+        subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    return folder

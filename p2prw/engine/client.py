@@ -108,7 +108,10 @@ class LeaseClient:
         phases.enter("exchange")
         retry_s = self.deadline.left_s(request.timeouts.connect_retry_s)
         channel = Channel.connect(
-            request.peer, replace(request.timeouts, connect_retry_s=retry_s), stop=self.deadline.stop
+            request.peer,
+            replace(request.timeouts, connect_retry_s=retry_s),
+            tls=request.tls,
+            stop=self.deadline.stop,
         )
         self.stack.callback(channel.close)
         phases.enter("open")

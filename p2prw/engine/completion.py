@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2prw.engine.model import Completion, WcStatus
-from p2prw.errors import CompletionError
+from p2prw.errors import CompletionError, RemoteAccessError
 
 _WHY = {
     WcStatus.REM_ACCESS_ERR: (
@@ -40,7 +40,8 @@ def completion_error(completion: Completion, bytes_done: int, total_bytes: int) 
     """Return the error of a work completion that is not SUCCESS; names as `enum ibv_wc_status` has them."""
     status = completion.status
     why, fix = _WHY.get(status, ("the device reported it", "run again with --debug and --pcap FILE"))
-    return CompletionError(
+    cls = RemoteAccessError if status is WcStatus.REM_ACCESS_ERR else CompletionError
+    return cls(
         f"work request {completion.wr_id} completed with {status.name} after {bytes_done} of {total_bytes} bytes",
         why=why,
         fix=fix,

@@ -33,6 +33,7 @@ class ServeEvent:
     """One thing that happened at a server; the command line prints `text`, programs read `fields`."""
 
     kind: str
-    """`listening`, `joined`, `granted`, `released`, `refused`, `left`, `failed`, `warning`, `stopping`, `stopped`."""
+    """`listening`, `joined`, `granted`, `released`, `refused`, `failed`, `warning`, `stopping`, `stopped`, and `ended`:
+    one for each connection, with who it was, what it had and how it ended."""
     text: str
     fields: dict[str, object]

@@ -331,6 +331,31 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsClient:
+    """How a client opens TLS: at least one of `ca_file` and `fingerprint` says whom it trusts."""
+
+    ca_file: str | None = None
+    """Certificates in PEM, or `system`: the server's must be signed by one of them, for the host that was named."""
+    fingerprint: str | None = None
+    """SHA-256 of the server's certificate, 64 hex digits in lower case."""
+    cert_file: str | None = None
+    """Our own, for a server that asks; in PEM."""
+    key_file: str | None = None
+    """None: the key is in `cert_file`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsServer:
+    """A server's certificate, and whose clients it takes."""
+
+    cert_file: str
+    key_file: str | None = None
+    """None: the key is in `cert_file`."""
+    client_ca_file: str | None = None
+    """Set: a client needs a certificate that is signed by one of these."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransferRequest:
     """Everything `write` and `read` need; built by the command line or by a program."""
 
@@ -357,6 +382,7 @@ class TransferRequest:
     staging_chunk_bytes: int = 4 * 1024 * 1024
     timeouts: Timeouts = Timeouts()
     token: bytes | None = field(default=None, repr=False)
+    tls: TlsClient | None = None
     verify: bool = True
     shared: bool = False
     route: Route | None = None
@@ -411,8 +437,15 @@ class ServeRequest:
     metrics_file: str | None = None
     """Where the node exporter's textfile collector finds them."""
     token: bytes | None = field(default=None, repr=False)
+    tls: TlsServer | None = None
     insecure: bool = False
+    allow: tuple[str, ...] = ()
+    """Networks (CIDR) that clients may come from; empty: all."""
     max_clients: int = 64
+    client_bytes: int | None = None
+    """What one client may be granted, all its leases together. None: no limit."""
+    client_regions: int | None = None
+    """How many different regions one client may use. None: no limit."""
     timeouts: Timeouts = Timeouts()
     staging_bytes: int = 32 * 1024 * 1024
     staging_chunk_bytes: int = 4 * 1024 * 1024

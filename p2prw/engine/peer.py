@@ -21,7 +21,7 @@ from p2prw.engine.control.messages import (
     Window,
 )
 from p2prw.engine.deadline import Deadline
-from p2prw.engine.model import PeerAddress, QueuePairAttributes, SourceIdentity, Timeouts
+from p2prw.engine.model import PeerAddress, QueuePairAttributes, SourceIdentity, Timeouts, TlsClient
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import DeadlineExceeded
@@ -34,12 +34,13 @@ def list_regions(
     token: bytes | None = None,
     timeouts: Timeouts | None = None,
     *,
+    tls: TlsClient | None = None,
     stop: StopRequest | None = None,
 ) -> tuple[RegionInfo, ...]:
     """Return what a server offers. HostError when it cannot be reached, PeerRefusedError when it says no."""
     timeouts = timeouts or Timeouts()
     regions: list[RegionInfo] = []
-    with Channel.connect(peer, timeouts, stop=stop) as channel:
+    with Channel.connect(peer, timeouts, tls=tls, stop=stop) as channel:
         shake_hands(channel, token, timeouts.handshake_s, stop=stop)
         more, page = True, 0
         while more:

@@ -109,7 +109,7 @@ def test_the_matrix_of_ci(p2prw, tmp_path, until):
     assert {row["result"]["environment"]["device"]["name"] for row in moved} == {"soft0", "soft:::1"}
     assert {row["result"]["route"]["remote"]["memory"] for row in moved} == {"host", "file"}
     refused = rows["refused by the device[host=127.0.0.1]"]
-    assert (refused["status"], refused["exit_code"], refused["command_exit_code"]) == ("pass", 0, 1)
+    assert (refused["status"], refused["exit_code"], refused["command_exit_code"]) == ("pass", 0, 7)
     assert refused["result"]["error"]["wc_status"] == "REM_ACCESS_ERR"
     slow = rows["too slow[host=127.0.0.1]"]
     assert (slow["status"], slow["exit_code"], slow["command_exit_code"]) == ("fail", 5, 0)

@@ -330,7 +330,7 @@ def test_a_completion_error_is_in_the_result_with_what_was_moved(scripted):
     scripted(Script(faults=(Fault(2, status=WcStatus.REM_ACCESS_ERR),)))
     with api.serving({"mem": "host,size=4MiB"}) as address:
         result = api.write(f"{address}/mem", "host,size=4MiB", signal_every=1)
-    assert (result.exit_code, result.partial) == (1, True)
+    assert (result.exit_code, result.partial) == (7, True)
     assert result.error is not None and (result.error.code, result.error.wc_status) == (
         "remote_access",
         "REM_ACCESS_ERR",

@@ -123,7 +123,9 @@ class _BenchRun:
 
     def _share(self, wanted: int) -> int:
         connection = self.request.connection
-        regions = list_regions(connection.peer, connection.token, connection.timeouts, stop=self.deadline.stop)
+        regions = list_regions(
+            connection.peer, connection.token, connection.timeouts, tls=connection.tls, stop=self.deadline.stop
+        )
         length = next((one.length for one in regions if one.name == connection.region), None)
         if length is None:
             return wanted  # no such region, or one without a size: the server says what is wrong with it

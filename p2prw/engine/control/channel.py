@@ -13,15 +13,19 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from p2prw.engine.control.connect import connect_socket, plain_address
-from p2prw.engine.control.framing import READ_BYTES, FrameParser, frame
+from p2prw.engine.control.framing import READ_BYTES, FrameParser, frame, not_p2prw
 from p2prw.engine.control.handshake import Handshake
 from p2prw.engine.control.messages import Hello, Message, Refuse, decode, encode, error_from
 from p2prw.engine.control.seal import Seal
-from p2prw.engine.model import PeerAddress, Timeouts
+from p2prw.engine.model import PeerAddress, Timeouts, TlsClient
 from p2prw.engine.stop import StopRequest
-from p2prw.errors import DeadlineExceeded, InterruptedTransfer, PeerGone, RemoteProtocolError
+from p2prw.errors import DeadlineExceeded, InterruptedTransfer, PeerGone, PeerRefusedError, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from p2prw.engine.control.tls import TlsFilter
 
 MAX_QUEUED_BYTES = 1024 * 1024
 """Frames queued towards a peer that does not read; beyond it the peer is dropped."""
@@ -31,6 +35,9 @@ STRANGER_LINE = b"p2prw: this port takes p2prw control connections only, see `p2
 # A dead host is noticed after 10 + 3 x 5 seconds, or 30 seconds after data that nobody acknowledges.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 10, 5, 3
 USER_TIMEOUT_MS = 30_000
+
+_TLS_RECORD_TYPES = range(20, 24)
+"""First byte of what a TLS peer may say (RFC 8446 section 5.1, ContentType); a frame begins with 0."""
 
 # How long one poll of `expect` lasts before `pump` and `stop` are looked at again.
 _SLICE_S = 0.05
@@ -43,9 +50,12 @@ class Channel:
     Nothing here blocks but `connect` and `expect`. After PeerGone or RemoteProtocolError only `close` makes sense.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, tls: TlsFilter | None = None) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._tls = tls
+        self._wanted_tls = False
+        """We opened TLS and the peer answered without: only a refusal is taken from it."""
         self._parser = FrameParser()
         self._queue = bytearray()
         self._broken: OSError | None = None
@@ -65,13 +75,20 @@ class Channel:
                 self._broken = error
 
     @classmethod
-    def connect(cls, peer: PeerAddress, timeouts: Timeouts, *, stop: StopRequest | None = None) -> Channel:
+    def connect(
+        cls, peer: PeerAddress, timeouts: Timeouts, *, tls: TlsClient | None = None, stop: StopRequest | None = None
+    ) -> Channel:
         """Connect to a server, trying again for `timeouts.connect_retry_s`.
 
-        HostError with code resolve_failed, connect_refused, connect_unreachable or connect_timeout;
-        InterruptedTransfer once `stop` is set.
+        HostError with code resolve_failed, connect_refused, connect_unreachable or connect_timeout, and those of
+        `tls.client_filter`; InterruptedTransfer once `stop` is set.
         """
-        return cls(connect_socket(peer, timeouts.connect_retry_s, stop=stop))
+        tls_filter = None
+        if tls is not None:
+            from p2prw.engine.control.tls import client_filter
+
+            tls_filter = client_filter(tls, peer.host)
+        return cls(connect_socket(peer, timeouts.connect_retry_s, stop=stop), tls_filter)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "broken" if self._broken else "open"
@@ -89,6 +106,16 @@ class Channel:
         """Return the descriptor to wait for: readable always, writable while `wants_write`; -1 once closed."""
         return self._sock.fileno()
 
+    @property
+    def binding(self) -> bytes:
+        """What a proof of the token is bound to: SHA-256 of the server's certificate; empty without TLS."""
+        return self._tls.binding if self._tls is not None else b""
+
+    @property
+    def has_tls(self) -> bool:
+        """A TLS handshake was finished here."""
+        return self._tls is not None and self._tls.established
+
     def seal_from(self, handshake: Handshake) -> None:
         """Seal every frame from here on, where the finished `handshake` was one with a token."""
         self._seal = handshake.make_seal()
@@ -103,27 +130,38 @@ class Channel:
     @property
     def queued_bytes(self) -> int:
         """Bytes queued; a sender of many pages goes on when it is small."""
-        return len(self._queue)
+        return len(self._queue) + (self._tls.unsent_bytes if self._tls is not None else 0)
 
     def send(self, message: Message) -> None:
         """Queue a message and write what the socket takes. PeerGone when the peer does not read for too long.
 
         A broken connection is reported by `receive`, after the last messages (a refusal, perhaps) that arrived.
         """
+        if self._tls is not None and isinstance(message, Refuse):
+            if self._tls.failed:
+                return  # the alert has said it
+            if not self._tls.begun:
+                # Whom we do not even begin TLS with is told why in plain words.
+                self._tls = None
         body = encode(message)
         data = frame(body if self._seal is None else self._seal.close(body))
-        if len(self._queue) + len(data) > MAX_QUEUED_BYTES:
+        if self.queued_bytes + len(data) > MAX_QUEUED_BYTES:
             raise PeerGone(
                 f"{self.peer_address} stopped reading the control channel",
-                why=f"{len(self._queue)} bytes wait for it, at most {MAX_QUEUED_BYTES} may",
+                why=f"{self.queued_bytes} bytes wait for it, at most {MAX_QUEUED_BYTES} may",
                 fix="look at the peer: is it stopped, or swamped?",
                 code="peer_not_reading",
             )
-        self._queue += data
+        if self._tls is not None:
+            self._tls.write(data)
+        else:
+            self._queue += data
         self.flush()
 
     def flush(self) -> bool:
         """Write what the socket takes; return True when nothing is left to write."""
+        if self._tls is not None:
+            self._queue += self._tls.take()
         while self._queue and not self._broken:
             try:
                 sent = self._sock.send(self._queue)
@@ -142,7 +180,8 @@ class Channel:
     def receive(self) -> Message | None:
         """Return the next message, or None when there is no whole one; never blocks.
 
-        PeerGone on end of file or reset, RemoteProtocolError on anything that is no message of ours.
+        PeerGone on end of file or reset, RemoteProtocolError on anything that is no message of ours, PeerRefusedError
+        where one end wants TLS and the other does not, or does not trust the other's certificate.
         """
         while True:
             body = self._parser.next_frame()
@@ -150,7 +189,17 @@ class Channel:
                 if self._seal is not None:
                     body = self._seal.open(body)
                 self.received_body = body
-                return decode(body)
+                message = decode(body)
+                if self._wanted_tls and not isinstance(message, Refuse):
+                    raise _no_tls_there()
+                return message
+            if self._tls is not None:
+                plain = self._tls.read(READ_BYTES)
+                if self._tls.ended:
+                    raise self._gone(None)
+                if plain:
+                    self._parser.feed(plain)
+                    continue
             try:
                 data = self._sock.recv(READ_BYTES)
             except (BlockingIOError, InterruptedError):
@@ -162,7 +211,32 @@ class Channel:
             if not data:
                 # After a failed send the kernel reports the end of file only: the send had the reason.
                 raise self._gone(self._broken)
+            self._take_in(data)
+
+    def _take_in(self, data: bytes) -> None:
+        tls = self._tls
+        if tls is None:
             self._parser.feed(data)
+        elif tls.begun or data[0] in _TLS_RECORD_TYPES:
+            try:
+                tls.feed(data)
+            finally:
+                self.flush()  # the next flight, or the alert that says what was wrong
+        elif tls.server_side and data[0] == 0:
+            self._tls = None
+            raise PeerRefusedError(
+                "the server speaks TLS only, the client came without",
+                why="it was started with --tls-cert",
+                fix="--tls-ca FILE with its CA, or --tls-fingerprint with what the server prints when it starts",
+                code="tls_required",
+            )
+        elif tls.server_side:
+            raise not_p2prw(data[:64])
+        elif data[0] == 0:
+            self._tls, self._wanted_tls = None, True
+            self._parser.feed(data)
+        else:
+            raise _no_tls_there() if data.startswith(STRANGER_LINE[:6]) else not_p2prw(data[:64])
 
     def expect(
         self,
@@ -238,7 +312,7 @@ class Channel:
                 filenos=filenos,
                 stop=stop,
             )
-            for answer in handshake.receive(message, self.received_body):
+            for answer in handshake.receive(message, self.received_body, self.binding):
                 self.send(answer)
         if handshake.error:
             raise handshake.error
@@ -278,6 +352,8 @@ class Channel:
         """Write what the socket takes at once, then close. Safe to call twice."""
         if self._closed:
             return
+        if self._tls is not None:
+            self._tls.close()
         self.flush()
         self._closed = True
         try:
@@ -289,6 +365,15 @@ class Channel:
         except OSError:
             pass
         self._sock.close()
+
+
+def _no_tls_there() -> PeerRefusedError:
+    return PeerRefusedError(
+        "the server speaks no TLS, the client insists on it",
+        why="it was started without --tls-cert; or somebody in between wants to read along",
+        fix="start the server with --tls-cert, or leave --tls-ca and --tls-fingerprint away at the client",
+        code="tls_not_used",
+    )
 
 
 def _set_tcp_options(sock: socket.socket) -> None:

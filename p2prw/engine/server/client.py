@@ -35,9 +35,11 @@ from p2prw.engine.control.messages import (
 from p2prw.engine.model import Operation
 from p2prw.engine.peer import attributes_from_wire, source_from_wire
 from p2prw.engine.providers.base import Device
+from p2prw.engine.server import refusals
 from p2prw.engine.server.active import ActiveLease
+from p2prw.engine.server.admission import Allowance
+from p2prw.engine.server.ending import Ending
 from p2prw.engine.server.leases import Lease
-from p2prw.engine.server.refusals import overdue
 from p2prw.engine.server.regions import regions_page
 from p2prw.engine.server.source import choose_source
 from p2prw.errors import P2prwError, PeerGone, ProtocolError, RemoteProtocolError
@@ -68,6 +70,8 @@ class ServedClient:
         self._last_heard_s = now
         self._packets_seen = 0
         self._has_more_to_say = False
+        self._allowance = Allowance(server.request.client_bytes, server.request.client_regions)
+        self._ending = Ending(self.name)
 
     # --- what the loop calls --------------------------------------------------------------------------------
 
@@ -99,12 +103,8 @@ class ServedClient:
         timeouts = self.server.request.timeouts
         if self.active is not None and self.active.working:
             self._last_heard_s = now
-        error = overdue(
-            timeouts,
-            now,
-            since_s=self._since_s,
-            last_heard_s=self._last_heard_s,
-            authenticated=self.authenticated,
+        error = refusals.overdue(
+            timeouts, now, since_s=self._since_s, last_heard_s=self._last_heard_s, authenticated=self.authenticated
         )
         if error is not None:
             self.drop(error)
@@ -140,11 +140,15 @@ class ServedClient:
         self.server.counters.connections["left" if ended_well else "failed"] += 1
         if error is not None:
             self.server.counters.errors[error.code] += 1
-        if ended_well or error is None:
-            self.server.event("left", f"{self.name} left", client=self.name)
-        else:
+        if error is not None and not ended_well:
             text = f"{self.name}: {error.what}" + (f" ({error.why})" if error.why else "")
             self.server.event("failed", text, client=self.name, code=error.code)
+        self._say_end(error.code if error is not None else None)
+
+    def _say_end(self, code: str | None) -> None:
+        elapsed_s, had = self.server.now() - self._since_s, self._allowance
+        text, fields = self._ending.describe(code, self.exit_code, elapsed_s, had.granted_bytes, had.regions)
+        self.server.event("ended", text, **fields)
 
     def _leave(self) -> None:
         # Before the descriptor is closed: the next accept may get the same number.
@@ -161,6 +165,8 @@ class ServedClient:
                 self.channel.refuse_stranger()
                 self.server.counters.connections["stranger"] += 1
                 self._refused(f"no p2prw client: {error.what}", error.code)
+                self.exit_code = error.exit_code
+                self._say_end(error.code)
             else:
                 self.drop(error)
         except PeerGone as error:
@@ -171,14 +177,7 @@ class ServedClient:
         except Exception as error:
             # A defect of ours: this client pays for it, the others go on.
             self.server.event("defect", traceback.format_exc(), client=self.name)
-            self.drop(
-                P2prwError(
-                    f"the server failed: {type(error).__name__}: {error}",
-                    why="a defect of p2prw; the server's own output has the traceback",
-                    fix="report it with that output",
-                    code="server_defect",
-                )
-            )
+            self.drop(refusals.defect(error))
         return True
 
     # --- handshake ------------------------------------------------------------------------------------------
@@ -207,7 +206,7 @@ class ServedClient:
                 capabilities=CAPABILITIES,
                 agent=self.server.agent,
             )
-        for answer in self.handshake.receive(message, self.channel.received_body):
+        for answer in self.handshake.receive(message, self.channel.received_body, self.channel.binding):
             self.channel.send(answer)
         if self.handshake.error is not None:
             error = self.handshake.error
@@ -216,10 +215,12 @@ class ServedClient:
             self.channel.close()
             self.server.counters.connections["refused"] += 1
             self._refused(error.what, error.code)
+            self._say_end(error.code)
         elif self.handshake.done:
             self.authenticated = True
             self.channel.seal_from(self.handshake)
             agent = self.handshake.peer.agent if self.handshake.peer else ""
+            self._ending.accept(agent, token=self.server.request.token is not None, tls=self.channel.has_tls)
             self.server.event("joined", f"{self.name} joined ({agent})", client=self.name, agent=agent)
 
     # --- messages -------------------------------------------------------------------------------------------
@@ -274,6 +275,7 @@ class ServedClient:
         server, operation = self.server, Operation(message.op)
         region = server.find_region(message.region)
         length = region.check(operation, message.offset, message.length, message.limit)
+        self._allowance.check(region.name, length)
         whole = region.exclusive_whole and operation is Operation.WRITE
         lease = Lease(
             id=secrets.token_hex(8),
@@ -293,6 +295,7 @@ class ServedClient:
             message.queue_pair.gid,
             control_host=self.channel.peer_address.host,
             has_token=server.request.token is not None,
+            networks=server.networks,
             wanted_index=server.request.queue_pair.gid_index,
         )
         with ExitStack() as guard:
@@ -306,6 +309,8 @@ class ServedClient:
             guard.pop_all()
         active = self.active = ActiveLease(lease, region, opened, length, device, queue_pair)
         server.leases.add(lease)
+        self._allowance.take(region.name, length)
+        self._ending.operations.setdefault(operation.value)
         self.exit_code = 1  # until it is released with keep
         if opened.prepare is None:
             self._send_grant(active, message)
@@ -365,6 +370,7 @@ class ServedClient:
         self.server.counters.count_transfer(lease, active.length_bytes if keep else None)
         self._end_lease()
         self.exit_code = 0 if keep else 1
+        self._ending.whole_bytes += active.length_bytes if keep else 0
         self._guard(lambda: self.channel.send(Released(lease.id)))
         done = "kept" if keep else "broken off, what has arrived stays for --resume" if unfinished else "thrown away"
         self.server.event(
@@ -384,14 +390,10 @@ class ServedClient:
             self.server.unwatch(fileno)
         if active.waiting_for_worker:
             # The worker has the sink in its hands: closing it now would free a descriptor that is still written to.
-            self.server.worker.submit(_nothing, lambda _: active.close())
+            self.server.worker.submit(lambda: None, lambda _: active.close())  # when all before it is done
         else:
             active.close()
         self.server.windows_changed()
-
-
-def _nothing() -> None:
-    """A job that only marks its place in the worker's queue."""
 
 
 def _raise(error: BaseException) -> None:

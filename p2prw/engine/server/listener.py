@@ -13,13 +13,14 @@ _BACKLOG = 128
 
 
 def check_exposure(request: ServeRequest, address: PeerAddress) -> None:
-    """Refuse an address that other hosts reach, where there is neither a token nor --insecure. RequestError."""
+    """Refuse an address that other hosts reach without token, client CA or --insecure. RequestError."""
     host = address.host
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host.split("%")[0]).is_loopback
     except ValueError:
         loopback = False
-    if loopback or request.token is not None or request.insecure:
+    client_ca = request.tls is not None and request.tls.client_ca_file is not None
+    if loopback or request.token is not None or client_ca or request.insecure:
         return
     raise RequestError(
         f"--listen {address} offers memory to the network without a token",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from p2prw.engine.model import Timeouts
-from p2prw.errors import PeerRefusedError
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from p2prw.engine.model import PeerAddress, Timeouts
+from p2prw.engine.server.leases import Lease
+from p2prw.errors import P2prwError, PeerRefusedError
 
 
 def overdue(
@@ -66,4 +70,36 @@ def stopped(stop_s: float) -> PeerRefusedError:
         why=f"it was asked to end and waited {stop_s:g} s (--stop-timeout), or was asked twice",
         fix="start it again, then repeat; --resume goes on with files, --retries N by itself",
         code="server_stopped",
+    )
+
+
+def unknown_region(name: str, offered: Sequence[str], address: PeerAddress) -> PeerRefusedError:
+    """For a region that is not offered; names the nearest one."""
+    near = get_close_matches(name, offered, n=1)
+    return PeerRefusedError(
+        f"no region named {name!r}",
+        why=f"offered here: {', '.join(sorted(offered)) or 'none'}",
+        fix=f"{address}/{near[0]}" if near else f"p2prw regions {address}",
+        code="unknown_region",
+    )
+
+
+def busy(standing: Lease) -> PeerRefusedError:
+    """For who wants what `standing` holds."""
+    return PeerRefusedError(
+        f"region {standing.region!r} is busy",
+        why=f"{standing.holder} holds it, or the bytes from offset {standing.offset} on, "
+        f"for {standing.operation.value}",
+        fix="try again later, take another range, or --shared on both sides (the result is then unverified)",
+        code="busy",
+    )
+
+
+def defect(error: Exception) -> P2prwError:
+    """For a client that met a defect of ours."""
+    return P2prwError(
+        f"the server failed: {type(error).__name__}: {error}",
+        why="a defect of p2prw; the server's own output has the traceback",
+        fix="report it with that output",
+        code="server_defect",
     )

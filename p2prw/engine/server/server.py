@@ -9,21 +9,23 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from difflib import get_close_matches
 from types import TracebackType
 
 from p2prw import __version__
 from p2prw.engine import routes
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import refuse_from
+from p2prw.engine.control.tls import TlsDoor
 from p2prw.engine.devices import open_device
 from p2prw.engine.events import ServeEvent
 from p2prw.engine.memory.via import check_via
 from p2prw.engine.model import PeerAddress, ServeRequest
 from p2prw.engine.providers.base import Device
 from p2prw.engine.server import refusals
+from p2prw.engine.server.admission import Networks
 from p2prw.engine.server.client import ServedClient
 from p2prw.engine.server.counters import ServerCounters, ServerState
+from p2prw.engine.server.ending import Ending
 from p2prw.engine.server.leases import Lease, LeaseTable
 from p2prw.engine.server.listener import check_exposure, open_listeners, take_listeners
 from p2prw.engine.server.metrics import Metrics
@@ -55,13 +57,15 @@ class Server:
         self.leases = LeaseTable()
         self.regions: dict[str, OfferedRegion] = {}
         self.warnings: list[str] = []
-        self._clock = clock
+        self.now = clock
         self._stack = ExitStack()
         self._selector = selectors.DefaultSelector()
         self._devices: dict[str, Device] = {}
         self._clients: dict[int, ServedClient] = {}
         self._watched: set[int] = set()
         self._listeners: list[socket.socket] = []
+        self._tls_door: TlsDoor | None = None
+        self.networks = Networks(request.allow)
         self._on_event: Callable[[ServeEvent], None] | None = None
         self._finished: ServedClient | None = None
         self._accepting = True
@@ -87,6 +91,7 @@ class Server:
 
     def _open(self) -> None:
         request = self.request
+        self._tls_door = TlsDoor(request.tls) if request.tls is not None else None
         self._stack.callback(self._selector.close)
         self._listen()
         self.watch(self.worker.fileno())
@@ -152,30 +157,15 @@ class Server:
 
     def find_region(self, name: str) -> OfferedRegion:
         """Return an offered region; PeerRefusedError that names the nearest one."""
-        region = self.regions.get(name)
-        if region is not None:
-            return region
-        near = get_close_matches(name, self.regions, n=1)
-        offered = ", ".join(sorted(self.regions)) or "none"
-        raise PeerRefusedError(
-            f"no region named {name!r}",
-            why=f"offered here: {offered}",
-            fix=f"{self.address}/{near[0]}" if near else f"p2prw regions {self.address}",
-            code="unknown_region",
-        )
+        if name not in self.regions:
+            raise refusals.unknown_region(name, list(self.regions), self.address)
+        return self.regions[name]
 
     def check_conflict(self, lease: Lease) -> None:
         """Raise PeerRefusedError `busy` when somebody holds what `lease` wants."""
         standing = self.leases.conflict(lease)
-        if standing is None:
-            return
-        raise PeerRefusedError(
-            f"region {lease.region!r} is busy",
-            why=f"{standing.holder} holds it, or the bytes from offset {standing.offset} on, "
-            f"for {standing.operation.value}",
-            fix="try again later, take another range, or --shared on both sides (the result is then unverified)",
-            code="busy",
-        )
+        if standing is not None:
+            raise refusals.busy(standing)
 
     def device_for(self, local_address: str) -> Device:
         """Return the device on one of our addresses, opening it the first time."""
@@ -247,7 +237,14 @@ class Server:
         self._on_event = on_event
         for warning in self.warnings:
             self.event("warning", warning)
-        self.event("listening", f"listening on {self.address}", address=str(self.address), port=self.address.port)
+        tls = self._tls_door
+        self.event(
+            "listening",
+            f"listening on {self.address}" + (f", TLS certificate sha256:{tls.fingerprint}" if tls else ""),
+            address=str(self.address),
+            port=self.address.port,
+            tls_fingerprint=tls.fingerprint if tls else None,
+        )
         if self._metrics is not None:
             places = self._metrics.places
             self.event("metrics", f"metrics: {', '.join(places)}", places=list(places))
@@ -256,11 +253,11 @@ class Server:
             write_whole(self.request.ready_file, line, option="--ready-file", code="ready_file")
         self._manager.ready(f"listening on {self.address}")
         limit_s = self.request.timeouts.time_limit_s
-        end_s = None if limit_s is None else self._clock() + limit_s
-        next_housekeeping_s = self._clock()
+        end_s = None if limit_s is None else self.now() + limit_s
+        next_housekeeping_s = self.now()
         while self._finished is None:
             busy = self._round()
-            now = self._clock()
+            now = self.now()
             if stop and (stop.at_once or self._has_stopped(now)):
                 break
             if now >= next_housekeeping_s:
@@ -327,7 +324,7 @@ class Server:
         busy = self.worker.poll()
         for device in self._devices.values():
             busy = device.pump() or busy
-        now = self._clock()
+        now = self.now()
         for client in list(self._clients.values()):
             busy = client.step(now) or busy
         return busy
@@ -356,14 +353,17 @@ class Server:
                 # It stays readable: without a pause the loop would spin until somebody leaves.
                 self._pause_accepting(error)
             return  # or it went away before we looked
-        channel = Channel(sock)
-        if self._stop_at_s is not None:
-            self._turn_away(channel, refusals.stopping())
-        elif len(self._clients) >= self.request.max_clients:
-            self._turn_away(channel, refusals.full(self.request.max_clients))
-        else:
-            self._clients[channel.fileno()] = ServedClient(self, channel, self._clock())
-            self._selector.register(channel.fileno(), selectors.EVENT_READ, self._clients[channel.fileno()])
+        channel = Channel(sock, self._tls_door.filter() if self._tls_door is not None else None)
+        try:
+            self.networks.check(channel.peer_address.host)
+            self.check_staying()
+            if len(self._clients) >= self.request.max_clients:
+                raise refusals.full(self.request.max_clients)
+        except PeerRefusedError as error:
+            self._turn_away(channel, error)
+            return
+        self._clients[channel.fileno()] = ServedClient(self, channel, self.now())
+        self._selector.register(channel.fileno(), selectors.EVENT_READ, self._clients[channel.fileno()])
 
     def _turn_away(self, channel: Channel, error: PeerRefusedError) -> None:
         name = str(channel.peer_address)
@@ -375,6 +375,8 @@ class Server:
         self.counters.connections["turned_away"] += 1
         self.counters.errors[error.code] += 1
         self.event("refused", f"{name}: {error.what}", client=name, code=error.code)
+        text, fields = Ending(name).describe(error.code, error.exit_code, 0.0)
+        self.event("ended", text, **fields)
 
     def _pause_accepting(self, error: OSError) -> None:
         self._stop_accepting()

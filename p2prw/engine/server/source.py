@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from p2prw.engine import gids
 from p2prw.engine.control.messages import Gid
 from p2prw.engine.model import DeviceInfo
+from p2prw.engine.server.admission import Networks
 from p2prw.errors import PeerRefusedError, RemoteProtocolError
 
 
@@ -17,11 +18,13 @@ def choose_source(
     *,
     control_host: str,
     has_token: bool,
+    networks: Networks,
     wanted_index: int | None,
 ) -> int:
     """Return the row of our GID table for a client whose queue pair is at `gid` and whose hello had `peer_gids`.
 
-    RemoteProtocolError where it never announced that GID, PeerRefusedError `foreign_gid` where it talks from elsewhere.
+    RemoteProtocolError where it never announced that GID, PeerRefusedError `foreign_gid` where it talks from elsewhere,
+    `address_not_allowed` where data would go outside `networks`.
     """
     rows = [entry for entry in peer_gids if entry.gid == gid]
     if not rows:
@@ -29,6 +32,7 @@ def choose_source(
     # A GID of InfiniBand is no IP address, and leads out of no subnet.
     if not (all(entry.type == "ib" for entry in rows) and device.link_layer == "InfiniBand"):
         _check_address(gid, control_host, has_token)
+        networks.check(str(gids.gid_to_address(gid)))
     return gids.pick_gid_pair(device.gids, gids.from_wire(rows), wanted_index).local.index
 
 

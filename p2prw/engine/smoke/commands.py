@@ -41,6 +41,14 @@ def client_command(
         words += ["--inject", request.inject]
     if request.peer is not None and request.token_file:
         words += ["--token-file", request.token_file]
+    if request.peer is not None and request.tls is not None:
+        for option, value in (
+            ("--tls-ca", request.tls.ca_file),
+            ("--tls-fingerprint", request.tls.fingerprint),
+            ("--tls-cert", request.tls.cert_file),
+            ("--tls-key", request.tls.key_file),
+        ):
+            words += [option, value] if value else []
     return made + shlex.join(words)
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from p2prw.engine.model import ErrorReport, MemorySpec, Operation, PeerAddress, ServedRegion, Timeouts, TransferResult
+from p2prw.engine.model import (
+    ErrorReport,
+    MemorySpec,
+    Operation,
+    PeerAddress,
+    ServedRegion,
+    Timeouts,
+    TlsClient,
+    TransferResult,
+)
 from p2prw.units import KIB, MIB
 
 
@@ -53,6 +62,8 @@ class SmokeRequest:
     token: bytes | None = field(default=None, repr=False)
     token_file: str | None = None
     """Where the token came from, for the commands that are shown."""
+    tls: TlsClient | None = None
+    """For the peer; a server in this process needs none."""
     timeouts: Timeouts = _TIMEOUTS
     verbs_binding: str = "auto"
     force_bound_device: bool = False

@@ -143,6 +143,7 @@ class Runner:
                 verbs_binding=request.verbs_binding,
                 timeouts=replace(request.timeouts, connect_retry_s=retry_s, time_limit_s=left_s),
                 token=server.token if server is not None else request.token,
+                tls=None if server is not None else request.tls,
                 force_bound_device=request.force_bound_device,
                 inject=request.inject,
             ),

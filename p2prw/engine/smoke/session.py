@@ -97,7 +97,7 @@ def _peer_regions(request: SmokeRequest, stop: StopRequest) -> tuple[SmokeRegion
     timeouts = request.timeouts
     if timeouts.time_limit_s is not None:
         timeouts = replace(timeouts, connect_retry_s=min(timeouts.connect_retry_s, timeouts.time_limit_s))
-    regions = regions_of_peer(list_regions(request.peer, request.token, timeouts, stop=stop))
+    regions = regions_of_peer(list_regions(request.peer, request.token, timeouts, tls=request.tls, stop=stop))
     if not regions:
         raise HostError(
             f"{request.peer} offers nothing for smoke tests",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from p2prw.engine import gids
 from p2prw.engine.model import DeviceInfo, DeviceLimits, GidEntry
+from p2prw.engine.server.admission import Networks
 from p2prw.engine.server.source import choose_source
 from p2prw.errors import PeerRefusedError, RemoteProtocolError
 
@@ -19,10 +22,24 @@ def device(link_layer: str = "Ethernet", *rows: GidEntry) -> DeviceInfo:
 
 
 def choose(
-    gid: str = THERE, *, has_token: bool = False, control: str = "192.0.2.2", of: DeviceInfo | None = None
+    gid: str = THERE,
+    *,
+    has_token: bool = False,
+    control: str = "192.0.2.2",
+    of: DeviceInfo | None = None,
+    networks: tuple[str, ...] = (),
 ) -> int:
     table = gids.to_wire([GidEntry(0, THERE, "rocev2"), GidEntry(1, ELSEWHERE, "rocev2")])
-    return choose_source(of or device(), table, gid, control_host=control, has_token=has_token, wanted_index=None)
+    more: dict[str, Any] = {"has_token": has_token, "networks": Networks(networks), "wanted_index": None}
+    return choose_source(of or device(), table, gid, control_host=control, **more)
+
+
+def test_data_stays_within_the_allowed_networks():
+    """Also with a token, with which it may go to another address than the control connection's."""
+    assert choose(ELSEWHERE, has_token=True, networks=("192.0.2.0/24",)) == 3
+    with pytest.raises(PeerRefusedError) as caught:
+        choose(ELSEWHERE, has_token=True, networks=("192.0.2.2/32",))
+    assert caught.value.code == "address_not_allowed"
 
 
 def test_the_row_that_fits_the_clients_is_taken():
@@ -47,5 +64,7 @@ def test_data_goes_elsewhere_only_for_who_has_the_token():
 def test_an_infiniband_gid_is_no_address():
     ib = device("InfiniBand", GidEntry(0, IB, "ib"))
     table = gids.to_wire([GidEntry(0, IB[:-1] + "2", "ib")])
-    found = choose_source(ib, table, IB[:-1] + "2", control_host="192.0.2.2", has_token=False, wanted_index=None)
+    found = choose_source(
+        ib, table, IB[:-1] + "2", control_host="192.0.2.2", has_token=False, networks=Networks(()), wanted_index=None
+    )
     assert found == 0

@@ -1,0 +1,58 @@
+"""The one line about a connection that a log keeps: who it was, what it had, how it ended. Pure.
+
+Never a token, a nonce, a key or a lease's name: a log is read by more people than a token file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Ending:
+    """Filled while a client is here; `describe` when it has gone."""
+
+    client: str
+    """HOST:PORT"""
+    agent: str | None = None
+    """The program it said it is."""
+    authenticated: bool = False
+    token: bool = False
+    """It has proven that it knows the token."""
+    tls: bool = False
+    operations: dict[str, None] = field(default_factory=dict)
+    """`write`, `read`, in the order of its leases."""
+    whole_bytes: int = 0
+    """Of the leases that were released whole."""
+
+    def accept(self, agent: str, *, token: bool, tls: bool) -> None:
+        """Note who it is, once it is through its handshake."""
+        self.agent, self.authenticated, self.token, self.tls = agent, True, token, tls
+
+    def describe(
+        self, code: str | None, exit_code: int, elapsed_s: float, granted_bytes: int = 0, regions: Iterable[str] = ()
+    ) -> tuple[str, dict[str, object]]:
+        """Return the line and its fields; `code` is that of the error that ended it, if any did."""
+        ended = code or ("ok" if exit_code == 0 else "broken_off")
+        names = list(regions)
+        what = f"{', '.join(self.operations)} {', '.join(names)}" if self.operations else "nothing"
+        locks = " and ".join(word for word, has in (("token", self.token), ("TLS", self.tls)) if has)
+        text = (
+            f"{self.client} ended after {elapsed_s:.1f} s: {ended}; {what}, {granted_bytes} bytes granted, "
+            f"{self.whole_bytes} whole; {locks or 'no token, no TLS'}"
+        )
+        return text, {
+            "client": self.client,
+            "agent": self.agent,
+            "authenticated": self.authenticated,
+            "token": self.token,
+            "tls": self.tls,
+            "operations": list(self.operations),
+            "regions": names,
+            "granted_bytes": granted_bytes,
+            "whole_bytes": self.whole_bytes,
+            "elapsed_s": elapsed_s,
+            "ended": ended,
+            "exit_code": exit_code,
+        }
