@@ -75,10 +75,10 @@ def random_file(path: Path, length: int, seed: int) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("operation", "kills"), [("write", 6), ("read", 3)])
-def test_killed_on_either_side_again_and_again(server, p2prw, tmp_path, request, operation, kills, capsys):
+@pytest.mark.parametrize(("operation", "length", "kills"), [("write", 256 * MIB, 6), ("read", 128 * MIB, 3)])
+def test_killed_on_either_side_again_and_again(server, p2prw, tmp_path, request, operation, length, kills, capsys):
     long = request.config.getoption("--long")
-    length, kills = (2048 * MIB, 20) if long else (128 * MIB, kills)
+    length, kills = (2048 * MIB, 20) if long else (length, kills)
     folder = tmp_path / "there"
     folder.mkdir()
     content = random_file(tmp_path / "in.bin", length, 7)

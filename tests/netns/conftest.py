@@ -53,6 +53,10 @@ class Namespaces:
         for name in self.names:
             run("ip", "netns", "exec", name, "nft", "-f", "-", stdin=RULES)
 
+    def set_link(self, state: str) -> None:
+        """Take the near end `down` or `up`; its IPv4 address stays."""
+        run("ip", "-n", self.names[0], "link", "set", "p2a", state)
+
     def dropped(self) -> int:
         total = 0
         for name in self.names:
@@ -65,14 +69,33 @@ class Namespaces:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, timeout=30)
 
 
-@pytest.fixture(scope="session")
-def lossy() -> Iterator[dict[int, Namespaces]]:
-    """A pair of namespaces for each path MTU: 1500 byte Ethernet gives 1024, jumbo frames give 4096."""
+def skip_without_tools() -> None:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root: sudo pytest tests/netns")
     for tool, package in (("ip", "iproute2"), ("nft", "nftables")):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed: apt-get install {package}")
+
+
+@pytest.fixture
+def sound() -> Iterator[Namespaces]:
+    """A pair whose link loses nothing while it is up; `set_link` takes it down."""
+    skip_without_tools()
+    pair = Namespaces(8000)
+    try:
+        try:
+            pair.open()
+        except RuntimeError as exc:
+            pytest.skip(f"this machine cannot make network namespaces: {exc}")
+        yield pair
+    finally:
+        pair.close()
+
+
+@pytest.fixture(scope="session")
+def lossy() -> Iterator[dict[int, Namespaces]]:
+    """A pair of namespaces for each path MTU: 1500 byte Ethernet gives 1024, jumbo frames give 4096."""
+    skip_without_tools()
     made = {1024: Namespaces(1500), 4096: Namespaces(9000)}
     try:
         try:

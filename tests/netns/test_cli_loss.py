@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from p2prw.engine.memory.file_parts import resume_paths
+from p2prw.engine.memory.manifest import noted_blocks
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 
@@ -63,3 +67,48 @@ def test_transfer_by_command_line(lossy: dict[int, Any], tmp_path: Path, host: s
             server.kill()
             server.communicate()
     assert lossy[4096].dropped() > before
+
+
+def test_a_link_that_goes_down_and_comes_back(sound: Any, tmp_path: Path) -> None:
+    """With --retries one command outlives it: what had arrived is not moved again, and all of it is verified."""
+    near, far = sound.names
+    content = random.Random(4).randbytes(16 << 20)
+    (tmp_path / "in.bin").write_bytes(content)
+    target, ready = tmp_path / "out.bin", tmp_path / "ready"
+    server = p2prw(
+        *(far, "serve", "--region", f"a=file:{target}", "--listen", "10.99.0.2:0", "--insecure"),
+        *("--ready-file", str(ready), "--idle-timeout", "3s"),
+    )
+    client = None
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while not (ready.exists() and ready.read_text().strip()):
+            assert server.poll() is None, server.communicate()[1]
+            assert time.monotonic() < deadline, "the server is not ready"
+            time.sleep(0.02)
+        peer = ready.read_text().strip()
+        client = p2prw(
+            *(near, "write", f"{peer}/a", "--from", f"file:{tmp_path}/in.bin", "--retries", "8", "--json"),
+            *("--timeout", "13", "--mtu", "1024", "--no-gso", "--connect-retry", "1s"),
+        )
+        deadline = time.monotonic() + DEADLINE_S
+        while (noted_blocks(resume_paths(str(target))[1]) or 0) < 3:
+            assert client.poll() is None, client.communicate()
+            assert time.monotonic() < deadline, "nothing arrives"
+            time.sleep(0.005)
+        sound.set_link("down")
+        time.sleep(2)
+        assert client.poll() is None and not target.exists()
+        sound.set_link("up")
+        output, errors = client.communicate(timeout=90)
+        document = json.loads(output)
+        assert client.returncode == 0, errors
+        assert document["verify"]["status"] == "verified"
+        row = document["results"][0]
+        assert row["reconnects"] >= 1 and row["bytes"] < len(content) + (16 << 20)
+        assert target.read_bytes() == content
+    finally:
+        for process in (client, server):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.communicate()
