@@ -276,7 +276,7 @@ class Requester:
     def _sent(self, wqe: SendWqe, psns: int, packets: int | None = None) -> None:
         packets = psns if packets is None else packets
         if self.send_psn < self.max_sent_psn:
-            self.counters.retransmitted_packets += packets
+            self.counters.retransmitted_packets += min(packets, self.max_sent_psn - self.send_psn)
         self.counters.packets_sent += packets
         self.send_psn += psns
         self.max_sent_psn = max(self.max_sent_psn, self.send_psn)
