@@ -87,6 +87,11 @@ class ActiveLease:
         """Something of this lease is under way at our side, so the client's silence is no idleness."""
         return bool(self._busy_slots) or self.waiting_for_worker or self._digest is not None
 
+    @property
+    def has_steps(self) -> bool:
+        """`step` may find something to do; asked in every round for every client."""
+        return self._ring is not None or self._digest is not None
+
     def make_grant(
         self,
         request: ServeRequest,

@@ -91,7 +91,7 @@ class ServedClient:
         active = self.active
         if active is None:
             return heard
-        busy = self._guard(lambda: active.step(self.channel)) or heard
+        busy = (active.has_steps and self._guard(lambda: active.step(self.channel))) or heard
         packets = active.queue_pair.counters.packets_received
         if busy or packets != self._packets_seen:
             self._packets_seen = packets
