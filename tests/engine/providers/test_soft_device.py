@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from p2prw.engine.model import Opcode, QueuePairOptions, WcStatus
+from p2prw.engine.memory.host import HostMemory
+from p2prw.engine.model import Access, Opcode, QueuePairOptions, WcStatus
 from p2prw.engine.providers import soft_device
 from p2prw.engine.providers.base import Device
 from p2prw.engine.providers.soft_address import gid_of
@@ -35,6 +37,26 @@ def test_info_tells_the_truth(connect: Connect) -> None:
 def test_window_is_half_the_buffer(connect: Connect) -> None:
     device = connect().client
     assert device.receive_window_bytes() == device.receive_buffer_bytes // 2 > 0
+
+
+def test_numbers_that_a_forger_must_guess_are_drawn_from_the_systems_generator(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/threat-model.md counts on 24 bits of QPN and PSN, 32 of rkey and 44 of the page of a registration."""
+    drawn: list[tuple[int, int]] = []
+    draw = secrets.randbits
+
+    def record(bits: int) -> int:
+        drawn.append((bits, draw(bits)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(secrets, "randbits", record)
+    device = connect().client
+    queue_pair = device.create_queue_pair(QueuePairOptions())
+    memory = HostMemory.from_buffer(bytearray(64)).buffers()
+    (segment,) = device.register(memory, Access.REMOTE_WRITE).remote_segments()
+    assert {(24, queue_pair.local.qpn), (24, queue_pair.local.psn), (32, segment.rkey)} <= set(drawn)
+    assert (44, (segment.address >> 12) - 1) in drawn
 
 
 @pytest.mark.parametrize("gso", [True, False], ids=["gso", "singles"])
