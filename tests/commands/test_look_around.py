@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2prw import __version__
-from p2prw.engine.control.messages import RegionInfo
+from p2prw.engine.control.messages import PROTOCOL_VERSION, RegionInfo
 from p2prw.engine.model import PeerAddress
 from p2prw.errors import HostError
 
@@ -58,7 +58,7 @@ def test_devices_lists_the_software_device(run):
 def test_version(run):
     document, _ = run.json("version", "--json")
     assert {"name": "p2prw", "version": __version__} in document["results"]
-    assert run("version").stdout.startswith(f"p2prw {__version__}\ncontrol protocol 1\n")
+    assert run("version").stdout.startswith(f"p2prw {__version__}\ncontrol protocol {PROTOCOL_VERSION}\n")
     assert run("--version").stdout == f"p2prw {__version__}\n"
 
 
