@@ -151,8 +151,8 @@ def setup() -> dict[str, Any]:
     }
 
 
-def measure(parts: list[str], pairs: int, results: dict[str, Any]) -> list[str]:
-    """Fill `results`, part by part, and return what could not be measured; what fails costs itself only."""
+def measure(parts: list[str], pairs: int, results: dict[str, Any], path: Path) -> list[str]:
+    """Fill `results` and the file, case by case, and return what failed; it costs itself only."""
     failed: list[str] = []
 
     def attempt(part: str, name: str, work: Any) -> None:
@@ -160,6 +160,8 @@ def measure(parts: list[str], pairs: int, results: dict[str, Any]) -> list[str]:
         try:
             results.setdefault(part, {}).update(work())
             results.setdefault("setup", {})[part] = setup()
+            # Now, so that who ends us keeps what was measured.
+            path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
         except (RuntimeError, OSError, ValueError, KeyError, subprocess.TimeoutExpired) as error:
             failed.append(f"{name}: {error}")
             print(f"  {failed[-1]}", file=sys.stderr)
@@ -203,8 +205,7 @@ def main() -> int:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     results: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
     ensure_peers(parts)
-    failed = measure(parts, args.pairs, results)
-    args.json.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    failed = measure(parts, args.pairs, results, args.json)
     print("\n".join(table(results)))
     for text in (*failed, *missed(results)):
         print(text, file=sys.stderr)
