@@ -69,6 +69,7 @@ class Server:
         self._on_event: Callable[[ServeEvent], None] | None = None
         self._finished: ServedClient | None = None
         self._accepting = True
+        self._out_of_something = False
         self._stop_at_s: float | None = None
         """Once asked to stop: when the transfers that still run are told to end."""
         self.address = request.listen
@@ -353,6 +354,7 @@ class Server:
                 # It stays readable: without a pause the loop would spin until somebody leaves.
                 self._pause_accepting(error)
             return  # or it went away before we looked
+        self._out_of_something = False
         channel = Channel(sock, self._tls_door.filter() if self._tls_door is not None else None)
         try:
             self.networks.check(channel.peer_address.host)
@@ -362,8 +364,8 @@ class Server:
         except PeerRefusedError as error:
             self._turn_away(channel, error)
             return
-        self._clients[channel.fileno()] = ServedClient(self, channel, self.now())
-        self._selector.register(channel.fileno(), selectors.EVENT_READ, self._clients[channel.fileno()])
+        client = self._clients[channel.fileno()] = ServedClient(self, channel, self.now())
+        self._selector.register(client.fileno, selectors.EVENT_READ, client)
 
     def _turn_away(self, channel: Channel, error: PeerRefusedError) -> None:
         name = str(channel.peer_address)
@@ -380,10 +382,10 @@ class Server:
 
     def _pause_accepting(self, error: OSError) -> None:
         self._stop_accepting()
-        text = f"cannot take new clients for now: {error.strerror}"
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            text += "; raise the limit of open files (ulimit -n, LimitNOFILE=), or lower --max-clients"
-        self.event("warning", text)
+        if not self._out_of_something:
+            self._out_of_something = True
+            cure = "where that is open files: ulimit -n, LimitNOFILE=, or a lower --max-clients"
+            self.event("warning", f"cannot take new clients for now: {error.strerror}; {cure}")
 
     def _stop_accepting(self) -> None:
         if self._accepting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -135,6 +136,24 @@ def test_who_asks_without_end_keeps_nobody_from_being_heard(serve, connect):
     assert isinstance(other.ask(other.open(), Grant), Grant)
     for _ in range(500):
         loud.channel.expect(Regions, deadline_s=5, name="a page")
+
+
+def test_out_of_descriptors_it_waits_and_does_not_spin(serve, monkeypatch):
+    served = serve()
+    accept, tries = socket.socket.accept, []
+
+    def poor(listener):
+        tries.append(time.monotonic())
+        if len(tries) <= 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", poor)
+    assert api.write(f"{served.server.address}/mem", "host,size=1KiB").exit_code == 0
+    # One try for each look at the house, four a second.
+    assert len(tries) == 4 and tries[3] - tries[1] > 0.3
+    (warning,) = [event.text for event in served.events if event.kind == "warning"]
+    assert "LimitNOFILE" in warning
 
 
 def test_a_stop_lets_transfers_finish_and_begins_nothing_new(serve, connect):
