@@ -515,7 +515,7 @@ def test_a_server_in_a_storm(kit, flat, served, monkeypatch) -> None:
         "joined": 200,
         "granted": 200,
         "released": 50,
-        "left": 10,
+        "ended": 10,
         "refused": 200,
         "failed": 100,
     }.items():
