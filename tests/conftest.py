@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -46,6 +47,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=30.0,
         help="how long the soak of a server lasts (with --long; default 30)",
     )
+
+
+CLONE_NEWNET = 0x40000000
+LAB = "tests/lab/guest/"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each process of `pytest -n` a network of its own (root): tests take UDP port 4791 and others by number."""
+    if not hasattr(config, "workerinput"):
+        return
+    if os.geteuid() != 0:
+        raise pytest.UsageError("pytest -n needs root: its processes would meet at UDP port 4791 (leave out -n)")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET):
+        raise pytest.UsageError(f"unshare: {os.strerror(ctypes.get_errno())} (leave out -n)")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `pytest -n`: a file stays whole, and all guests are one process's work, since only one can run at a time."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return LAB if nodeid.startswith(LAB) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
