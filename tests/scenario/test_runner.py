@@ -105,9 +105,13 @@ def test_a_signal_ends_it_and_every_row_has_its_say(run, number):
 
 
 def test_the_scenario_has_a_time_limit(run):
-    found = run(f"time_limit: 3s\nsteps:\n{SERVER}  - {{name: r, {SLOW}}}\n  - {{name: later, {QUICK}}}\n")
+    def late(event, runner):
+        if event.kind == "started" and event.row.name == "r":
+            runner.clock = lambda: runner.started_s + 4000.0
+
+    found = run(f"time_limit: 1h\nsteps:\n{SERVER}  - {{name: r, {SLOW}}}\n  - {{name: later, {QUICK}}}\n", late)
     assert (found["r"].status, found["r"].exit_code, found["r"].error_code) == ("fail", 6, "time_limit")
-    assert found["later"].status == "not_run" and "time limit of 3 s" in found["later"].reason
+    assert found["later"].status == "not_run" and "time limit of 3600 s" in found["later"].reason
 
 
 def test_a_row_has_a_time_limit(run):
