@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from p2prw.engine.events import ServeEvent
 from p2prw.engine.memory.spec import parse_memory_spec
-from p2prw.engine.model import PeerAddress, ServeRequest
+from p2prw.engine.model import PeerAddress, ServeRequest, TlsServer
 from p2prw.errors import HostError
 from p2prw.schema import load_schema
 
@@ -77,6 +77,13 @@ REACHED = {
     "metrics": (["--metrics", "127.0.0.1:0"], PeerAddress("127.0.0.1", 0)),
     "metrics_file": (["--metrics-file", "m"], "m"),
     "insecure": (["--insecure"], True),
+    "allow": (["--allow", "10.0.0.0/8, 192.0.2.7"], ("10.0.0.0/8", "192.0.2.7/32")),
+    "client_bytes": (["--client-bytes", "1G"], 1 << 30),
+    "client_regions": (["--client-regions", "2"], 2),
+    "tls": (
+        ["--tls-cert", "c", "--tls-key", "k", "--tls-client-ca", "a"],
+        TlsServer(cert_file="c", key_file="k", client_ca_file="a"),
+    ),
     "max_clients": (["--max-clients", "3"], 3),
     "staging_bytes": (["--staging", "8M"], 8 << 20),
     "staging_chunk_bytes": (["--staging_chunk", "1M"], 1 << 20),

@@ -20,6 +20,7 @@ from p2prw.engine.model import (
     QueuePairOptions,
     Route,
     Timeouts,
+    TlsClient,
     TransferRequest,
 )
 from p2prw.errors import PeerRefusedError
@@ -59,6 +60,10 @@ REACHED = {
     "retries": (["--retries", "3"], 3),
     "force_bound_device": (["--force-bound-device"], True),
     "via": (["--via", "p2pmem:0000:01:00.0"], parse_memory_spec("p2pmem:0000:01:00.0")),
+    "tls": (
+        ["--tls-ca", "a", "--tls-fingerprint", "SHA256:" + ":".join(["AB"] * 32), "--tls-cert", "c"],
+        TlsClient(ca_file="a", fingerprint="ab" * 32, cert_file="c"),
+    ),
     "max_sgl_rd": (["--max-sgl-rd", "8"], 8),
     "force_mr": (["--force-mr"], True),
     "inject": (["--inject", "drop=1%,seed=3"], "drop=1%,seed=3"),
