@@ -28,6 +28,8 @@ from p2prw.engine.model import GidEntry, Operation, QueuePairOptions, TransferRe
 
 assert session  # imported before the first fork
 GID = gids.address_to_gid("127.0.0.1")
+PATIENT = QueuePairOptions(timeout=20)
+"""4 s without an answer instead of 0.5, seven times: fifty clients and their server share the cores of one machine."""
 STAGING: dict[str, Any] = {"staging_bytes": 8 << 20, "staging_chunk_bytes": 1 << 20}
 
 
@@ -47,11 +49,12 @@ def outcome(result: TransferResult) -> dict[str, Any]:
 
 def write(plan: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
     memory = f"host,size={plan['size_bytes']},pattern=random:{client['number']}"
-    return outcome(api.write(f"{plan['address']}/out{client['number']}", memory, **STAGING))
+    return outcome(api.write(f"{plan['address']}/out{client['number']}", memory, queue_pair=PATIENT, **STAGING))
 
 
 def read(plan: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
-    return outcome(api.read(f"{plan['address']}/source", f"file:{plan['folder']}/in{client['number']}.bin", **STAGING))
+    sink = f"file:{plan['folder']}/in{client['number']}.bin"
+    return outcome(api.read(f"{plan['address']}/source", sink, queue_pair=PATIENT, **STAGING))
 
 
 def victim(plan: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +76,9 @@ def victim(plan: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
 
 def equal(plan: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
     size = plan["equal_bytes"]
-    return outcome(api.write(f"{plan['address']}/equal+{client['number'] * size}", f"host,size={size}"))
+    return outcome(
+        api.write(f"{plan['address']}/equal+{client['number'] * size}", f"host,size={size}", queue_pair=PATIENT)
+    )
 
 
 def garbage(plan: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:

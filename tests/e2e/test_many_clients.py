@@ -84,7 +84,7 @@ def test_many_clients_of_every_kind(server, tmp_path, mode, until, record_proper
     regions += [f"--region=equal=host,size={mode.equals * mode.equal_bytes}"]
     silence = (f"--idle-timeout={mode.silence_s}s", f"--handshake-timeout={mode.silence_s}s")
     limits = (*silence, "--staging=8MiB", "--staging-chunk=1MiB", "--overwrite")
-    one = server(*regions, *limits, "--metrics=127.0.0.1:0", "--max-clients=64")
+    one = server(*regions, *limits, "--metrics=127.0.0.1:0", "--max-clients=64", "--timeout=20")
     one.wait_for_line("metrics: ")
     (url,) = [line.split()[-1] for line in one.lines if line.startswith("metrics: ")]
 
