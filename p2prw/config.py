@@ -164,6 +164,7 @@ def _variables(environ: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, .
 
 def unknown_variable_notes(names: Iterable[str]) -> list[str]:
     """Return one line for each variable that is nearly a setting's; the rest is none of our business."""
-    known = [setting.variable for setting in BY_NAME.values()]
-    near = {name: nearest(name, known, 0.85) for name in names}
-    return [f"{name} names no setting; did you mean {found}?" for name, found in near.items() if found]
+    # What they all begin with would make any two of them alike.
+    known = {setting.variable.removeprefix("P2PRW_"): setting.variable for setting in BY_NAME.values()}
+    near = {name: nearest(name.removeprefix("P2PRW_"), known, 0.75) for name in names}
+    return [f"{name} names no setting; did you mean {known[found]}?" for name, found in near.items() if found]

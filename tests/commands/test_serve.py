@@ -90,6 +90,7 @@ REACHED = {
     "via": (["--via", "p2pmem:0000:01:00.0"], parse_memory_spec("p2pmem:0000:01:00.0")),
     "overwrite": (["--overwrite"], True),
     "force_bound_device": (["--force-bound-device"], True),
+    "force_block_device": (["--force-block-device", "/dev/loop0"], "/dev/loop0"),
     "inject": (["--inject", "drop=1%"], "drop=1%"),
     "pcap": (["--pcap", "p"], "p"),
     "gso": (["--no-gso"], False),

@@ -59,6 +59,7 @@ REACHED = {
     "resume": (["--resume"], True),
     "retries": (["--retries", "3"], 3),
     "force_bound_device": (["--force-bound-device"], True),
+    "force_block_device": (["--force-block-device", "/dev/loop0"], "/dev/loop0"),
     "via": (["--via", "p2pmem:0000:01:00.0"], parse_memory_spec("p2pmem:0000:01:00.0")),
     "tls": (
         ["--tls-ca", "a", "--tls-fingerprint", "SHA256:" + ":".join(["AB"] * 32), "--tls-cert", "c"],
@@ -69,6 +70,7 @@ REACHED = {
     "inject": (["--inject", "drop=1%,seed=3"], "drop=1%,seed=3"),
     "pcap": (["--pcap", "x.pcap"], "x.pcap"),
     "gso": (["--no-gso"], False),
+    "leaf": (["--no-leaf"], False),
     "queue_pair.depth": (["-t", "7"], 7),
     "queue_pair.max_send_sge": (["--max-send-sge", "3"], 3),
     "queue_pair.mtu_bytes": (["-m", "1024"], 1024),
@@ -88,6 +90,8 @@ REACHED = {
     "timeouts.time_limit_s": (["--time-limit", "2m"], 120.0),
 }
 ELSEWHERE = {"operation", "peer", "region", "memory", "region_offset", "token", "queue_pair", "timeouts"}
+# The server's (test_serve.py), and bench's, which alone has a peer that writes.
+ELSEWHERE |= {"timeouts.stop_s", "timeouts.client_s", "queue_pair.peer_writes"}
 
 
 def test_every_field_of_a_request_has_an_option():
