@@ -21,7 +21,7 @@ def test_switches_are_read_and_numbers_left_out():
 @pytest.mark.parametrize(
     ("place", "content"),
     [
-        ("proc/config.gz", gzip.compress(TEXT.encode())),
+        ("proc/config.gz", gzip.compress(TEXT.encode(), mtime=0)),
         ("boot/config-7.3", TEXT.encode()),
         ("lib/modules/7.3/config", TEXT.encode()),
         ("usr/lib/modules/7.3/config", TEXT.encode()),
