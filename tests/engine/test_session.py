@@ -319,6 +319,7 @@ def test_memory_that_changes_under_the_digest_is_unstable_not_corrupt(scripted, 
 
     with api.serving({"mem": "host,size=1MiB"}) as address:
         monkeypatch.setattr(HostMemory, "read_at", restless)
+        monkeypatch.setattr(HostMemory, "in_place", lambda self: None)
         result = api.write(f"{address}/mem", "host,size=1MiB")
     assert (result.exit_code, result.verify.status) == (4, "unstable")
     assert result.error is not None and result.error.code == "verify_unstable"

@@ -299,7 +299,19 @@ def test_one_mistake_is_told_once_whatever_refers_to_it(scenario):
 
 # --- no key is accepted and ignored ---------------------------------------------------------------------------------
 
-CANDIDATES = ("true", "3", "8K", "4096", "7s", "3 GiB/s", "p99=5us", "drop=2%", "127.0.0.2", "udmabuf,size=8K")
+CANDIDATES = (
+    "true",
+    "3",
+    "8K",
+    "4096",
+    "7s",
+    "3 GiB/s",
+    "p99=5us",
+    "drop=2%",
+    "127.0.0.2",
+    "udmabuf,size=8K",
+    "ab" * 32,
+)
 SECTION_STEPS = {
     "serve": ("serve", "regions: {a: 'host,size=4K'}"),
     "write": ("transfer", "peer: 127.0.0.1/a, from: 'host,size=4K'"),

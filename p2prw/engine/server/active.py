@@ -90,7 +90,7 @@ class ActiveLease:
     @property
     def has_steps(self) -> bool:
         """`step` may find something to do; asked in every round for every client."""
-        return self._ring is not None or self._digest is not None
+        return self._ring is not None or self._digest is not None or self._pingpong is not None
 
     def make_grant(
         self,
