@@ -79,7 +79,7 @@ def test_a_server_that_is_no_p2prw(p2prw, tmp_path, answer):
         for words in (("read", f"{address}/a", "--to", "file:sink.bin"), ("regions", address)):
             run = p2prw(*words, "--handshake-timeout", "5s")
             error = run.failed(7, run.document["error"]["code"])
-            assert error["side"] == "remote" and run.wall_s < 5
+            assert error["side"] == "remote" and run.wall_s < 20
     assert list(tmp_path.iterdir()) == []
 
 
@@ -87,7 +87,7 @@ def test_a_server_that_hangs_up(p2prw):
     with fake_server(hang_up) as address:
         run = p2prw("write", f"{address}/a", "--from", "host,size=64KiB")
         run.failed(1, "peer_lost")
-        assert run.wall_s < 5
+        assert run.wall_s < 20
 
 
 def test_a_server_that_says_nothing(p2prw, tmp_path):
@@ -95,7 +95,7 @@ def test_a_server_that_says_nothing(p2prw, tmp_path):
         for words in (("read", f"{address}/a", "--to", "file:sink.bin"), ("regions", address)):
             run = p2prw(*words, "--handshake-timeout", "1s")
             error = run.failed(1, "deadline")
-            assert "handshake" in error["what"] and run.wall_s < 5
+            assert "handshake" in error["what"] and run.wall_s < 20
     assert list(tmp_path.iterdir()) == []
 
 
