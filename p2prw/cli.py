@@ -143,7 +143,7 @@ def _run(group: P2prwGroup, arguments: list[str]) -> int:
     restore = _install_signal_handlers(app)
     try:
         if "_P2PRW_COMPLETE" in os.environ:
-            from p2prw.commands.complete import install
+            from p2prw.commands.shells import install
 
             install()
         outcome = click.Group.main(group, arguments, prog_name="p2prw", standalone_mode=False, obj=app)

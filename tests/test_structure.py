@@ -83,7 +83,7 @@ TESTED_IN: dict[str, str] = {
 
 TESTED_IN |= {
     **dict.fromkeys(
-        (f"p2prw/commands/{name}.py" for name in ("complete", "completion", "help", "man", "topics")),
+        (f"p2prw/commands/{name}.py" for name in ("complete", "completion", "help", "man", "shells", "topics")),
         "tests/commands/test_help_and_completion.py",
     ),
     "p2prw/scenario/model.py": "tests/scenario/test_document.py",

@@ -25,7 +25,7 @@ def completion(app: App, /, shell: str, **line: Any) -> int:
     app.settings("completion", line)
     from click.shell_completion import get_completion_class
 
-    from p2prw.commands.complete import install
+    from p2prw.commands.shells import install
     from p2prw.reporters.document import build
 
     install()

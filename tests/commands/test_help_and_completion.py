@@ -17,7 +17,7 @@ import pytest
 from click.shell_completion import get_completion_class
 
 from p2prw.cli import KNOWN, cli
-from p2prw.commands.complete import install
+from p2prw.commands.shells import install
 from p2prw.commands.topics import EXIT_CODES, TOPICS
 from p2prw.config_settings import SETTINGS
 from p2prw.engine.memory.spec import MEMORY_KINDS
