@@ -38,6 +38,9 @@ from p2prw.engine.rw import RwLimits
 from p2prw.errors import DeadlineExceeded, P2prwError, PeerGone, RemoteProtocolError, RequestError
 
 _CLOSE_S = 5.0
+_LAST_WORDS_S = 1.0
+"""A process that ends loses its memory regions, queue pairs and connections within this time, but in any order."""
+_PEER_MAY_BE_GONE = frozenset({"REM_ACCESS_ERR", "REM_OP_ERR", "REM_INV_REQ_ERR", "RETRY_EXC_ERR", "WR_FLUSH_ERR"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,15 +329,31 @@ class LeaseClient:
             pass
 
     def explain(self, error: P2prwError, bytes_done: int) -> P2prwError:
-        """Keep the attempts of a ladder without a rung; say what was moved when the peer was lost on the way."""
+        """Keep the attempts of a ladder without a rung; say what was moved when the peer was lost on the way.
+
+        An error completion may be all that the device shows of a peer that refused or ended: then that is returned.
+        """
         if isinstance(error, NoRouteError):
             self.local_route = error.report
+        if error.wc_status in _PEER_MAY_BE_GONE:
+            error = self._last_words(error)
         if isinstance(error, PeerGone | DeadlineExceeded) and self.length_bytes is not None:
             moved = f"{bytes_done} of {self.length_bytes} bytes were moved"
             if error.why is None or "bytes were moved" not in error.why:
                 error.why = f"{error.why}; {moved}" if error.why else moved
             error.fix = error.fix or "look at the server's output, start it again and repeat the transfer"
         return error
+
+    def _last_words(self, error: P2prwError) -> P2prwError:
+        """Return why the peer ended what the device only saw the end of; `error` itself where it is still there."""
+        if self.link is None:
+            return error
+        ending = self.link.channel.how_it_ended(_LAST_WORDS_S, self.link.device.pump)
+        if ending is None:
+            return error
+        ending.wc_status = error.wc_status
+        ending.why = f"{ending.why}; {error.what}" if ending.why else error.what
+        return ending
 
     def close(self) -> None:
         """Close what was opened, in reverse. Safe to call twice."""

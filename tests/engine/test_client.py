@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from p2prw import api
 from p2prw.engine.client import LeaseClient
+from p2prw.engine.completion import completion_error
+from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.messages import Refuse
 from p2prw.engine.deadline import Deadline
-from p2prw.engine.model import Operation
+from p2prw.engine.model import Completion, Opcode, Operation, WcStatus
 from p2prw.engine.phases import PhaseClock
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import PeerGone, PeerRefusedError
@@ -84,3 +89,27 @@ def test_a_lost_peer_is_told_with_what_was_moved(make_client):
     error = client.explain(PeerGone("the peer went away"), 100)
     assert error.why == "100 of 4096 bytes were moved" and error.fix
     assert client.explain(error, 200).why == "100 of 4096 bytes were moved", "said once"
+
+
+@pytest.mark.parametrize("words", ["refusal", "end", "silence"])
+def test_an_error_completion_is_explained_by_how_the_peer_ended(make_client, words):
+    """The memory of a killed server may go before its connection does: that is no refused key."""
+    ours, theirs = socket.socketpair()
+    with Channel(ours) as channel, Channel(theirs) as peer:
+        client = make_client()
+        client.link = SimpleNamespace(channel=channel, device=SimpleNamespace(pump=lambda: False))
+        client.length_bytes = 4096
+        if words == "refusal":
+            peer.send(Refuse(code="lease_ended", what="the lease ended", why="its time was over"))
+        if words != "silence":
+            peer.close()
+        completion = Completion(7, WcStatus.REM_ACCESS_ERR, Opcode.RDMA_WRITE, 0, 2)
+        error = completion_error(completion, 1024, 4096)
+        explained = client.explain(error, 1024)
+        assert explained.wc_status == "REM_ACCESS_ERR"
+        if words == "silence":
+            assert explained is error
+        else:
+            assert explained.code == ("lease_ended" if words == "refusal" else "peer_lost")
+            assert "work request 7 completed with REM_ACCESS_ERR" in str(explained)
+        client.link = None

@@ -67,6 +67,9 @@ class BandwidthLoop:
                 end_s = float("inf")
                 for lane in lanes:
                     lane.end()
+                if all(lane.finished for lane in lanes):
+                    # All that was posted had completed already; no completion will come to end the loop.
+                    break
             busy = False
             if self.pace is None:
                 for lane in lanes:

@@ -81,9 +81,9 @@ class _BenchRun:
                 for client in clients:
                     client.release(keep=True)
             except P2prwError as error:
-                for client in clients[:1]:
-                    client.explain(error, sum(row.bytes for row in self.ledger.rows))
-                raise
+                if not clients:
+                    raise
+                raise clients[0].explain(error, sum(row.bytes for row in self.ledger.rows)) from error
 
     def _steps(self, operation: Operation, room_bytes: int) -> list[Step]:
         steps = plan_steps(self.request, operation)

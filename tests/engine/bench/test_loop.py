@@ -78,6 +78,15 @@ def test_a_run_by_time_ends_and_all_that_was_posted_counts(make_bench):
     assert rig.lanes[0].outstanding == 0
 
 
+@pytest.mark.parametrize("signal_every", [1, 2, 4])
+def test_a_run_whose_time_ended_when_nothing_was_outstanding_ends(make_bench, signal_every):
+    """A process that slept through its time finds all that it had posted completed."""
+    rig = make_bench(tick_s=1.0, idle_s=30.0)
+    loop = rig.bandwidth(64, None, duration_s=0.5, signal_every=signal_every)
+    drive(loop)
+    assert loop.messages == rig.device.counts.posts == 8, "one round, of the depth"
+
+
 def test_no_object_is_made_for_a_message(make_bench):
     """What is allocated does not grow with the number of messages (marks are at most 200 and a few)."""
     rig = make_bench(depth=64, keep_log=False)

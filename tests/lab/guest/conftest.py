@@ -213,7 +213,7 @@ def unprivileged(oracle: Oracle) -> Callable[[str, str], dict[str, Any]]:
 def text_of() -> Callable[..., str]:
     """Run a program of the guest and return what it says; AssertionError when it fails."""
 
-    def run(*command: str, timeout_s: float = 60) -> str:
+    def run(*command: str, timeout_s: float = 180) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
         assert done.returncode == 0, f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}"
         return done.stdout
