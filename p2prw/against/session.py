@@ -119,7 +119,8 @@ class _Pairs:
         assert self.launch is not None
         options, words = self.command.tool.options, self.launch.words
         port = free_port(os.getpid() + len(self.found), open_ports())
-        server = (self.command.program, *words, options.server_port, str(port))
+        address = (options.server_address, _HOST) if options.server_address else ()
+        server = (self.command.program, *words, *address, options.server_port, str(port))
         client = (self.command.program, *words, options.client_port, str(port), _HOST)
         self.shown = (shlex.join(server), shlex.join(client))
         found = parse_output(self.command, run_pair(server, client, self.environ, port, self.deadline))

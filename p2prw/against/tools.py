@@ -30,6 +30,8 @@ class Options:
     warm_up: tuple[str, ...] = ()
     server_port: str = "-p"
     client_port: str = "-p"
+    server_address: str = ""
+    """Without it the server listens on an address of its own choice, which need not be ours."""
     always: tuple[str, ...] = ()
 
 
@@ -38,7 +40,7 @@ PERFTEST = Options(
     ("-Q", "--cq-mod"), always=("-F",),
 )  # fmt: skip
 UCX = Options(("-s",), ("-n",), ("-O",), warm_up=("-w",), always=("-f",))
-FABTESTS = Options(("-S",), ("-I",), ("-W",), warm_up=("-w",), server_port="-B", client_port="-P")
+FABTESTS = Options(("-S",), ("-I",), ("-W",), warm_up=("-w",), server_port="-B", client_port="-P", server_address="-s")
 
 
 @dataclass(frozen=True, slots=True)

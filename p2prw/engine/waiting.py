@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import select
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from p2prw.engine.providers.base import Device
 
 _LONGEST_WAIT_S = 0.25
+_SPIN_S = 100e-6
+"""As long as a sleep and a wake-up cost in a guest whose idle processor is given back to the host."""
+
+_Ready = TypeVar("_Ready")
+
+
+class Spinner:
+    """Looks again and again for a moment before it sleeps, as long as sleeps end because something came.
+
+    Two ends on one host that sleep for each other take turns, and the scheduler likes to put them on one processor.
+    """
+
+    def __init__(self, processors: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """`processors`: that this process may use; on one alone, who looks keeps the other from working."""
+        self._may_spin = (len(os.sched_getaffinity(0)) if processors is None else processors) > 1
+        self._clock = clock
+        self._comes = False
+
+    def wait(self, look: Callable[[float], _Ready], wait_s: float) -> _Ready:
+        """Return what `look(timeout_s)` finds, at once or within `wait_s`."""
+        if self._comes and self._may_spin and wait_s > _SPIN_S:
+            end_s = self._clock() + _SPIN_S
+            while self._clock() < end_s:
+                found = look(0)
+                if found:
+                    return found
+        found = look(wait_s)
+        self._comes = bool(found)
+        return found
 
 
 class Waiter:
@@ -17,6 +49,7 @@ class Waiter:
         self._device = device
         self._filenos = tuple(filenos)
         self._poller: select.poll | None = None
+        self._spinner = Spinner()
         self._writable_wanted = False
 
     def wait(self, at_most_s: float) -> None:
@@ -35,4 +68,8 @@ class Waiter:
         timer_s = device.next_timer_s()
         wait_s = min(at_most_s, _LONGEST_WAIT_S, timer_s if timer_s is not None else _LONGEST_WAIT_S)
         if wait_s > 0:
-            self._poller.poll(wait_s * 1000)
+            self._spinner.wait(self._look, wait_s)
+
+    def _look(self, wait_s: float) -> list[tuple[int, int]]:
+        assert self._poller is not None
+        return self._poller.poll(wait_s * 1000)

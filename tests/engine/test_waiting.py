@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from p2prw.engine.waiting import Waiter
+from p2prw.engine.waiting import Spinner, Waiter
 
 
 class FakeDevice:
@@ -91,3 +91,50 @@ def test_room_to_send_wakes_it_only_while_the_device_waits_for_that(pair, monkey
     device.writable = False
     waiter.wait(0.001)
     assert asked == [select.POLLIN | select.POLLOUT, select.POLLIN], "changed when it changes, not each time"
+
+
+class Looks:
+    """What is looked at, and for how long; every look takes 10 us. Something is there at the looks in `finds`."""
+
+    def __init__(self, finds: set[int]) -> None:
+        self.finds = finds
+        self.now_s = 0.0
+        self.timeouts_s: list[float] = []
+
+    def look(self, timeout_s: float) -> list[int]:
+        self.timeouts_s.append(timeout_s)
+        self.now_s += 10e-6
+        return [1] if len(self.timeouts_s) in self.finds else []
+
+    def clock(self) -> float:
+        return self.now_s
+
+
+def test_a_quiet_descriptor_is_slept_on_at_once():
+    looks = Looks(set())
+    spinner = Spinner(2, looks.clock)
+    assert [spinner.wait(looks.look, 0.25) for _ in range(3)] == [[], [], []]
+    assert looks.timeouts_s == [0.25] * 3
+
+
+def test_after_something_came_it_looks_again_for_a_moment_before_it_sleeps():
+    looks = Looks({1, 4})
+    spinner = Spinner(2, looks.clock)
+    assert spinner.wait(looks.look, 0.25) == [1]
+    assert spinner.wait(looks.look, 0.25) == [1]
+    assert looks.timeouts_s == [0.25, 0, 0, 0]
+    assert spinner.wait(looks.look, 0.25) == []
+    assert looks.timeouts_s[4:-1] == [0] * (len(looks.timeouts_s) - 5) and looks.timeouts_s[-1] == 0.25
+    assert 9 <= len(looks.timeouts_s) - 5 <= 11, "100 us of 10 us looks"
+    before = len(looks.timeouts_s)
+    spinner.wait(looks.look, 0.25)
+    assert looks.timeouts_s[before:] == [0.25], "nothing came, so it does not look again"
+
+
+@pytest.mark.parametrize(("processors", "wait_s"), [(1, 0.25), (2, 50e-6)])
+def test_one_processor_and_short_waits_are_not_for_looking(processors, wait_s):
+    looks = Looks({1})
+    spinner = Spinner(processors, looks.clock)
+    spinner.wait(looks.look, 0.25)
+    spinner.wait(looks.look, wait_s)
+    assert looks.timeouts_s == [0.25, wait_s]

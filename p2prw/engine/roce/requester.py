@@ -30,6 +30,10 @@ from p2prw.engine.roce.work import ReadPiece, SendWqe
 DEFAULT_WINDOW_BYTES = 512 * 1024
 """Until the peer grants one: 128 packets of 4096 bytes, what rxe itself keeps outstanding."""
 
+_ASKS_OF_A_WINDOW = 8
+"""An ACK is asked for when this part of the window was sent. A window that shrinks at once to less than that, while
+nothing on the way asks, would wait for the timer; a server's shares shrink in smaller steps."""
+
 INFINITE_RNR_RETRY = 7
 """IBTA Vol 1 9.9.2.1.1; for retry_cnt 7 means seven (rxe reads that as for ever too, we never do)."""
 
@@ -69,6 +73,8 @@ class Requester:
         self._posted_bytes = 0
         self._sent_bytes = 0
         self._acked_bytes = 0
+        self._asked_bytes = 0
+        """Where in the stream of WRITE and SEND data an ACK was last asked for."""
         # loss recovery
         self.timeout_s = timeout_s
         self.retry_cnt = retry_cnt
@@ -166,7 +172,12 @@ class Requester:
         opcode = _SEND_MIDDLE if is_send else _WRITE_MIDDLE
         pieces = wqe.data.gather(offset, run_bytes)
         tail = wqe.data.gather(offset + run_bytes, tail_bytes) if takes_last else None
-        buffers = connection.middle_run(opcode, self.send_psn, pieces, middles, ack_last=tail is None)
+        end_bytes = wqe.start_bytes + offset + run_bytes
+        # A window that is full is opened by an ACK only; before that, every ACK costs both ends as much as a burst.
+        asks = middles == packets or end_bytes - self._asked_bytes >= self.window_bytes // _ASKS_OF_A_WINDOW
+        if asks or takes_last:
+            self._asked_bytes = end_bytes
+        buffers = connection.middle_run(opcode, self.send_psn, pieces, middles, ack_last=asks and tail is None)
         total, count = middles * connection.segment_bytes, middles
         if tail is not None:
             opcode, extension = wqe.edge(starts=False, ends=True)
@@ -344,7 +355,7 @@ class Requester:
     def go_back(self) -> None:
         """Send everything from `una_psn` on again. The timer starts with the first packet."""
         self.is_going_back = True
-        self._sent_bytes = self._acked_bytes
+        self._sent_bytes = self._asked_bytes = self._acked_bytes
         self.deadline = None
         self.seek(self.una_psn)
 

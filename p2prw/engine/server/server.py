@@ -34,6 +34,7 @@ from p2prw.engine.server.regions import OfferedRegion, open_region
 from p2prw.engine.server.systemd import ServiceManager
 from p2prw.engine.server.worker import Worker
 from p2prw.engine.stop import StopRequest
+from p2prw.engine.waiting import Spinner
 from p2prw.errors import P2prwError, PeerRefusedError, RequestError
 
 _LONGEST_WAIT_S = 0.25
@@ -60,6 +61,7 @@ class Server:
         self.now = clock
         self._stack = ExitStack()
         self._selector = selectors.DefaultSelector()
+        self._spinner = Spinner()
         self._devices: dict[str, Device] = {}
         self._clients: dict[int, ServedClient] = {}
         self._watched: set[int] = set()
@@ -272,7 +274,8 @@ class Server:
             if end_s is not None and now >= end_s:
                 self.event("stopped", "time limit reached")
                 return 6
-            for key, _ in self._selector.select(0 if busy else self._wait_s()):
+            ready = self._selector.select(0) if busy else self._spinner.wait(self._selector.select, self._wait_s())
+            for key, _ in ready:
                 if key.data == "listener":
                     self._accept(key.fileobj)  # type: ignore[arg-type]
                 elif key.data != "wake":

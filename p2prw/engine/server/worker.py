@@ -15,6 +15,8 @@ class Worker:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="p2prw-worker")
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._pending: list[tuple[Future[object], Callable[[BaseException | None], None]]] = []
+        self._unrung = 0
+        """Jobs whose ring was not read yet: without one there is nothing to look for."""
         self._closed = False
 
     def fileno(self) -> int:
@@ -23,6 +25,7 @@ class Worker:
 
     def submit(self, job: Callable[[], object], done: Callable[[BaseException | None], None]) -> None:
         """Run `job` on the thread; `done(error)` runs in `poll` afterwards."""
+        self._unrung += 1
         future: Future[object] = self._executor.submit(job)
         self._pending.append((future, done))
         future.add_done_callback(self._ring)
@@ -33,8 +36,10 @@ class Worker:
 
     def poll(self) -> bool:
         """Run the callbacks of finished jobs; True when there were any."""
+        if not self._unrung:
+            return False
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
+            self._unrung -= os.eventfd_read(self._wake)
         finished = [entry for entry in self._pending if entry[0].done()]
         if not finished:
             return False

@@ -9,7 +9,7 @@ from p2prw.engine.model import WcStatus
 PSN = 0x1000
 
 
-def test_a_long_write_is_first_alone_then_full_bursts_each_asking_once(connected_devices, lab):
+def test_a_long_write_is_first_alone_then_full_bursts_that_ask_now_and_then(connected_devices, lab):
     link = connected_devices(b_memory=1 << 20)
     link.write(1, 0, 40 * 4096 + 1)
     bursts = link.collect(link.a)
@@ -21,8 +21,35 @@ def test_a_long_write_is_first_alone_then_full_bursts_each_asking_once(connected
     assert sent[0] == ("WRITE_FIRST", PSN, False)
     assert {name for name, _, _ in sent[1:-1]} == {"WRITE_MIDDLE"}
     assert sent[-1] == ("WRITE_LAST", PSN + 40, True)
-    assert [psn - PSN for _, psn, asks in sent if asks] == [15, 30, 40]
+    assert [psn - PSN for _, psn, asks in sent if asks] == [15, 40], "an eighth of the window, and the end"
     assert link.a.queue_pair.bytes_in_flight == 40 * 4096 + 1
+
+
+@pytest.mark.parametrize("window_packets", [1, 2, 3, 15, 16, 20, 40])
+@pytest.mark.parametrize("gso_segments", [1, 64])
+def test_what_fills_the_window_asks(connected_devices, lab, gso_segments, window_packets):
+    """Else it would stay shut until the timer fires."""
+    link = connected_devices(b_memory=1 << 20, gso_segments=gso_segments)
+    link.a.queue_pair.set_window(window_packets * 4096)
+    link.write(1, 0, 200 * 4096)
+    for _ in range(200):
+        sent = lab.requests(bursts := link.collect(link.a))
+        if not sent:
+            break
+        assert sent[-1][2], "the last packet before the window is full"
+        link.receive(link.b, bursts)
+        link.deliver(link.b)
+    assert [c.status for c in link.poll()] == [WcStatus.SUCCESS]
+    assert link.a.queue_pair.counters.timeouts == 0
+
+
+def test_the_first_packet_of_a_resend_does_not_wait_for_an_old_ask(connected_devices, lab):
+    link = connected_devices(b_memory=1 << 20)
+    link.write(1, 0, 100 * 4096)
+    asked = [psn for _, psn, asks in lab.requests(link.collect(link.a)) if asks]
+    link.now += link.a.device.next_timer() - link.now
+    link.a.device.handle_timer(link.now)
+    assert [psn for _, psn, asks in lab.requests(link.collect(link.a)) if asks] == asked
 
 
 @pytest.mark.parametrize(
