@@ -132,6 +132,7 @@ def serve_request(settings: Settings) -> ServeRequest:
         max_clients=settings["max_clients"],
         client_bytes=settings["client_bytes"],
         client_regions=settings["client_regions"],
+        client_rate_limit_bytes_per_s=settings["client_rate_limit"],
         timeouts=timeouts(settings),
         staging_bytes=settings["staging"],
         staging_chunk_bytes=_staging_chunk(settings),

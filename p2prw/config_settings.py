@@ -259,6 +259,11 @@ def _safety() -> Iterator[Setting]:
         shown="none", sections=serve, metavar="N",
     )  # fmt: skip
     yield Setting(
+        "client_rate_limit", auto_or(rate_limit, "none"), "Most that one client may move: 500MiB/s, 10Gb/s. Clients "
+        "are told and keep to it; on the software device one that does not is ended.", group, SERVE, shown="none",
+        sections=serve, metavar="RATE",
+    )  # fmt: skip
+    yield Setting(
         "tls_cert", text, "Certificate of this end in PEM: serve speaks TLS 1.3 only; a client shows it when asked.",
         group, TALKS, sections=both, metavar="FILE",
     )  # fmt: skip

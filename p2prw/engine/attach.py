@@ -27,7 +27,7 @@ from p2prw.engine.model import (
     Sge,
     TransferRequest,
 )
-from p2prw.engine.pace import paced_chunk_bytes
+from p2prw.engine.pace import RateLimit, paced_chunk_bytes
 from p2prw.engine.providers.base import Device, Registration
 from p2prw.engine.routes import staged_via
 from p2prw.engine.rw import RwLimits
@@ -238,9 +238,11 @@ def make_scratch(stack: ExitStack, device: Device) -> Scratch:
     return Scratch(memory, Sge(*registration.vec[0]))
 
 
-def rw_limits(request: TransferRequest, info: DeviceInfo, window_bytes: int) -> RwLimits:
-    """Return what bounds a work request: the device, `--chunk`, `--rate-limit`, and for READ our own socket buffer."""
-    chunk = paced_chunk_bytes(request.chunk_bytes, request.rate_limit_bytes_per_s)
+def rw_limits(
+    request: TransferRequest, info: DeviceInfo, window_bytes: int, rate_limit: RateLimit | None = None
+) -> RwLimits:
+    """Return what bounds a work request: the device, `--chunk`, a rate limit, and for READ our own socket buffer."""
+    chunk = paced_chunk_bytes(request.chunk_bytes, rate_limit)
     if request.operation is Operation.READ and info.mover == "cpu":
         # One READ may fill half our socket buffer: a bigger one would drop its own responses.
         chunk = min(chunk, max(_PAGE_BYTES, window_bytes // 2 // _PAGE_BYTES * _PAGE_BYTES))

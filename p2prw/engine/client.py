@@ -24,6 +24,7 @@ from p2prw.engine.memory.file_resume import ResumableSink
 from p2prw.engine.memory.prepare import PreparedMemory, prepare_memory
 from p2prw.engine.memory.via import check_via
 from p2prw.engine.model import Operation, RouteReport, SourceIdentity, TransferRequest
+from p2prw.engine.pace import RateLimit, lower_limit
 from p2prw.engine.peer import (
     PeerLink,
     attributes_from_wire,
@@ -53,6 +54,8 @@ class Attached:
     limits: RwLimits
     local: LocalAttachment | None
     """None for size 0: all checks and the handshake have run, nothing is registered."""
+    rate_limit: RateLimit | None = None
+    """The lower one of `--rate-limit` and what the server allows each client."""
 
     @property
     def notes_arrivals(self) -> bool:
@@ -88,6 +91,7 @@ class LeaseClient:
         # --- what a result says
         self.length_bytes: int | None = None
         self.chunk_bytes = request.chunk_bytes
+        self.rate_limit = lower_limit(request.rate_limit_bytes_per_s, None)
         self.warnings: list[str] = []
         self.environment: dict[str, Any] = outcome.environment(None)
         self.local_route: RouteReport | None = None
@@ -139,7 +143,7 @@ class LeaseClient:
         phases.enter("connect")
         window_bytes = self._connect(queue_pair, device, grant)
         phases.enter("register")
-        limits = rw_limits(request, device.info, window_bytes)
+        limits = rw_limits(request, device.info, window_bytes, self.rate_limit)
         self.chunk_bytes = limits.max_bytes_per_wr or request.chunk_bytes
         if grant.length == 0:
             local = None
@@ -160,7 +164,7 @@ class LeaseClient:
                     routes.check_whole_pages(route, side, self.chunk_bytes, local.end.span_bytes, staging_bytes)
             if request.require_direct:
                 routes.require_direct(local.route, "local")
-        return Attached(link, grant, memory, limits, local)
+        return Attached(link, grant, memory, limits, local, self.rate_limit)
 
     # --- the phases ---------------------------------------------------------------------------------------
 
@@ -269,6 +273,7 @@ class LeaseClient:
         self.lease = grant.lease
         self.length_bytes = grant.length
         self.remote_route = routes.from_wire(grant.route)
+        self.rate_limit = lower_limit(request.rate_limit_bytes_per_s, grant.rate_limit_bytes_per_s)
         self.warnings += grant.notes
         asked, limit = request.size_bytes, prepared.length_bytes
         if (limit is not None and grant.length > limit) or (asked is not None and grant.length != asked):

@@ -445,7 +445,8 @@ class ServeRequest:
     client_bytes: int | None = None
     """What one client may be granted, all its leases together. None: no limit."""
     client_regions: int | None = None
-    """How many different regions one client may use. None: no limit."""
+    client_rate_limit_bytes_per_s: float | None = None
+    """How many different regions one client may use, and what it may move in a second. None: no limit."""
     timeouts: Timeouts = Timeouts()
     staging_bytes: int = 32 * 1024 * 1024
     staging_chunk_bytes: int = 4 * 1024 * 1024
@@ -533,7 +534,8 @@ class TransferStats:
     """Bytes that had arrived before this command began: compared at both ends and not moved."""
     reconnects: int = 0
     rate_limit_bytes_per_s: float | None = None
-    """What `--rate-limit` allowed."""
+    rate_limit_by: str | None = None
+    """The lower one of `--rate-limit` (`client`) and the server's `--client-rate-limit` (`server`), and whose it is."""
 
 
 @dataclass(frozen=True, slots=True)

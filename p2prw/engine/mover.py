@@ -13,7 +13,7 @@ from p2prw.engine.events import Progress
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.memory.via import poison_at
 from p2prw.engine.model import DmaSegment, Operation, RouteReport, TransferRequest, VerifyReport
-from p2prw.engine.pace import Pace, pace_at
+from p2prw.engine.pace import Pace, lower_limit, pace_at
 from p2prw.engine.peer import PeerLink
 from p2prw.engine.phases import PhaseClock
 from p2prw.engine.resume import Survey
@@ -40,7 +40,7 @@ class Mover:
     _pace: Pace | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self._pace = pace_at(self.request.rate_limit_bytes_per_s)
+        self._pace = pace_at(lower_limit(self.request.rate_limit_bytes_per_s, self.grant.rate_limit_bytes_per_s))
 
     def move(
         self, local: LocalAttachment, phases: PhaseClock, ranges: Sequence[tuple[int, int]] | None = None
@@ -176,6 +176,7 @@ class Mover:
         remote = attach_remote(self.link.channel, self.grant, Operation.READ, base_offset=offset)
         loop = self._loop(Operation.READ, DirectLocal((DmaSegment(*self.scratch.sge),)), remote, length_bytes)
         loop.first_wr_id = self.stats.wqes_posted
+        loop.pace = self._pace
         try:
             for _ in loop.run():
                 pass

@@ -17,6 +17,7 @@ from p2prw.engine.model import (
     TransferRequest,
     TransferStats,
 )
+from p2prw.engine.pace import RateLimit
 from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.transfer import LoopStats
 from p2prw.errors import InterruptedTransfer, P2prwError
@@ -121,7 +122,7 @@ def stats_row(
     stats: LoopStats,
     counters: QueuePairCounters,
     skipped_bytes: int = 0,
-    rate_limit_bytes_per_s: float | None = None,
+    rate_limit: RateLimit | None = None,
 ) -> TransferStats:
     """Return the row of `results`: rate is bytes / (first post to last completion)."""
     elapsed_s = stats.elapsed_s
@@ -140,5 +141,6 @@ def stats_row(
         sequence_naks=counters.sequence_naks,
         timeouts=counters.timeouts,
         skipped_bytes=skipped_bytes,
-        rate_limit_bytes_per_s=rate_limit_bytes_per_s,
+        rate_limit_bytes_per_s=rate_limit.bytes_per_s if rate_limit is not None else None,
+        rate_limit_by=rate_limit.by if rate_limit is not None else None,
     )

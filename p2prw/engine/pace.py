@@ -1,4 +1,4 @@
-"""A token bucket for `--rate-limit`: when may the next work request leave? Pure; time is an argument.
+"""Whose limit of the rate holds, and a token bucket: when may the next work request leave? Pure; time is an argument.
 
 It is kept as one moment: when everything that left would have left at exactly the rate. A work request may leave once
 that moment has come, and moves it on by its own time on the wire. A loop that wakes up late catches up, by `BURST_S`
@@ -15,11 +15,29 @@ _WRS_PER_S = 10
 _SMALLEST_BYTES = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """Most bytes posted in a second, all queue pairs together."""
+
+    bytes_per_s: float
+    by: str
+    """`client`: our own `--rate-limit`. `server`: its `--client-rate-limit`."""
+
+
+def lower_limit(own_bytes_per_s: float | None, servers_bytes_per_s: float | None) -> RateLimit | None:
+    """Return the lower one of our limit and what a server allows each client, None where there is neither."""
+    limits = ((own_bytes_per_s, "client"), (servers_bytes_per_s, "server"))
+    given = [RateLimit(rate, by) for rate, by in limits if rate is not None]
+    return min(given, key=lambda limit: limit.bytes_per_s, default=None)
+
+
 @dataclass(slots=True)
 class Pace:
     """One limit, for all queue pairs together. Ask `room`, post that much, `spend` it."""
 
     rate_bytes_per_s: float
+    by: str = "client"
+    """Whose limit it is, as in `RateLimit`."""
     _free_s: float | None = None
     """None before the first one: nothing was late yet."""
 
@@ -40,14 +58,14 @@ class Pace:
         return now if self._free_s is None else max(self._free_s, now - BURST_S)
 
 
-def pace_at(rate_bytes_per_s: float | None) -> Pace | None:
+def pace_at(limit: RateLimit | None) -> Pace | None:
     """Return a pace, None where there is no limit."""
-    return None if rate_bytes_per_s is None else Pace(rate_bytes_per_s)
+    return None if limit is None else Pace(limit.bytes_per_s, limit.by)
 
 
-def paced_chunk_bytes(chunk_bytes: int, rate_bytes_per_s: float | None) -> int:
+def paced_chunk_bytes(chunk_bytes: int, limit: RateLimit | None) -> int:
     """Return `chunk_bytes`, or less, so that a slow limit still sends ten work requests a second and shows progress."""
-    if rate_bytes_per_s is None:
+    if limit is None:
         return chunk_bytes
-    share = int(rate_bytes_per_s / _WRS_PER_S) // _SMALLEST_BYTES * _SMALLEST_BYTES
+    share = int(limit.bytes_per_s / _WRS_PER_S) // _SMALLEST_BYTES * _SMALLEST_BYTES
     return min(chunk_bytes, max(_SMALLEST_BYTES, share))

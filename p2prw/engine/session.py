@@ -265,7 +265,7 @@ class _TransferRun:
                     self.stats,
                     client.queue_pair.counters,
                     self.skipped_bytes,
-                    request.rate_limit_bytes_per_s,
+                    client.rate_limit,
                 ),
             )
         verify = self.verify

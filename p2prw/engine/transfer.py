@@ -371,7 +371,7 @@ class TransferLoop:
                 self._wait(0.05)
 
     def _pace_s(self, now: float) -> float:
-        """Return when `--rate-limit` lets the next work request leave, where that is all it waits for."""
+        """Return when the rate limit lets the next work request leave, where that is all it waits for."""
         if self.pace is None or not self._unposted or len(self._outstanding) >= self.settings.depth:
             return float("inf")
         head = self._unposted[0]

@@ -7,7 +7,7 @@ from statistics import median
 
 from p2prw.engine.bench.model import Against, BenchRequest, BenchResult, BenchRow
 from p2prw.reporters.text import fact_lines
-from p2prw.units import MIB, format_size
+from p2prw.units import MIB, format_rate, format_size
 
 # Linux-rdma/perftest, src/perftest_parameters.h: RESULT_FMT, RESULT_FMT_G, RESULT_FMT_LAT and their REPORT_FMTs.
 PERFTEST_BW = " #bytes     #iterations    BW peak[{unit}/sec]    BW average[{unit}/sec]   MsgRate[Mpps]"
@@ -86,6 +86,9 @@ def summary_lines(result: BenchResult) -> Iterator[str]:
         yield "work      " + _work(next(row for row in rows if row.test == test))
     if result.against is not None:
         yield from ("", *against_lines(result.against), "")
+    limit = next((row for row in rows if row.rate_limit_by == "server"), None)
+    if limit is not None:
+        yield f"limited   to {format_rate(limit.rate_limit_bytes_per_s)} by the server (--client-rate-limit)"
     again = sum(row.retransmitted_packets for row in rows)
     yield f"retries   {again} packets sent again"
     yield from fact_lines(result)

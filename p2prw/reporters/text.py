@@ -223,7 +223,8 @@ def _stats_lines(stats: TransferStats, result: TransferResult, request: Transfer
     if stats.skipped_bytes:
         yield f"resumed   {format_size(stats.skipped_bytes)} ({stats.skipped_bytes} bytes) had arrived before"
     limit = stats.rate_limit_bytes_per_s
-    limited = f", limited to {format_rate(limit)}" if limit is not None else ""
+    by = " by the server" if stats.rate_limit_by == "server" else ""
+    limited = f", limited to {format_rate(limit)}{by}" if limit is not None else ""
     yield f"rate      {format_rate(stats.bw_bytes_per_s)} over {format_duration(stats.elapsed_s)}{limited}"
     yield (
         f"work      {stats.wqes_posted} WQEs, {stats.wqes_signalled} signalled, {stats.kernel_wqes} by the kernel's "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2prw.engine.pace import BURST_S, Pace, pace_at, paced_chunk_bytes
+from p2prw.engine.pace import BURST_S, Pace, RateLimit, lower_limit, pace_at, paced_chunk_bytes
 from p2prw.units import KIB, MIB
 
 
@@ -54,13 +54,20 @@ def test_one_that_is_bigger_than_a_burst_leaves_and_is_paid_for():
 
 def test_a_slow_limit_cuts_work_requests_so_that_ten_leave_in_a_second():
     assert paced_chunk_bytes(MIB, None) == MIB
-    assert paced_chunk_bytes(MIB, 1e9) == MIB
-    assert paced_chunk_bytes(MIB, 1 * MIB) == 102400 == MIB // 10 // 4096 * 4096
-    assert paced_chunk_bytes(MIB, 100.0) == 4096
-    assert paced_chunk_bytes(512, 100.0) == 512
+    assert paced_chunk_bytes(MIB, RateLimit(1e9, "client")) == MIB
+    assert paced_chunk_bytes(MIB, RateLimit(1 * MIB, "server")) == 102400 == MIB // 10 // 4096 * 4096
+    assert paced_chunk_bytes(MIB, RateLimit(100.0, "client")) == 4096
+    assert paced_chunk_bytes(512, RateLimit(100.0, "client")) == 512
 
 
 def test_no_limit_is_no_pace():
     assert pace_at(None) is None
-    pace = pace_at(5.0)
-    assert pace is not None and pace.rate_bytes_per_s == 5.0
+    pace = pace_at(RateLimit(5.0, "server"))
+    assert pace is not None and (pace.rate_bytes_per_s, pace.by) == (5.0, "server")
+
+
+def test_the_lower_limit_holds_and_says_whose_it_is():
+    assert lower_limit(None, None) is None
+    assert lower_limit(5.0, None) == lower_limit(5.0, 6) == RateLimit(5.0, "client")
+    assert lower_limit(None, 4) == lower_limit(5.0, 4) == RateLimit(4, "server")
+    assert lower_limit(5.0, 5) == RateLimit(5.0, "client"), "then the server's is no news to the user"

@@ -8,6 +8,7 @@ from p2prw.engine.bench.model import DEFAULT_SIZE_BYTES, BenchRequest
 from p2prw.engine.bench.sizes import wanted_sizes
 from p2prw.engine.client import Attached
 from p2prw.engine.model import Operation
+from p2prw.engine.pace import RateLimit, lower_limit
 from p2prw.errors import HostError, RequestError
 from p2prw.units import format_rate, format_size
 
@@ -61,12 +62,7 @@ def check_request(request: BenchRequest) -> None:
             "--test bw, or leave --rate-limit away",
         )
     slowest = max(wanted_sizes(request.sizes, request.sweep, DEFAULT_SIZE_BYTES["bw"]))
-    if limit is not None and slowest / limit > request.connection.timeouts.idle_s:
-        raise _usage(
-            f"a message of {format_size(slowest)} takes {slowest / limit:.0f} s at --rate-limit {format_rate(limit)}",
-            "that is longer than --idle-timeout, after which a run counts as dead",
-            "--sizes 64K, or a higher --rate-limit",
-        )
+    check_slowest(lower_limit(limit, None), slowest, request.connection.timeouts.idle_s)
     if request.min_bw_bytes_per_s is not None and "bw" not in request.tests:
         raise _usage("--min-bw without a bandwidth test", "only --test bw measures a rate", "--test bw or --test all")
     if request.max_latency_us and "lat" not in request.tests:
@@ -75,6 +71,19 @@ def check_request(request: BenchRequest) -> None:
         raise _usage("a message has at least one byte", "0 bytes move nothing", "--sizes 2")
     if request.duration_s is not None and request.duration_s <= 0:
         raise _usage("--duration must be more than nothing", "no message would be measured", "--duration 5s")
+
+
+def check_slowest(limit: RateLimit | None, slowest_bytes: int, idle_s: float) -> None:
+    """Raise RequestError where a message takes so long under a limit that its run would count as dead."""
+    if limit is None or slowest_bytes / limit.bytes_per_s <= idle_s:
+        return
+    option = "--rate-limit" if limit.by == "client" else "the server's --client-rate-limit"
+    raise _usage(
+        f"a message of {format_size(slowest_bytes)} takes {slowest_bytes / limit.bytes_per_s:.0f} s at {option} "
+        f"{format_rate(limit.bytes_per_s)}",
+        "that is longer than --idle-timeout, after which a run counts as dead",
+        f"--sizes 64K, or a higher {option.rpartition(' ')[2]}",
+    )
 
 
 def check_staged(attached: Attached, region: str) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from p2prw.engine.bench.attendant import Attendant
 from p2prw.engine.bench.lane import Lane
+from p2prw.engine.pace import Pace
 from p2prw.engine.providers.base import Device
 from p2prw.engine.waiting import Waiter
 
@@ -19,6 +21,31 @@ MAX_SAMPLES = 10_000_000
 """80 MB; a run by time ends there."""
 SPIN_S = 0.002
 """Look again and again for this long before sleeping: to be woken costs more than what is measured."""
+
+
+class PacedLoop(Protocol):
+    """What a loop of single messages waits with."""
+
+    device: Device
+    lane: Lane
+    attendant: Attendant
+    waiter: Waiter
+    samples_us: array[float]
+
+
+def await_turn(pace: Pace, loop: PacedLoop) -> Generator[None, None, None]:
+    """Wait until the limit lets a message leave, and book it. Raises what `Attendant.attend` raises."""
+    attendant = loop.attendant
+    now = attendant.deadline.clock()
+    while (wait_s := pace.wait_s(now)) > 0:
+        busy = loop.device.pump()
+        now = attendant.deadline.clock()
+        if now >= attendant.next_s and attendant.attend(now, len(loop.samples_us)):
+            yield
+        if not busy:
+            loop.waiter.wait(min(wait_s, attendant.next_s - now))
+            now = attendant.deadline.clock()
+    pace.spend(loop.lane.size_bytes, now)
 
 
 @dataclass(slots=True)
@@ -35,6 +62,8 @@ class LatencyLoop:
     first_post_s: float = 0.0
     last_completion_s: float = 0.0
     lat_by: str = "completion"
+    pace: Pace | None = None
+    """A server's limit: what is waited for it lies between two samples."""
 
     def run(self) -> Generator[None, None, None]:
         """Yield a few times a second; return after `messages` or `duration_s`."""
@@ -49,6 +78,8 @@ class LatencyLoop:
         while len(samples) < limit and now < end_s:
             # One message, signalled at its end: `begin` was told so, and here it is told again for the next.
             lane.left = per_message
+            if self.pace is not None:
+                yield from await_turn(self.pace, self)
             posted_s = clock()
             while lane.left or lane.completed < lane.posted:
                 busy = lane.post() if lane.left else False

@@ -33,6 +33,7 @@ _TIMED_BYTES_IN_FLIGHT = 64 * 1024 * 1024
 """A run by time ends when what was posted has completed; 128 messages of 8 MiB would add seconds to it."""
 
 _PACED_COMPLETIONS_PER_S = 10
+_PACED_CHAINS_PER_S = 10
 
 Event = BenchProgress | BenchRow
 
@@ -71,7 +72,7 @@ class Measurement:
         peers = [(one.link.channel, lane.queue_pair) for one, lane in zip(attached, self.lanes, strict=True)]
         self.attendant = Attendant(peers, operation, deadline, request.connection.timeouts.idle_s)
         self.waiter = Waiter(self.device, [channel.fileno() for channel, _ in peers])
-        self.pace = pace_at(request.connection.rate_limit_bytes_per_s)
+        self.pace = pace_at(attached[0].rate_limit)
         self.table: Table | None = None
         if _by_pingpong(request, operation):
             most = attached[0].grant.length
@@ -156,20 +157,29 @@ class Measurement:
             lane.depth = min(request.depth, lane.queue_pair.depth)
             if duration_s is not None:
                 lane.depth = min(lane.depth, max(2, _TIMED_BYTES_IN_FLIGHT // step.size_bytes) * len(own))
+            chain = self._chain(lane.depth, step.size_bytes)
             lane.begin(
                 own,
                 step.size_bytes,
                 messages=messages,
-                signal_every=self._signal_every(lane.depth, step.size_bytes),
-                post_list=min(request.post_list, lane.depth) if request.post_list else None,
+                signal_every=self._signal_every(lane.depth, step.size_bytes, chain),
+                post_list=chain,
             )
         return BandwidthLoop(self.device, self.lanes, self.attendant, self.waiter, duration_s, self.pace)
 
-    def _signal_every(self, depth: int, size_bytes: int) -> int:
+    def _chain(self, depth: int, size_bytes: int) -> int | None:
+        """Return how many work requests leave as one; under a server's limit a chain is no longer than 0.1 s of it."""
+        wanted = self.request.post_list
+        if not wanted:
+            return None
+        if self.pace is not None and self.pace.by == "server":
+            wanted = min(wanted, max(1, int(self.pace.rate_bytes_per_s / size_bytes / _PACED_CHAINS_PER_S)))
+        return min(wanted, depth)
+
+    def _signal_every(self, depth: int, size_bytes: int, chain: int | None) -> int:
         """Return the interval; under a limit a completion should come a few times a second all the same."""
         wanted = self.request.connection.signal_every
         every = signal_interval(depth, size_bytes, wanted)
-        chain = self.request.post_list
         if chain and chain % every:
             # What a chain leaves unsignalled must not take the room that the next one waits for.
             every = min(every, max(1, depth - chain + 1))
@@ -184,11 +194,12 @@ class Measurement:
             idle_s = self.request.connection.timeouts.idle_s
             ask_for(self.attached[0], self.table, step.size_bytes, idle_s)
             return PingpongLoop(
-                self.device, lane, self.attendant, self.waiter, self.table, step.messages, self.request.duration_s
+                *(self.device, lane, self.attendant, self.waiter, self.table, step.messages, self.request.duration_s),
+                pace=self.pace,
             )
         lane.begin(postings, step.size_bytes, messages=0, signal_every=max(1, lane.depth // 2))
         duration_s = self.request.duration_s
-        return LatencyLoop(self.device, lane, self.attendant, self.waiter, step.messages, duration_s)
+        return LatencyLoop(self.device, lane, self.attendant, self.waiter, step.messages, duration_s, pace=self.pace)
 
     def _retransmitted(self) -> int:
         return sum(lane.queue_pair.counters.retransmitted_packets for lane in self.lanes)

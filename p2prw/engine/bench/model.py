@@ -138,7 +138,9 @@ class BenchRow:
     retransmitted_packets: int = 0
     verify: str = "unverified"
     rate_limit_bytes_per_s: float | None = None
-    """What `--rate-limit` allowed."""
+    """The lower one of `--rate-limit` and the server's `--client-rate-limit`."""
+    rate_limit_by: str | None = None
+    """Whose that is: `client` or `server`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 from p2prw.engine.bench.attendant import Attendant
 from p2prw.engine.bench.lane import Lane
-from p2prw.engine.bench.latency import MAX_SAMPLES, SPIN_S
+from p2prw.engine.bench.latency import MAX_SAMPLES, SPIN_S, await_turn
 from p2prw.engine.client import Attached
 from p2prw.engine.control.messages import PINGPONG, Pingpong, Ponging
 from p2prw.engine.memory.host import open_scratch
 from p2prw.engine.model import Access
+from p2prw.engine.pace import Pace
 from p2prw.engine.providers.base import Device
 from p2prw.engine.waiting import Waiter
 from p2prw.errors import HostError, PeerRefusedError
@@ -75,6 +76,8 @@ class PingpongLoop:
     first_post_s: float = 0.0
     last_completion_s: float = 0.0
     lat_by: str = "ping-pong"
+    pace: Pace | None = None
+    """A server's limit: what is waited for it lies between two samples."""
 
     def run(self) -> Generator[None, None, None]:
         """Yield a few times a second; return after `messages` or `duration_s`."""
@@ -90,6 +93,8 @@ class PingpongLoop:
             tag = len(samples) % TAGS + 1
             source[last] = tag
             lane.left = per_message
+            if self.pace is not None:
+                yield from await_turn(self.pace, self)
             posted_s = clock()
             while sink[last] != tag:
                 busy = lane.post() if lane.left else False

@@ -57,6 +57,7 @@ def bandwidth_row(loop: BandwidthLoop, facts: RunFacts) -> BenchRow:
         retransmitted_packets=facts.retransmitted_packets,
         verify=facts.verify,
         rate_limit_bytes_per_s=loop.pace.rate_bytes_per_s if loop.pace is not None else None,
+        rate_limit_by=loop.pace.by if loop.pace is not None else None,
         wqes_posted=sum(lane.posted for lane in lanes),
         wqes_signalled=sum(lane.signalled for lane in lanes),
     )
@@ -96,6 +97,8 @@ def latency_row(loop: LatencyLoop | PingpongLoop, facts: RunFacts) -> BenchRow:
         histogram=figures.histogram if figures else (),
         retransmitted_packets=facts.retransmitted_packets,
         verify=facts.verify,
+        rate_limit_bytes_per_s=loop.pace.rate_bytes_per_s if loop.pace is not None else None,
+        rate_limit_by=loop.pace.by if loop.pace is not None else None,
         wqes_posted=loop.lane.posted,
         wqes_signalled=loop.lane.signalled,
     )

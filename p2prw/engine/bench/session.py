@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from p2prw.engine import outcome
-from p2prw.engine.bench.checks import Step, check_request, check_staged, plan_steps
+from p2prw.engine.bench.checks import Step, check_request, check_slowest, check_staged, plan_steps
 from p2prw.engine.bench.measure import Event, Ledger, Measurement
 from p2prw.engine.bench.model import BenchRequest, BenchResult
 from p2prw.engine.bench.row import missed_thresholds
@@ -75,7 +75,10 @@ class _BenchRun:
                     measurement = Measurement(
                         self.request, operation, clients, attached, self.deadline, self.ledger, registered
                     )
-                    for step in self._steps(operation, min(one.grant.length for one in attached)):
+                    steps = self._steps(operation, min(one.grant.length for one in attached))
+                    slowest = max(step.size_bytes for step in steps)
+                    check_slowest(attached[0].rate_limit, slowest, self.request.connection.timeouts.idle_s)
+                    for step in steps:
                         yield from measurement.measure(step)
                 self.ledger.phases.enter("close")
                 for client in clients:

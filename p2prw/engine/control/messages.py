@@ -59,7 +59,8 @@ REGIONS_PER_PAGE = 64
 
 RESUME = "resume"
 PINGPONG = "pingpong"
-CAPABILITIES = (RESUME, PINGPONG)
+RATE_LIMIT = "rate_limit"
+CAPABILITIES = (RESUME, PINGPONG, RATE_LIMIT)
 """What this release can do beyond its protocol version; both sides say so in their hello."""
 
 # --- messages -----------------------------------------------------------------------------------------------
@@ -145,6 +146,8 @@ class Grant:
     """WRITE with a `source`; missing where this region cannot resume."""
     notes: tuple[str, ...] = optional_field(list_of(PROSE, 8), ())
     """What the client's user should know."""
+    rate_limit_bytes_per_s: int | None = optional_field(optional(integer(1, U63)), None)
+    """Most that the client may move in a second, all its queue pairs together: it paces itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,10 @@ class QueuePairCounters:
     timeouts: int = 0
     duplicates: int = 0
     icrc_errors: int = 0
+    peer_bytes: int = 0
+    """What the peer wrote to us or asked to read, each once; only the software device sees that."""
+    peer_bytes_again: int = 0
+    """What was sent to it once more because it asked: READ responses that were lost, or that it says were."""
 
 
 @dataclass(frozen=True, slots=True)

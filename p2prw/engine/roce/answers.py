@@ -115,8 +115,10 @@ class AnswerQueue:
         self._waiting.append(slot)
         return slot.end_psn
 
-    def restart_read(self, psn: int, reth: Reth, mtu_bytes: int) -> None:
+    def restart_read(self, psn: int, reth: Reth, mtu_bytes: int) -> int:
         """Answer a repeated READ request from `psn` on; silently not when it is none of ours or backs up.
+
+        Returns how many bytes that were sent before are to be sent again.
 
         A restart asks for the rest of a READ, to its very end; anything else was not sent by a sane requester.
         """
@@ -125,7 +127,8 @@ class AnswerQueue:
                 offset = (psn - slot.first_psn) * mtu_bytes
                 same = reth == (slot.address + offset, slot.rkey, slot.length_bytes - offset)
                 if psn < slot.floor_psn or not same:
-                    return
+                    return 0
+                again = min(slot.psn - psn, -(-reth.length_bytes // mtu_bytes)) * mtu_bytes
                 slot.psn = slot.floor_psn = psn
                 slot.starts = True
                 waiting = [item for item in self._waiting if item is not slot]
@@ -134,7 +137,8 @@ class AnswerQueue:
                     place += 1
                 waiting.insert(place, slot)
                 self._waiting = waiting
-                return
+                return max(0, min(again, reth.length_bytes))
+        return 0
 
     def next_psn(self) -> int:
         """Return the PSN of what comes next."""

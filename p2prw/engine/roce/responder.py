@@ -195,6 +195,7 @@ class Responder:
             region, offset = self._write_target(len(data))
             region.store(offset, data)
             self._done += len(data)
+            self.counters.peer_bytes += len(data)
 
     def _write_target(self, length_bytes: int) -> tuple[MemoryRegion, int]:
         """Look the key up again: it may have been revoked between two packets."""
@@ -273,6 +274,7 @@ class Responder:
         )
         if done:
             self._done += done * mtu
+            self.counters.peer_bytes += done * mtu
             self._accept(done, asked)
         return done
 
@@ -297,6 +299,7 @@ class Responder:
         )
         if done:
             self.msn += done
+            self.counters.peer_bytes += done * length_bytes
             self._accept(done, asked)
         return done
 
@@ -329,7 +332,7 @@ class Responder:
             self._acknowledge()
         elif traits & IS_READ_REQUEST:
             mtu = self.connection.mtu_bytes if self.connection else 1
-            self.answers.restart_read(psn, pull_reth(view, BTH_BYTES), mtu)
+            self.counters.peer_bytes_again += self.answers.restart_read(psn, pull_reth(view, BTH_BYTES), mtu)
 
     def _accept_read(self, view: memoryview, data: memoryview) -> None:
         reth = pull_reth(view, BTH_BYTES)
@@ -339,6 +342,7 @@ class Responder:
         if length and self._memory.find(reth.rkey, reth.remote_addr, length, _REMOTE_READ) is None:
             raise _RefusedRequest(NAK_REMOTE_ACCESS)
         self.msn += 1
+        self.counters.peer_bytes += length
         mtu = self.connection.mtu_bytes if self.connection else 1
         end_psn = self.answers.read(self.expected_psn, reth, mtu, self.msn)
         self._accept(end_psn - self.expected_psn, asks=False)

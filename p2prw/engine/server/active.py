@@ -14,6 +14,7 @@ from p2prw.engine.attach import open_host_ring, open_via_ring
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import (
     DIGESTS_PER_PAGE,
+    RATE_LIMIT,
     Commit,
     Committed,
     Digest,
@@ -35,9 +36,11 @@ from p2prw.engine.peer import attributes_to_wire, source_to_wire
 from p2prw.engine.providers.base import Device, QueuePair, Registration
 from p2prw.engine.server import pingpong
 from p2prw.engine.server.leases import Lease
+from p2prw.engine.server.rate import RateAccount
 from p2prw.engine.server.regions import OfferedRegion, OpenedRegion
 from p2prw.engine.staging import StagingRing
 from p2prw.errors import HostError, RemoteProtocolError
+from p2prw.units import format_rate
 
 _DIGEST_BLOCKS_PER_STEP = 4
 _QUEUED_BYTES_BEFORE_DIGESTS_WAIT = 256 * 1024
@@ -71,6 +74,8 @@ class ActiveLease:
         self.queue_pair = queue_pair
         self.filenos: list[int] = []
         self.waiting_for_worker = False
+        self.client_can: tuple[str, ...] = ()
+        """The capabilities of the client's release."""
         self._resuming = opened.resuming
         self._base_offset = opened.base_offset
         self._ring: StagingRing | None = None
@@ -78,6 +83,9 @@ class ActiveLease:
         self._digest: _DigestJob | None = None
         self._registration: Registration | None = None
         self._pingpong: pingpong.Pingpong | None = None
+        self._staged_bytes = 0
+        """What the client had filled and committed."""
+        self._account: RateAccount | None = None
         self._stack = ExitStack()
         self._stack.callback(opened.close)
         self._stack.callback(queue_pair.close)
@@ -90,7 +98,26 @@ class ActiveLease:
     @property
     def has_steps(self) -> bool:
         """`step` may find something to do; asked in every round for every client."""
-        return self._ring is not None or self._digest is not None or self._pingpong is not None
+        return (self._ring or self._digest or self._pingpong or self._account) is not None
+
+    @property
+    def moved_bytes(self) -> int | None:
+        """What the client moved, as far as it can be seen here; None: its device tells nothing of it.
+
+        A NIC serves one-sided operations by itself; there, what passes through staging is all that is seen.
+        """
+        if self._sees_operations:
+            return self.queue_pair.counters.peer_bytes
+        return self._staged_bytes if self._ring is not None else None
+
+    @property
+    def _sees_operations(self) -> bool:
+        return self.device.info.provider == "soft"
+
+    def _check_rate(self, now: float) -> None:
+        if self._account is not None:
+            again_bytes = self.queue_pair.counters.peer_bytes_again
+            self._account.check(self.moved_bytes or 0, again_bytes, now)
 
     def make_grant(
         self,
@@ -132,6 +159,14 @@ class ActiveLease:
                 self._stack.callback(reach.registration.close)
                 self._registration = reach.registration
                 segments = tuple(Segment(*segment) for segment in reach.registration.remote_segments())
+        rate, notes = request.client_rate_limit_bytes_per_s, self.memory.warnings if self.region.staged else ()
+        if rate is not None:
+            ring = self._ring
+            # What is seen there of a NIC's work: slots that were filled, and may not have been read yet.
+            ahead_bytes = ring.chunk_bytes * ring.slots if ring is not None and not self._sees_operations else 0
+            self._account = RateAccount(rate, ahead_bytes)
+            if RATE_LIMIT not in self.client_can:
+                notes += (_untold(rate),)
         return Grant(
             lease=self.lease.id,
             length=self.length_bytes,
@@ -144,7 +179,8 @@ class ActiveLease:
             flushable=flushable,
             source=source_to_wire(identity_of(self.memory, self.region.name, self._base_offset)) if reading else None,
             held=self._held(),
-            notes=self.memory.warnings if self.region.staged else (),
+            notes=notes,
+            rate_limit_bytes_per_s=None if rate is None else max(1, int(rate)),
         )
 
     def _held(self) -> Held | None:
@@ -207,6 +243,7 @@ class ActiveLease:
         if self.lease.operation is Operation.WRITE and "r" not in self.region.access:
             raise RemoteProtocolError("fill of a region that may not be read", code="bad_right")
         self._busy_slots.add(message.slot)
+        self._staged_bytes += message.length
         ring.start_fill(message.slot, self._base_offset + message.offset, message.length)
 
     def commit(self, message: Commit) -> None:
@@ -215,6 +252,7 @@ class ActiveLease:
         if self.lease.operation is not Operation.WRITE:
             raise RemoteProtocolError("commit under a read lease", code="bad_right")
         self._busy_slots.add(message.slot)
+        self._staged_bytes += message.length
         ring.start_drain(message.slot, self._base_offset + message.offset, message.length)
 
     def _check_slot(self, message: Fill | Commit) -> StagingRing:
@@ -261,8 +299,12 @@ class ActiveLease:
             blocks = digest_blocks(self.memory, start, message.length, message.block_bytes)
         self._digest = _DigestJob(message, blocks, message.offset)
 
-    def step(self, channel: Channel) -> bool:
-        """Answer finished slots and digest a few blocks; True when there was anything to do. HostError of a file."""
+    def step(self, channel: Channel, now: float) -> bool:
+        """Answer finished slots and digest a few blocks; True when there was anything to do.
+
+        HostError of a file. PeerRefusedError `rate_exceeded` of a client that moves more than it may.
+        """
+        self._check_rate(now)
         busy = False
         if self._ring is not None:
             for job in self._ring.poll():
@@ -304,8 +346,12 @@ class ActiveLease:
                 self._digest = None
                 return
 
-    def finish_work(self, *, keep: bool) -> None:
-        """Forget what is under way; RemoteProtocolError when the client wants to keep unfinished bytes."""
+    def finish_work(self, *, keep: bool, now: float) -> None:
+        """Forget what is under way; RemoteProtocolError when the client wants to keep unfinished bytes.
+
+        PeerRefusedError as `step`.
+        """
+        self._check_rate(now)
         if keep and (self._busy_slots or self._digest is not None):
             raise RemoteProtocolError("release with keep while work is under way", code="unexpected_message")
         self._digest = self._pingpong = None
@@ -313,3 +359,10 @@ class ActiveLease:
     def close(self) -> None:
         """Revoke the keys, destroy the queue pair, throw an unfinished sink away. Safe to call twice."""
         self._stack.close()
+
+
+def _untold(rate_bytes_per_s: float) -> str:
+    return (
+        f"this server lets a client move {format_rate(rate_bytes_per_s)} and ends one that moves more; this p2prw is "
+        f"older and does not keep to that by itself: --rate-limit {max(1, int(rate_bytes_per_s))}B/s"
+    )

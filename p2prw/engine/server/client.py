@@ -91,7 +91,7 @@ class ServedClient:
         active = self.active
         if active is None:
             return heard
-        busy = (active.has_steps and self._guard(lambda: active.step(self.channel))) or heard
+        busy = (active.has_steps and self._guard(lambda: active.step(self.channel, now))) or heard
         packets = active.queue_pair.counters.packets_received
         if busy or packets != self._packets_seen:
             self._packets_seen = packets
@@ -308,6 +308,7 @@ class ServedClient:
                 queue_pair.set_window(message.window_bytes)
             guard.pop_all()
         active = self.active = ActiveLease(lease, region, opened, length, device, queue_pair)
+        active.client_can = peer.capabilities
         server.leases.add(lease)
         self._allowance.take(region.name, length)
         self._ending.operations.setdefault(operation.value)
@@ -351,7 +352,7 @@ class ServedClient:
 
     def _release(self, message: Release) -> None:
         active = self._lease(message.lease)
-        active.finish_work(keep=message.keep)
+        active.finish_work(keep=message.keep, now=self._last_heard_s)
         if not message.keep or active.lease.operation is Operation.READ:
             self._released(active, message.keep, None)
             return
@@ -373,19 +374,15 @@ class ServedClient:
         self._ending.whole_bytes += active.length_bytes if keep else 0
         self._guard(lambda: self.channel.send(Released(lease.id)))
         done = "kept" if keep else "broken off, what has arrived stays for --resume" if unfinished else "thrown away"
-        self.server.event(
-            "released",
-            f"{self.name} released {lease.region}: {done}",
-            client=self.name,
-            region=lease.region,
-            keep=keep,
-        )
+        text = f"{self.name} released {lease.region}: {done}"
+        self.server.event("released", text, client=self.name, region=lease.region, keep=keep)
 
     def _end_lease(self) -> None:
         active, self.active = self.active, None
         if active is None:
             return
         self.server.leases.remove(active.lease.id)
+        self._ending.count_moved(active.moved_bytes)
         for fileno in active.filenos:
             self.server.unwatch(fileno)
         if active.waiting_for_worker:

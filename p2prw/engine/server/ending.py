@@ -25,10 +25,17 @@ class Ending:
     """`write`, `read`, in the order of its leases."""
     whole_bytes: int = 0
     """Of the leases that were released whole."""
+    moved_bytes: int | None = None
+    """What the server saw it move; None where its device shows nothing of that."""
 
     def accept(self, agent: str, *, token: bool, tls: bool) -> None:
         """Note who it is, once it is through its handshake."""
         self.agent, self.authenticated, self.token, self.tls = agent, True, token, tls
+
+    def count_moved(self, moved_bytes: int | None) -> None:
+        """Add what a lease moved, where that is known."""
+        if moved_bytes is not None:
+            self.moved_bytes = (self.moved_bytes or 0) + moved_bytes
 
     def describe(
         self, code: str | None, exit_code: int, elapsed_s: float, granted_bytes: int = 0, regions: Iterable[str] = ()
@@ -52,6 +59,7 @@ class Ending:
             "regions": names,
             "granted_bytes": granted_bytes,
             "whole_bytes": self.whole_bytes,
+            "moved_bytes": self.moved_bytes,
             "elapsed_s": elapsed_s,
             "ended": ended,
             "exit_code": exit_code,

@@ -103,3 +103,11 @@ def defect(error: Exception) -> P2prwError:
         fix="report it with that output",
         code="server_defect",
     )
+
+
+def unseen_rate(device: str) -> str:
+    """Return the warning that `--client-rate-limit` is a request rather than a bound on a device."""
+    return (
+        f"--client-rate-limit: {device} serves READs and WRITEs by itself, unseen; clients are told the limit and keep "
+        "to it, and only what passes through staging (files, bounced memory) is held to it here"
+    )

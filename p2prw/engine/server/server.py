@@ -121,7 +121,6 @@ class Server:
                 for region in self.regions.values():
                     # So is memory that this device can never reach.
                     routes.choose_route(device.info, region.kind, staged=region.staged)
-
         if request.metrics is not None or request.metrics_file is not None:
             self._metrics = Metrics(
                 request,
@@ -191,6 +190,10 @@ class Server:
                 self.watch(fileno)
             self.warnings += getattr(device, "warnings", [])
             self.event("device", f"{device.info.name}: {reason}", device=device.info.name)
+            if request.client_rate_limit_bytes_per_s is not None and device.info.provider != "soft":
+                unseen = refusals.unseen_rate(device.info.name)
+                self.warnings.append(unseen)
+                self.event("warning", unseen)
         return device
 
     def window_bytes(self, device: Device) -> int:
@@ -300,11 +303,8 @@ class Server:
                 self._stop_accepting()
             if running:
                 transfers = "1 transfer" if running == 1 else f"{running} transfers"
-                self.event(
-                    "stopping",
-                    f"stopping: {transfers} may take another {limit_s:g} s; a second signal ends them at once",
-                    transfers=running,
-                )
+                text = f"stopping: {transfers} may take another {limit_s:g} s; a second signal ends them at once"
+                self.event("stopping", text, transfers=running)
         return not running or now >= self._stop_at_s
 
     def _status(self) -> str:

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from p2prw import api
-from p2prw.engine.bench.checks import check_request, check_staged, plan_steps
+from p2prw.engine.bench.checks import check_request, check_slowest, check_staged, plan_steps
 from p2prw.engine.bench.model import BenchRequest
 from p2prw.engine.bench.session import run_bench
 from p2prw.engine.bench.sizes import SWEEP
 from p2prw.engine.model import Operation
+from p2prw.engine.pace import RateLimit
 from p2prw.errors import HostError, RequestError
 
 READ, WRITE = Operation.READ, Operation.WRITE
@@ -91,3 +92,11 @@ def test_staged_memory_is_no_measurement(which):
     with pytest.raises(HostError, match="registered whole") as refused:
         check_staged(Staged, "mem")  # type: ignore[arg-type]
     assert refused.value.code == ("staged_region" if which == "remote" else "staged_memory")
+
+
+def test_a_servers_limit_is_named_where_a_message_is_too_big_for_it():
+    check_slowest(None, 1 << 40, 30.0)
+    check_slowest(RateLimit(1e6, "server"), 30_000_000, 30.0)
+    with pytest.raises(RequestError, match="takes 31 s at the server's --client-rate-limit") as refused:
+        check_slowest(RateLimit(1e6, "server"), 31_000_000, 30.0)
+    assert refused.value.fix == "--sizes 64K, or a higher --client-rate-limit"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from p2prw.engine.bench.row import RunFacts, latency_row
 from p2prw.engine.model import Operation, WcStatus
+from p2prw.engine.pace import Pace
 from p2prw.engine.providers.scripted import Fault, Script
 from p2prw.errors import CompletionError, DeadlineExceeded, InterruptedTransfer
 
@@ -75,3 +77,36 @@ def test_ctrl_c_ends_it_between_two_messages_and_in_the_middle_of_one(make_bench
     rig.stop.set(2)
     with pytest.raises(InterruptedTransfer):
         drive(rig.latency(64, 10))
+
+
+class Sleeper:
+    """Waits by the rig's clock, which moves when it is looked at."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def wait(self, at_most_s):
+        end_s = self.clock() + at_most_s
+        while self.clock() < end_s:
+            pass
+
+
+def test_a_servers_limit_lies_between_two_samples_and_in_none(make_bench):
+    rig = make_bench(script=Script(latency_s=0.001), tick_s=1e-5)
+    loop = rig.latency(1000, 50)
+    loop.pace, loop.waiter = Pace(50_000, "server"), Sleeper(rig.attendant.deadline.clock)
+    drive(loop)
+    assert all(sample == pytest.approx(1000, rel=0.2) for sample in loop.samples_us)
+    assert loop.last_completion_s - loop.first_post_s == pytest.approx(49 * 0.02, abs=0.03)
+    row = latency_row(loop, RunFacts(Operation.WRITE, 1000, True, 0, 0))
+    assert (row.rate_limit_bytes_per_s, row.rate_limit_by) == (50_000, "server")
+
+
+def test_a_stop_is_heard_while_the_limit_is_waited_for(make_bench):
+    rig = make_bench(script=Script(latency_s=0.001), tick_s=1e-3)
+    loop = rig.latency(1000, 50)
+    loop.pace = Pace(100.0, "server")
+    rig.stop.set()
+    with pytest.raises(InterruptedTransfer):
+        drive(loop)
+    assert len(loop.samples_us) <= 1

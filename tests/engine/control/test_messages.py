@@ -123,6 +123,7 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         source=st.none() | source,
         held=st.none() | held,
         notes=st.lists(shown(99), max_size=8).map(tuple),
+        rate_limit_bytes_per_s=st.none() | st.integers(1, U63),
     ),
     m.Refuse: st.builds(
         m.Refuse, st.from_regex(r"\A[a-z0-9_]{1,64}\Z"), shown(99), st.none() | shown(99), st.none() | shown(99)

@@ -57,10 +57,22 @@ def test_the_oldest_read_is_forgotten_when_its_slot_is_needed():
     answers._waiting.clear()
     answers.read(4, RETH, 256, 2)
     answers._waiting.clear()
-    answers.restart_read(1, RETH, 256)
+    assert answers.restart_read(1, RETH, 256) == 0
     assert len(answers) == 0
-    answers.restart_read(4, RETH, 256)
+    assert answers.restart_read(4, RETH, 256) == 0, "nothing of it was sent yet"
     assert len(answers) == 1
     answers.clear()
     answers.restart_read(4, RETH, 256)
     assert len(answers) == 0
+
+
+def test_a_restart_tells_what_goes_a_second_time():
+    answers = queue()
+    reth = Reth(0x1000, 7, 2 * 256 + 10)
+    answers.read(1, reth, 256, 1)
+    slot = answers._slots[0]
+    slot.psn = 3
+    assert answers.restart_read(1, reth, 256) == 512
+    slot.psn = 4
+    assert answers.restart_read(2, Reth(0x1100, 7, 266), 256) == 266, "the last packet is a short one"
+    assert answers.restart_read(3, Reth(0x1200, 7, 10), 256) == 0, "it has not come to that one again"

@@ -237,7 +237,9 @@ def test_a_repeated_read_is_executed_afresh_and_never_backs_up(connected_devices
     assert link.answers(link.b) == []
     link.inject(link.b, RcOpcode.READ_REQUEST, PSN + 3, reth(link, PAGE, 3 * PAGE))
     assert [(name, psn - PSN) for name, psn, _ in link.answers(link.b)] == [("READ_RESPONSE_ONLY", 3)]
-    assert link.b.queue_pair.counters.duplicates == 3
+    counters = link.b.queue_pair.counters
+    assert counters.duplicates == 3
+    assert (counters.peer_bytes, counters.peer_bytes_again) == (4 * PAGE, 3 * PAGE)
 
 
 @pytest.mark.parametrize(
@@ -364,3 +366,23 @@ def test_a_message_cut_off_by_an_error_gives_its_receive_back(connected_devices)
     assert [(c.wr_id, c.status) for c in link.b.queue_pair.poll_recv()] == [(5, WcStatus.WR_FLUSH_ERR)]
     link.b.queue_pair.post_recv(6, [Sge(*link.b.registration.vec[0])])
     assert [(c.wr_id, c.status) for c in link.b.queue_pair.poll_recv()] == [(6, WcStatus.WR_FLUSH_ERR)]
+
+
+@pytest.mark.parametrize("length", [1, 100, PAGE, PAGE + 1, 40 * PAGE, 40 * PAGE + 3])
+def test_what_the_peer_writes_and_reads_is_counted_once(connected_devices, length):
+    link = connected_devices()
+    for number in range(3):
+        link.write(2 * number, 0, length)
+        link.read(2 * number + 1, 0, length)
+        link.settle()
+    counters = link.b.queue_pair.counters
+    assert (counters.peer_bytes, counters.peer_bytes_again) == (6 * length, 0)
+    assert link.a.queue_pair.counters.peer_bytes == 0
+
+
+def test_a_write_that_comes_again_is_not_counted_again(connected_devices):
+    link = connected_devices()
+    for _ in range(3):
+        link.inject(link.b, RcOpcode.WRITE_ONLY, PSN, reth(link, 4), b"abcd")
+    counters = link.b.queue_pair.counters
+    assert (counters.peer_bytes, counters.duplicates) == (4, 2)

@@ -18,6 +18,8 @@ from p2prw.engine.control.messages import (
     Released,
 )
 from p2prw.engine.digest import digest_block
+from p2prw.engine.server.active import ActiveLease
+from p2prw.engine.server.rate import BURST_BYTES
 from p2prw.errors import PeerRefusedError
 
 DATA = bytes(range(256)) * 64
@@ -148,3 +150,41 @@ def test_unfinished_bytes_are_not_kept(serve, connect, tmp_path):
         message = client.channel.receive()
     if not isinstance(message, Released):
         assert not (tmp_path / "f.bin").exists()
+
+
+@pytest.mark.parametrize("kind", ["fill", "commit"])
+def test_where_a_nic_moves_the_bytes_staging_is_what_is_held_to_the_rate(serve, connect, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(ActiveLease, "_sees_operations", False)
+    (tmp_path / "f.bin").write_bytes(DATA)
+    options = {"staging_bytes": 16384, "staging_chunk_bytes": 4096, "overwrite": True}
+    served = serve({"f": f"file:{tmp_path}/f.bin"}, client_rate_limit_bytes_per_s=1.0, **options)
+    client = connect(served)
+    grant = client.ask(client.open("f", op="read" if kind == "fill" else "write", length=16384), Grant)
+    assert isinstance(grant, Grant) and grant.rate_limit_bytes_per_s == 1
+    # This client says nothing of what its release can do, as an older one.
+    assert any("--rate-limit 1B/s" in note for note in grant.notes)
+    message, answer = (Fill, Filled) if kind == "fill" else (Commit, Committed)
+    asked = 0
+    with pytest.raises(PeerRefusedError) as caught:
+        while True:
+            client.ask(message(grant.lease, 0, 0, 4096), answer)
+            asked += 4096
+    assert caught.value.code == "rate_exceeded"
+    assert BURST_BYTES + 16384 - 4096 <= asked <= BURST_BYTES + 16384 + 4096
+    assert served.wait_for("ended").fields["moved_bytes"] == asked + 4096
+
+
+def test_what_a_nic_moves_past_the_server_is_said_to_be_unknown(serve, connect, monkeypatch):
+    monkeypatch.setattr(ActiveLease, "_sees_operations", False)
+    served = serve(client_rate_limit_bytes_per_s=1.0)
+    client = connect(served)
+    grant = client.ask(client.open(op="write"), Grant)
+    assert isinstance(grant, Grant) and grant.rate_limit_bytes_per_s == 1
+    client.ask(Release(grant.lease, keep=True), Released)
+    client.channel.close()
+    assert served.wait_for("ended").fields["moved_bytes"] is None
+
+
+def test_without_a_limit_none_is_told(staged):
+    _, _, grant = staged
+    assert grant.rate_limit_bytes_per_s is None and grant.notes == ()

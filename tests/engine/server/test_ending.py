@@ -18,6 +18,7 @@ def test_a_good_end() -> None:
         "regions": ["mem"],
         "granted_bytes": 64,
         "whole_bytes": 64,
+        "moved_bytes": None,
         "elapsed_s": 1.25,
         "ended": "ok",
         "exit_code": 0,
@@ -32,3 +33,12 @@ def test_who_had_nothing() -> None:
 
 def test_without_an_error_the_exit_code_says_it() -> None:
     assert Ending("a:1").describe(None, 1, 0.0)[1]["ended"] == "broken_off"
+
+
+def test_what_it_moved_is_known_or_said_to_be_unknown() -> None:
+    one = Ending("a:1")
+    one.count_moved(None)
+    assert one.describe(None, 0, 1.0)[1]["moved_bytes"] is None
+    for moved in (0, 5, None, 7):
+        one.count_moved(moved)
+    assert one.describe(None, 0, 1.0)[1]["moved_bytes"] == 12

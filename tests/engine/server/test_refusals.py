@@ -37,3 +37,8 @@ def test_without_a_limit_a_busy_client_stays():
 def test_every_refusal_says_what_to_do():
     for error in (refusals.full(3), refusals.stopping(), refusals.stopped(30)):
         assert error.exit_code == 7 and error.why and error.fix
+
+
+def test_a_rate_that_cannot_be_seen_is_said_to_be_asked_for_only() -> None:
+    text = refusals.unseen_rate("mlx5_0")
+    assert "mlx5_0" in text and "unseen" in text and "staging" in text
