@@ -63,7 +63,7 @@ class RangeOfFile:
         """Write `data` at `offset`. HostError: `no_space`, `out_of_range` and what else a file can meet."""
         self.check_write(offset, len(data))
         try:
-            write_all(self, data, self.base_offset + offset)
+            self._store(data, self.base_offset + offset)
         except OSError as error:
             raise file_error("write", self.path, error) from error
 
@@ -77,6 +77,9 @@ class RangeOfFile:
                 code="out_of_range",
             )
         self._before_write()
+
+    def _store(self, data: memoryview, position: int) -> None:
+        write_all(self, data, position)
 
     def _before_write(self) -> None:
         """Finish what must come before the first byte."""

@@ -5,13 +5,12 @@ Killed at any point, the target is either what it was or what was verified, neve
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import secrets
 from collections.abc import Iterator
 
 from p2prw.engine.memory.file_errors import file_error
+from p2prw.engine.memory.file_holes import CANNOT, data_ranges, fallocate, punch, zero_runs
 from p2prw.engine.memory.file_io import RangeOfFile, write_all
 from p2prw.engine.memory.file_parts import leftover_note, lock_part, part_path, remove_orphans
 from p2prw.engine.memory.file_target import (
@@ -29,10 +28,6 @@ from p2prw.units import format_size
 # One step of preparing: short enough that a loop that runs steps in between is not held up.
 COPY_STEP_BYTES = 4 * 1024**2
 ALLOCATE_STEP_BYTES = 64 * 1024**2
-# What copy_file_range(2) and fallocate(2) say where the file system cannot do it.
-_CANNOT = frozenset(
-    {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EPERM, errno.EBADF, errno.ETXTBSY}
-)
 
 
 class FileSink(RangeOfFile):
@@ -68,6 +63,8 @@ class FileSink(RangeOfFile):
         self._target, self._directory = resolve_target(path)
         self._committed = False
         self._ready = False
+        self._punches = True
+        """The file system makes holes, as far as is known."""
         self.descriptor = -1
         self._existing = -1
         self._steps: Iterator[int] | None = None
@@ -98,6 +95,21 @@ class FileSink(RangeOfFile):
 
     def _before_write(self) -> None:
         self._finish_preparing()
+
+    def _store(self, data: memoryview, position: int) -> None:
+        """Write, but leave a hole where there are only zeros: what is sparse stays sparse."""
+        done = 0
+        for start, end in zero_runs(data, position, self._final_bytes) if self._punches else ():
+            write_all(self, data[done:start], position + done)
+            done = start
+            if self._make_hole(position + start, position + end):
+                done = end
+        write_all(self, data[done:], position + done)
+
+    def _make_hole(self, start: int, end: int) -> bool:
+        if start < end and self._punches:
+            self._punches = punch(self.descriptor, start, end, self._final_bytes)
+        return self._punches
 
     def commit(self) -> None:
         """fsync, rename to the target, fsync the directory. HostError `exists`: somebody made the target meanwhile."""
@@ -212,10 +224,9 @@ class FileSink(RangeOfFile):
     def _allocate(self) -> Iterator[int]:
         remove_orphans(self._target)
         self.warnings += self._notes()
-        # A resumed sink has its space already.
-        held_bytes = os.fstat(self.descriptor).st_blocks * 512
-        check_space(self.path, self._directory, max(0, self._final_bytes - held_bytes))
-        position = 0
+        # As far as a resumed sink reaches its space was reserved; what it lacks there are holes, which are to stay.
+        position = os.fstat(self.descriptor).st_size
+        check_space(self.path, self._directory, max(0, self._final_bytes - position))
         while position < self._final_bytes:
             length = min(ALLOCATE_STEP_BYTES, self._final_bytes - position)
             if not fallocate(self.descriptor, position, length):
@@ -234,28 +245,41 @@ class FileSink(RangeOfFile):
         return [(0, self._copy_bytes)]
 
     def _copy(self) -> Iterator[int]:
+        for start, stop in self._ranges_to_copy():
+            done = start
+            for position, end in data_ranges(self._existing, start, stop):
+                # Its holes stay holes; their space was reserved with the rest.
+                self._make_hole(done, position)
+                for done in self._copy_range(position, end):
+                    yield done
+                if done < end:
+                    # The old file shrank; what it no longer has stays zero, as a sparse write would have it.
+                    return
+            if done < stop:
+                self._make_hole(done, stop)
+                yield stop
+
+    def _copy_range(self, position: int, end: int) -> Iterator[int]:
         by_kernel = True
-        for position, end in self._ranges_to_copy():
-            while position < end:
-                length = min(COPY_STEP_BYTES, end - position)
-                count = 0
-                if by_kernel:
-                    try:
-                        count = os.copy_file_range(self._existing, self.descriptor, length, position, position)
-                    except OSError as error:
-                        if error.errno not in _CANNOT:
-                            raise
-                    # A count of 0 is the end, or a file system (procfs, some FUSE) that does not mean it: pread tells.
-                    by_kernel = count > 0
-                if count == 0:
-                    piece = os.pread(self._existing, length, position)
-                    if not piece:
-                        # The old file shrank; what it no longer has stays zero, as a sparse write would have it.
-                        return
-                    write_all(self, memoryview(piece), position)
-                    count = len(piece)
-                position += count
-                yield position
+        while position < end:
+            length = min(COPY_STEP_BYTES, end - position)
+            count = 0
+            if by_kernel:
+                try:
+                    count = os.copy_file_range(self._existing, self.descriptor, length, position, position)
+                except OSError as error:
+                    if error.errno not in CANNOT:
+                        raise
+                # A count of 0 is the end, or a file system (procfs, some FUSE) that does not mean it: pread tells.
+                by_kernel = count > 0
+            if count == 0:
+                piece = os.pread(self._existing, length, position)
+                if not piece:
+                    return
+                write_all(self, memoryview(piece), position)
+                count = len(piece)
+            position += count
+            yield position
 
     def _allocation_error(self, error: OSError) -> HostError:
         failure = file_error("reserve space for", self.path, error)
@@ -276,25 +300,6 @@ class FileSink(RangeOfFile):
                 os.close(descriptor)
 
 
-def fallocate(descriptor: int, offset: int, length_bytes: int) -> bool:
-    """Reserve blocks; False where the file system cannot. OSError for ENOSPC, EDQUOT, EFBIG.
-
-    Not os.posix_fallocate: where the file system cannot, glibc writes to every block instead, which takes as long as
-    the transfer itself.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    # On 32-bit glibc plain fallocate takes a 32-bit offset.
-    function = getattr(libc, "fallocate64", None) or libc.fallocate
-    while function(descriptor, 0, ctypes.c_int64(offset), ctypes.c_int64(length_bytes)) != 0:
-        number = ctypes.get_errno()
-        if number == errno.EINTR:
-            continue
-        if number in _CANNOT:
-            return False
-        raise OSError(number, os.strerror(number))
-    return True
-
-
 def _sync_directory(directory: str) -> None:
     """Make the rename survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -302,7 +307,7 @@ def _sync_directory(directory: str) -> None:
         os.fsync(descriptor)
     except OSError as error:
         # Some file systems (FUSE, SMB) cannot sync a directory; the file itself is safe.
-        if error.errno not in _CANNOT:
+        if error.errno not in CANNOT:
             raise
     finally:
         os.close(descriptor)

@@ -15,6 +15,7 @@ import pytest
 
 from p2prw.engine.digest import BLOCK_BYTES, digest_block
 from p2prw.engine.memory import file_sink
+from p2prw.engine.memory.file_holes import PIECE_BYTES
 from p2prw.engine.memory.file_parts import resume_paths
 from p2prw.engine.memory.file_resume import ResumableSink, most_unsynced_blocks
 from p2prw.engine.memory.file_sink import FileSink
@@ -334,3 +335,53 @@ def test_a_real_kill(tmp_path: Path, where: str, blocks: int) -> None:
     sink.commit()
     sink.close()
     assert target.read_bytes() == DATA and os.listdir(tmp_path) == ["out"]
+
+
+# --- holes ------------------------------------------------------------------------------------------------------
+
+
+def held_bytes(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    return path.stat().st_blocks * 512
+
+
+def test_a_sparse_sink_that_goes_on_stays_sparse(tmp_path: Path) -> None:
+    """Zeros that had arrived are not reserved anew, those that come now are holes too, and both are noted."""
+    target = tmp_path / "out"
+    data = bytearray(LENGTH)
+    data[:1000], data[2 * BLOCK_BYTES : 3 * BLOCK_BYTES] = DATA[:1000], DATA[:BLOCK_BYTES]
+    view = memoryview(data)
+    first = sink_at(target)
+    for offset in (0, BLOCK_BYTES):
+        first.write_at(offset, view[offset : offset + BLOCK_BYTES])
+    drop(first)
+    (part,) = tmp_path.glob("*.part")
+    # What has not arrived is reserved still.
+    assert LENGTH - 2 * BLOCK_BYTES < held_bytes(part) < LENGTH - BLOCK_BYTES
+    second = sink_at(target)
+    assert [bool(digest) for digest in held(second)] == [True, True, False, False, False]
+    for offset in range(2 * BLOCK_BYTES, LENGTH, BLOCK_BYTES):
+        second.write_at(offset, view[offset : min(offset + BLOCK_BYTES, LENGTH)])
+    assert list(second.held_digests(0, LENGTH)) == [
+        digest_block(bytes(view[start : start + BLOCK_BYTES])) for start in range(0, LENGTH, BLOCK_BYTES)
+    ]
+    second.commit()
+    second.close()
+    assert target.read_bytes() == data
+    assert held_bytes(target) == PIECE_BYTES + BLOCK_BYTES
+
+
+def test_a_block_that_had_arrived_and_comes_as_zeros_is_zeros(tmp_path: Path) -> None:
+    """The source changed meanwhile, and the transfer starts over on the same part."""
+    target = tmp_path / "out"
+    first = sink_at(target)
+    put(first, 0, LENGTH)
+    drop(first)
+    second = sink_at(target)
+    second.forget()
+    second.write_at(0, memoryview(bytes(LENGTH)))
+    second.commit()
+    second.close()
+    assert target.read_bytes() == bytes(LENGTH) and held_bytes(target) == 0

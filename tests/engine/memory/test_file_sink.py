@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from p2prw.engine.memory import file_sink
-from p2prw.engine.memory.file_sink import COPY_STEP_BYTES, FileSink, fallocate
+from p2prw.engine.memory import file_holes, file_sink
+from p2prw.engine.memory.file_holes import PIECE_BYTES, fallocate
+from p2prw.engine.memory.file_sink import COPY_STEP_BYTES, FileSink
 from p2prw.engine.memory.file_target import check_file_sink
 from p2prw.engine.memory.spec import make_spec
 from p2prw.errors import HostError
+from p2prw.units import MIB
 
 
 def sink_at(path: Path, length: int, *, keep_rest: bool = False, overwrite: bool = False, start: int = 0) -> FileSink:
@@ -263,7 +265,8 @@ def test_reserved_space_is_really_reserved(small_disk: Path) -> None:
 
 
 def test_a_file_system_without_fallocate(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_sink, "fallocate", lambda *_: False)
+    for module in (file_sink, file_holes):
+        monkeypatch.setattr(module, "fallocate", lambda *_: False)
     sink = sink_at(small_disk / "out", 900 * 1024)
     assert list(sink.prepare_steps()) == [900 * 1024]
     (small_disk / "other").write_bytes(bytes(500 * 1024))
@@ -274,15 +277,92 @@ def test_a_file_system_without_fallocate(small_disk: Path, monkeypatch: pytest.M
     assert names(small_disk) == ["other"]
 
 
-def test_fallocate_says_what_it_cannot() -> None:
-    read_end, write_end = os.pipe()
-    try:
-        with pytest.raises(OSError) as caught:
-            fallocate(write_end, 0, 1)
-        assert caught.value.errno == errno.ESPIPE
-    finally:
-        os.close(read_end)
-        os.close(write_end)
+# --- holes ------------------------------------------------------------------------------------------------------
+
+
+def held_bytes(path: Path) -> int:
+    """What the file occupies. Nothing is said of what writing leaves for later: it is synced before."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    return os.stat(path).st_blocks * 512
+
+
+def sparse(path: Path, length: int, *pieces: tuple[int, bytes]) -> bytes:
+    """A file with holes, and what it reads as."""
+    with path.open("wb") as file:
+        file.truncate(length)
+        for offset, piece in pieces:
+            file.seek(offset)
+            file.write(piece)
+    return path.read_bytes()
+
+
+def test_zeros_are_holes_and_the_rest_is_not(tmp_path: Path) -> None:
+    data = bytearray(8 * MIB + 1000)
+    data[3 * MIB : 4 * MIB] = os.urandom(MIB)
+    data[5 * MIB + 17] = 1
+    sink = sink_at(tmp_path / "out", len(data))
+    for start in range(0, len(data), 4 * MIB):
+        sink.write_at(start, memoryview(data)[start : start + 4 * MIB])
+    sink.commit()
+    sink.close()
+    assert (tmp_path / "out").read_bytes() == data
+    assert held_bytes(tmp_path / "out") == MIB + PIECE_BYTES
+
+
+def test_nothing_but_zeros_holds_nothing(tmp_path: Path) -> None:
+    for length in (1, 4096, PIECE_BYTES, PIECE_BYTES + 1, 3 * MIB + 5):
+        sink = sink_at(tmp_path / "out", length, overwrite=True)
+        sink.write_at(0, memoryview(bytes(length)))
+        sink.commit()
+        sink.close()
+        assert (tmp_path / "out").read_bytes() == bytes(length)
+        assert held_bytes(tmp_path / "out") == 0
+
+
+def test_zeros_over_what_was_written_before_are_zeros(tmp_path: Path) -> None:
+    """A client may write the same bytes again, and a block that failed once comes again."""
+    sink = sink_at(tmp_path / "out", MIB)
+    sink.write_at(0, memoryview(os.urandom(MIB)))
+    sink.write_at(4096, memoryview(bytes(MIB - 8192)))
+    sink.write_at(PIECE_BYTES, memoryview(b"x" * 10))
+    sink.commit()
+    sink.close()
+    data = (tmp_path / "out").read_bytes()
+    assert data[4096 : MIB - 4096] == bytes(PIECE_BYTES - 4096) + b"x" * 10 + bytes(MIB - 4096 - PIECE_BYTES - 10)
+    assert any(data[:4096]) and any(data[-4096:])
+
+
+def test_the_holes_of_what_is_kept_of_a_file_stay_holes(tmp_path: Path) -> None:
+    before = sparse(tmp_path / "out", 6 * MIB + 7, (MIB, b"a" * 100), (5 * MIB, b"b" * MIB))
+    sink = sink_at(tmp_path / "out", 1000, keep_rest=True, overwrite=True, start=2 * MIB)
+    done = list(sink.prepare_steps())
+    assert done == sorted(done) and done[-1] == sink.prepare_bytes
+    sink.write_at(2 * MIB, memoryview(b"c" * 1000))
+    sink.commit()
+    sink.close()
+    assert (tmp_path / "out").read_bytes() == before[: 2 * MIB] + b"c" * 1000 + before[2 * MIB + 1000 :]
+    assert held_bytes(tmp_path / "out") <= 4096 + 4096 + MIB
+
+
+def test_a_file_system_that_makes_no_holes_gets_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def no_punching(descriptor: int, offset: int, length: int, mode: int = 0) -> bool:
+        asked.append(mode)
+        return not mode and fallocate(descriptor, offset, length)
+
+    monkeypatch.setattr(file_holes, "fallocate", no_punching)
+    data = os.urandom(PIECE_BYTES) + bytes(PIECE_BYTES) + os.urandom(PIECE_BYTES) + bytes(3 * PIECE_BYTES)
+    sink = sink_at(tmp_path / "out", 2 * len(data))
+    for start in (0, len(data)):
+        sink.write_at(start, memoryview(data))
+    sink.commit()
+    sink.close()
+    assert (tmp_path / "out").read_bytes() == data * 2
+    assert held_bytes(tmp_path / "out") == 2 * len(data)
+    assert asked == [3], "it is asked once"
 
 
 # --- killed -----------------------------------------------------------------------------------------------------
@@ -302,7 +382,7 @@ if when == "rename":
     os.replace = die
 if when == "after":
     sink._close_descriptors = die
-    from p2prw.engine.memory import file_sink
+    from p2prw.engine.memory import file_holes, file_sink
     file_sink._sync_directory = die
 if when == "half":
     die()
