@@ -14,6 +14,7 @@ from typing import Any
 from p2prw.engine import gids, outcome, routes
 from p2prw.engine.attach import LocalAttachment, attach_local, rw_limits
 from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.last_words import how_it_ended
 from p2prw.engine.control.messages import RESUME, Grant, Open, Release, Released, Restart, Source
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.devices import open_device
@@ -353,7 +354,7 @@ class LeaseClient:
         """Return why the peer ended what the device only saw the end of; `error` itself where it is still there."""
         if self.link is None:
             return error
-        ending = self.link.channel.how_it_ended(_LAST_WORDS_S, self.link.device.pump)
+        ending = how_it_ended(self.link.channel, _LAST_WORDS_S, self.link.device.pump)
         if ending is None:
             return error
         ending.wc_status = error.wc_status

@@ -279,26 +279,6 @@ class Channel:
             poll.register(self._sock, select.POLLIN | (select.POLLOUT if self._queue else 0))
             poll.poll(max(1.0, min(remaining_s, slice_s) * 1000))
 
-    def how_it_ended(self, within_s: float, pump: Callable[[], object]) -> PeerGone | PeerRefusedError | None:
-        """Return the peer's refusal, or that it is gone, when either shows in `within_s` seconds; None: it is there.
-
-        For whoever has learned from elsewhere that something is wrong: the end of a process tears its queue pairs and
-        its connections down one after the other.
-        """
-        deadline = time.monotonic() + within_s
-        try:
-            while (left_s := deadline - time.monotonic()) > 0:
-                try:
-                    self.expect(deadline_s=left_s, name="its last words", pump=pump)
-                except RemoteProtocolError as error:
-                    if error.code != "unexpected_message":
-                        return None
-        except (PeerGone, PeerRefusedError) as error:
-            return error
-        except DeadlineExceeded:
-            pass
-        return None
-
     def _expected(self, message: Message, types: tuple[type[Message], ...], name: str) -> Message:
         if isinstance(message, types):
             return message

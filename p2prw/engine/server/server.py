@@ -243,14 +243,9 @@ class Server:
         self._on_event = on_event
         for warning in self.warnings:
             self.event("warning", warning)
-        tls = self._tls_door
-        self.event(
-            "listening",
-            f"listening on {self.address}" + (f", TLS certificate sha256:{tls.fingerprint}" if tls else ""),
-            address=str(self.address),
-            port=self.address.port,
-            tls_fingerprint=tls.fingerprint if tls else None,
-        )
+        fingerprint = self._tls_door.fingerprint if self._tls_door is not None else None
+        text = f"listening on {self.address}" + (f", TLS certificate sha256:{fingerprint}" if fingerprint else "")
+        self.event("listening", text, address=str(self.address), port=self.address.port, tls_fingerprint=fingerprint)
         if self._metrics is not None:
             places = self._metrics.places
             self.event("metrics", f"metrics: {', '.join(places)}", places=list(places))

@@ -341,24 +341,6 @@ def test_another_message_is_a_protocol_error(pair: tuple[Channel, socket.socket]
     assert "'grant' or 'hello'" in (caught.value.why or "")
 
 
-def test_how_it_ended_is_a_refusal_an_end_or_neither(pair: tuple[Channel, socket.socket]) -> None:
-    channel, theirs = pair
-    theirs.sendall(frame(encode(Window(5))))
-    assert channel.how_it_ended(0.05, lambda: False) is None, "it is there, and what it says is no matter"
-    theirs.sendall(frame(encode(Refuse(code="busy", what="busy"))))
-    ending = channel.how_it_ended(5, lambda: False)
-    assert ending is not None and ending.code == "busy"
-    theirs.close()
-    ending = channel.how_it_ended(5, lambda: False)
-    assert ending is not None and ending.code == "peer_lost"
-
-
-def test_garbage_is_no_ending(pair: tuple[Channel, socket.socket]) -> None:
-    channel, theirs = pair
-    theirs.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    assert channel.how_it_ended(5, lambda: False) is None
-
-
 def test_pump_runs_while_waiting(pair: tuple[Channel, socket.socket]) -> None:
     channel, theirs = pair
     calls = 0
