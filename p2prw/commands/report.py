@@ -47,7 +47,7 @@ class Report:
         """Write it. HostError `report_file`, and then nothing stands under its name that did not before."""
         from p2prw.bundle import bundle, machine_text, report_files
         from p2prw.engine.doctor.kernel_log import read_kernel_log
-        from p2prw.reporters.files import write_whole
+        from p2prw.engine.whole_file import write_whole
 
         self.done = True
         files = report_files(

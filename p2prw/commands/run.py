@@ -215,9 +215,9 @@ def _view(app: App, scenario: Scenario) -> Any:
 def _write_reports(app: App, settings: Settings, document: dict[str, Any], started_at: str) -> None:
     """Write the files that were asked for; what goes wrong with them becomes part of the document."""
     from p2prw.commands.report import report_on
+    from p2prw.engine.whole_file import write_whole
     from p2prw.errors import HostError
     from p2prw.reporters.document import add_failure
-    from p2prw.reporters.files import write_whole
 
     makers: dict[str, Callable[[], bytes]] = {
         "junit": lambda: _junit(document, started_at),

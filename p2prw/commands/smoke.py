@@ -134,8 +134,8 @@ def _run(app: App, request: SmokeRequest) -> SmokeResult:
 
 def _write_junit(path: str, result: SmokeResult, began_iso: str) -> P2prwError | None:
     """Write the file; what went wrong with it is part of the outcome, not instead of it."""
+    from p2prw.engine.whole_file import write_whole
     from p2prw.errors import P2prwError
-    from p2prw.reporters.files import write_whole
     from p2prw.reporters.junit import junit_xml
     from p2prw.reporters.smoke_junit import smoke_suites
 

@@ -46,9 +46,9 @@ def topology(app: App, /, client: str | None, memory: str | None, **line: Any) -
     from p2prw.engine.topology.picture import draw
     from p2prw.engine.topology.snapshot import open_tree
     from p2prw.engine.topology.sysfs import SysfsRoot
+    from p2prw.engine.whole_file import write_whole
     from p2prw.errors import RequestError
     from p2prw.reporters.document import build
-    from p2prw.reporters.files import write_whole
     from p2prw.reporters.topology_rows import topology_lines, topology_rows
 
     if client is not None and memory is None:

@@ -1,4 +1,4 @@
-"""JUnit XML from cases: what CI systems show as tests. Pure; `files.write_whole` puts it on disk.
+"""JUnit XML from cases: what CI systems show as tests. Pure; `whole_file.write_whole` puts it on disk.
 
 Written so that both schemas in use accept it: the one of Jenkins' xUnit plugin (junit-10.xsd) and the stricter one of
 Ant (JUnit.xsd, Windy Road), which wants every suite to have properties, system-out and system-err, a package and an

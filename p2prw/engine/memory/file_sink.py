@@ -17,11 +17,11 @@ from p2prw.engine.memory.file_target import (
     check_file_sink,
     check_space,
     exists_error,
-    put_in_place,
     resolve_target,
     status_or_none,
 )
 from p2prw.engine.model import MemorySpec, Offer
+from p2prw.engine.whole_file import put_in_place
 from p2prw.errors import HostError
 from p2prw.units import format_size
 

@@ -90,29 +90,6 @@ def exists_error(path: str) -> HostError:
     )
 
 
-def put_in_place(temporary: str, target: str, *, overwrite: bool) -> None:
-    """Give a whole file its name. FileExistsError where something has come into being there and may not be replaced."""
-    if overwrite:
-        os.replace(temporary, target)  # noqa: PTH105
-        return
-    try:
-        # link() fails where the target has come into being since we looked; rename() would destroy it.
-        os.link(temporary, target)
-    except FileExistsError:
-        raise
-    except OSError:
-        # No hard links here (FAT, some FUSE): look again, and accept the moment between.
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-        os.rename(temporary, target)  # noqa: PTH104
-        return
-    try:
-        os.unlink(temporary)  # noqa: PTH108
-    except OSError:
-        # The target is whole; a second name for it is no reason to fail.
-        pass
-
-
 def check_space(path: str, directory: str, needed_bytes: int) -> None:
     """Raise HostError `no_space` where `directory` has less than `needed_bytes` left for us."""
     status = os.statvfs(directory)

@@ -9,8 +9,8 @@ from p2prw.engine.model import ServeRequest
 from p2prw.engine.server.counters import ServerCounters, ServerState
 from p2prw.engine.server.exposition import Exposition
 from p2prw.engine.server.metrics_http import MetricsEndpoint
-from p2prw.engine.server.ready_file import write_whole
 from p2prw.engine.server.worker import Worker
+from p2prw.engine.whole_file import write_whole
 from p2prw.errors import HostError
 
 _FILE_INTERVAL_S = 10.0
@@ -35,7 +35,7 @@ class Metrics:
         self._file_is_broken = False
         self._exposition = Exposition(state, counters)
         if self._path is not None:
-            write_whole(self._path, self._exposition.text(), option="--metrics-file", code="metrics_file")
+            _write(self._path, self._exposition.text())
         self._endpoint: MetricsEndpoint | None = None
         if request.metrics is not None:
             exposition = self._exposition
@@ -55,9 +55,7 @@ class Metrics:
             self._next_file_s = now + _FILE_INTERVAL_S
             path, text = self._path, self._exposition.text()
             # On the worker: the file may be on a disk that hangs.
-            self._worker.submit(
-                lambda: write_whole(path, text, option="--metrics-file", code="metrics_file"), self._written
-            )
+            self._worker.submit(lambda: _write(path, text), self._written)
 
     def _written(self, error: BaseException | None) -> None:
         if isinstance(error, HostError) and not self._file_is_broken:
@@ -68,3 +66,8 @@ class Metrics:
         """Close the sockets; the file stays as it was written last."""
         if self._endpoint is not None:
             self._endpoint.close()
+
+
+def _write(path: str, text: bytes) -> None:
+    # 0644: who collects it is another user.
+    write_whole(path, text, "--metrics-file", code="metrics_file", mode=0o644)

@@ -29,12 +29,12 @@ from p2prw.engine.server.ending import Ending
 from p2prw.engine.server.leases import Lease, LeaseTable
 from p2prw.engine.server.listener import check_exposure, open_listeners, take_listeners
 from p2prw.engine.server.metrics import Metrics
-from p2prw.engine.server.ready_file import write_whole
 from p2prw.engine.server.regions import OfferedRegion, open_region
 from p2prw.engine.server.systemd import ServiceManager
 from p2prw.engine.server.worker import Worker
 from p2prw.engine.stop import StopRequest
 from p2prw.engine.waiting import Spinner
+from p2prw.engine.whole_file import write_whole
 from p2prw.errors import P2prwError, PeerRefusedError, RequestError
 
 _LONGEST_WAIT_S = 0.25
@@ -251,7 +251,8 @@ class Server:
             self.event("metrics", f"metrics: {', '.join(places)}", places=list(places))
         if self.request.ready_file:
             line = f"{self.address}\n".encode()
-            write_whole(self.request.ready_file, line, option="--ready-file", code="ready_file")
+            # 0644: whoever waits for it may be another user.
+            write_whole(self.request.ready_file, line, "--ready-file", code="ready_file", mode=0o644)
         self._manager.ready(f"listening on {self.address}")
         limit_s = self.request.timeouts.time_limit_s
         end_s = None if limit_s is None else self.now() + limit_s

@@ -1,4 +1,4 @@
-"""Report files are whole or absent, and devices are never renamed over."""
+"""Files are whole or absent, and devices are never renamed over."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from p2prw.engine.whole_file import write_whole
 from p2prw.errors import HostError
-from p2prw.reporters.files import write_whole
 
 
 def test_a_file_is_made_and_replaced(tmp_path):
@@ -20,6 +20,18 @@ def test_a_file_is_made_and_replaced(tmp_path):
         write_whole(str(path), data, "--junit")
         assert path.read_bytes() == data
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_mode_holds_whatever_the_umask_is(tmp_path):
+    path = tmp_path / "ready"
+    old = os.umask(0o077)
+    try:
+        write_whole(str(path), b"x", "--ready-file", mode=0o644)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        write_whole(str(path), b"x", "--junit")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    finally:
+        os.umask(old)
 
 
 def test_what_is_there_stays_where_it_may_not_be_replaced(tmp_path):
@@ -51,12 +63,14 @@ def test_a_device_is_written_into(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["missing/report.xml", "."])
-def test_what_cannot_be_written_is_said(tmp_path, place):
+@pytest.mark.parametrize(("option", "code"), [("--junit", {}), ("--metrics-file", {"code": "metrics_file"})])
+def test_what_cannot_be_written_is_said(tmp_path, place, option, code):
     with pytest.raises(HostError) as caught:
-        write_whole(str(tmp_path / place), b"x", "--junit")
-    assert caught.value.code == "report_file"
+        write_whole(str(tmp_path / place), b"x", option, **code)
+    assert caught.value.code == code.get("code", "report_file")
     assert caught.value.errno in ("ENOENT", "EISDIR")
-    assert caught.value.what.startswith("--junit: cannot write ")
+    assert caught.value.what.startswith(f"{option}: cannot write ") and option in str(caught.value.fix)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
