@@ -8,66 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from p2prw.engine import routes
-from p2prw.engine.memory.base import MappedBuffer, MemorySource
-from p2prw.engine.memory.dm import NicAllocation, NicMemory
+from p2prw.engine.memory.base import MemorySource
+from p2prw.engine.memory.dm import NicMemory
 from p2prw.engine.model import Access, DeviceInfo, Route, RouteAttempt, RouteReport
 from p2prw.engine.p2p_path import PathReason
 from p2prw.engine.providers.base import Device, Registration
 from p2prw.engine.providers.verbs_explain import explain_proof
-from p2prw.engine.topology.verdict import Verdict
 from p2prw.errors import HostError
 
+if TYPE_CHECKING:
+    from p2prw.engine.providers.verbs import VerbsDevice
+
 PAGE_BYTES = 4096
-
-
-class Proven(Protocol):
-    """What came of a proof."""
-
-    @property
-    def ok(self) -> bool:
-        """The route may be taken."""
-
-    @property
-    def wc_status(self) -> str | None:
-        """The failing completion's status."""
-
-    @property
-    def why(self) -> str | None:
-        """What else there is to say."""
-
-
-class RoutedDevice(Protocol):
-    """A device with more than one way to memory: libibverbs."""
-
-    info: DeviceInfo
-
-    def register_by(
-        self,
-        route: Route,
-        kind: str,
-        buffers: Sequence[MappedBuffer],
-        access: Access,
-        *,
-        offset: int = 0,
-        length_bytes: int | None = None,
-        dmabuf: tuple[int, int] | None = None,
-    ) -> Registration:
-        """Register by one route. HostError with errno."""
-
-    def allocate_dm(self, length_bytes: int) -> NicAllocation:
-        """Allocate memory of the device itself."""
-
-    def prove(self, registration: Registration) -> Proven:
-        """Move a few bytes out of it."""
-
-    def odp_keeps_offsets(self) -> bool:
-        """Tell whether ODP reaches bytes inside a page, or whole pages only."""
-
-    def path_to(self, pci_address: str) -> Verdict | None:
-        """Return the kernel's P2PDMA verdict for memory of that function."""
 
 
 class DmabufMemory(Protocol):
@@ -126,7 +81,8 @@ def climb(
         return Reach(preview, staged=False, registration=whole)
     if staged:
         return Reach(preview, staged=True)
-    routed = cast("RoutedDevice", device)
+    # libibverbs alone has more than one way to memory.
+    routed = cast("VerbsDevice", device)
     path = PathReason(routed, memory)
     attempts: list[RouteAttempt] = []
     fixes: list[str] = []
@@ -157,7 +113,7 @@ def climb(
 
 
 def _register(
-    device: RoutedDevice,
+    device: VerbsDevice,
     rung: Route,
     kind: str,
     memory: MemorySource,
@@ -177,7 +133,7 @@ def _register(
 
 
 def _prove(
-    device: RoutedDevice,
+    device: VerbsDevice,
     registration: Registration,
     rung: Route,
     kind: str,

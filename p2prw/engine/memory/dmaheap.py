@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 
 from p2prw.engine.memory.dmabuf import DmabufMemory, check_allocation, map_fresh, page_rounded
-from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor
+from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor, kernel_error
 from p2prw.engine.memory.spec import format_memory_spec
 from p2prw.engine.model import MemorySpec
 from p2prw.engine.topology.sysfs import SysfsRoot
@@ -67,7 +67,7 @@ def _open(spec: MemorySpec, door: KernelDoor, heaps: Path) -> int:
     except OSError as error:
         names = sorted(one.name for one in heaps.iterdir()) if heaps.is_dir() else []
         known = f"heaps here: {', '.join(names)}" if names else f"there is no {heaps}"
-        code, why, fix = {
+        reasons = {
             errno.ENOENT: (
                 "no_heap",
                 f"{known}; it takes CONFIG_DMABUF_HEAPS and a heap (CONFIG_DMABUF_HEAPS_SYSTEM for `system`)",
@@ -77,14 +77,12 @@ def _open(spec: MemorySpec, door: KernelDoor, heaps: Path) -> int:
             ),
             errno.EACCES: ("not_permitted", "heaps are mode 0600, root's", f"sudo, or sudo chmod a+rw {path}"),
             errno.EPERM: ("not_permitted", "the container's device rules forbid it", f"docker run --device {path}"),
-        }.get(error.errno or 0, ("cannot_open", "the kernel gave no other reason", "dmesg | tail"))
-        raise HostError(
-            f"cannot open {path}: {os.strerror(error.errno or 0)}", why=why, fix=fix, code=code, errno=error.errno
-        ) from error
+        }
+        raise kernel_error(f"cannot open {path}", error, reasons) from error
 
 
 def _allocation_error(error: OSError, spec: MemorySpec, size_bytes: int) -> HostError:
-    code, why, fix = {
+    reasons = {
         errno.ENOMEM: (
             "not_enough_memory",
             "the heap has not that much, or it is more than half of this host's memory",
@@ -92,11 +90,6 @@ def _allocation_error(error: OSError, spec: MemorySpec, size_bytes: int) -> Host
         ),
         errno.EINVAL: ("cannot_allocate", "this heap wants other flags or another size", "dmesg | tail"),
         errno.ENOTTY: ("no_heap", f"{spec.arg} is no dma-heap", f"ls -l {HEAPS}"),
-    }.get(error.errno or 0, ("cannot_allocate", "the kernel gave no other reason", "dmesg | tail"))
-    return HostError(
-        f"cannot allocate {format_size(size_bytes)} from heap {spec.arg}: {os.strerror(error.errno or 0)}",
-        why=why,
-        fix=fix,
-        code=code,
-        errno=error.errno,
-    )
+    }
+    what = f"cannot allocate {format_size(size_bytes)} from heap {spec.arg}"
+    return kernel_error(what, error, reasons, code="cannot_allocate")

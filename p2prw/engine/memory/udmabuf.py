@@ -13,7 +13,7 @@ import struct
 from pathlib import Path
 
 from p2prw.engine.memory.dmabuf import DmabufMemory, check_allocation, map_fresh, page_rounded
-from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor
+from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor, kernel_error
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
@@ -80,7 +80,7 @@ def _open(door: KernelDoor) -> int:
     try:
         return door.open(DEVICE, os.O_RDWR)
     except OSError as error:
-        code, why, fix = {
+        reasons = {
             errno.ENOENT: (
                 "no_device",
                 "this kernel has no udmabuf (CONFIG_UDMABUF), or the container hides it",
@@ -88,14 +88,12 @@ def _open(door: KernelDoor) -> int:
             ),
             errno.EACCES: ("not_permitted", "it belongs to root or to group kvm", f"sudo, or sudo chmod a+rw {DEVICE}"),
             errno.EPERM: ("not_permitted", "the container's device rules forbid it", f"docker run --device {DEVICE}"),
-        }.get(error.errno or 0, ("cannot_open", "the kernel gave no other reason", "dmesg | tail"))
-        raise HostError(
-            f"cannot open {DEVICE}: {os.strerror(error.errno or 0)}", why=why, fix=fix, code=code, errno=error.errno
-        ) from error
+        }
+        raise kernel_error(f"cannot open {DEVICE}", error, reasons) from error
 
 
 def _create_error(error: OSError, size_bytes: int) -> HostError:
-    code, why, fix = {
+    reasons = {
         errno.EINVAL: (
             "too_big",
             "it is above the module's size_limit_mb, or this kernel wants other seals on the memfd",
@@ -103,11 +101,5 @@ def _create_error(error: OSError, size_bytes: int) -> HostError:
         ),
         errno.ENOMEM: ("not_enough_memory", "the pages cannot be allocated or pinned", "a smaller size="),
         errno.ENOTTY: ("no_udmabuf", f"{DEVICE} is something else here", f"ls -l {DEVICE}"),
-    }.get(error.errno or 0, ("cannot_allocate", "the kernel gave no other reason", "dmesg | tail"))
-    return HostError(
-        f"cannot make a udmabuf of {format_size(size_bytes)}: {os.strerror(error.errno or 0)}",
-        why=why,
-        fix=fix,
-        code=code,
-        errno=error.errno,
-    )
+    }
+    return kernel_error(f"cannot make a udmabuf of {format_size(size_bytes)}", error, reasons, code="cannot_allocate")

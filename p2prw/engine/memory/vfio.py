@@ -12,7 +12,7 @@ import os
 
 from p2prw.engine.memory.bar import BarMemory, BarRange, find_range
 from p2prw.engine.memory.device_access import DeviceBuffer
-from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor
+from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor, kernel_error
 from p2prw.engine.memory.mapped import close_mapping
 from p2prw.engine.memory.vfio_function import VFIO, Vfio, VfioFunction
 from p2prw.engine.model import MemorySpec, Offer
@@ -150,7 +150,7 @@ def _warnings(spec: MemorySpec, wanted: BarRange, sysfs: SysfsRoot) -> tuple[str
 
 def _export_error(error: OSError, wanted: BarRange) -> HostError:
     name = f"BAR {wanted.bar.index} of {wanted.device.address}"
-    code, why, fix = {
+    reasons = {
         errno.ENOTTY: (
             "no_vfio_dmabuf",
             f"VFIO_DEVICE_FEATURE_DMA_BUF came with Linux 6.19; this is {os.uname().release}",
@@ -169,11 +169,5 @@ def _export_error(error: OSError, wanted: BarRange) -> HostError:
         errno.ENODEV: ("revoked", "its memory decoding is off, it is in reset, or it has no such BAR", "dmesg | tail"),
         errno.EOVERFLOW: ("out_of_range", "the range ends beyond 64 bits", "a smaller size="),
         errno.EPERM: ("not_permitted", "a security module forbids it", "sudo dmesg | tail"),
-    }.get(error.errno or 0, ("no_vfio_dmabuf", "the kernel gave no other reason", "dmesg | tail"))
-    return HostError(
-        f"cannot export {name} as a dma-buf: {os.strerror(error.errno or 0)}",
-        why=why,
-        fix=fix,
-        code=code,
-        errno=error.errno,
-    )
+    }
+    return kernel_error(f"cannot export {name} as a dma-buf", error, reasons, code="no_vfio_dmabuf")

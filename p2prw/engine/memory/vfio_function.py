@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2prw.engine.memory.bar import is_vfio_driver
-from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor
+from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor, Reason, kernel_error
 from p2prw.engine.topology.pci import device_path
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
@@ -173,9 +173,11 @@ class Vfio:
     def _open_group(self, sysfs: SysfsRoot, address: str, name: str, iommu_type: int) -> _Group:
         group = _Group()
         try:
-            container = self._open_file(self._dev / "vfio/vfio", _container_error)
+            file = self._dev / "vfio/vfio"
+            container = self._open_file(file, _container_reasons(file))
             group.descriptors.append(container)
-            descriptor = self._open_file(self._dev / "vfio" / name, _group_error)
+            file = self._dev / "vfio" / name
+            descriptor = self._open_file(file, _group_reasons(file))
             group.descriptors.append(descriptor)
             status = bytearray(_STATUS.pack(_STATUS.size, 0))
             self._step(f"ask the state of IOMMU group {name}", descriptor, GROUP_GET_STATUS, status)
@@ -196,13 +198,11 @@ class Vfio:
         except OSError as error:
             raise _step_error(what, request, error) from error
 
-    def _open_file(self, path: Path, explain: Callable[[Path, int], tuple[str, str, str]]) -> int:
+    def _open_file(self, path: Path, reasons: dict[int, Reason]) -> int:
         try:
             return self._door.open(str(path), os.O_RDWR)
         except OSError as error:
-            code, why, fix = explain(path, error.errno or 0)
-            what = f"cannot open {path}: {os.strerror(error.errno or 0)}"
-            raise HostError(what, why=why, fix=fix, code=code, errno=error.errno) from error
+            raise kernel_error(f"cannot open {path}", error, reasons) from error
 
     # --- the device's own file (Linux 6.6 with CONFIG_VFIO_DEVICE_CDEV)
 
@@ -215,9 +215,10 @@ class Vfio:
         return None
 
     def _open_own(self, path: Path) -> VfioFunction:
-        iommufd = self._open_file(self._dev / "iommu", _container_error)
+        iommu = self._dev / "iommu"
+        iommufd = self._open_file(iommu, _container_reasons(iommu))
         try:
-            descriptor = self._open_file(path, _group_error)
+            descriptor = self._open_file(path, _group_reasons(path))
             try:
                 argument = bytearray(_BIND.pack(_BIND.size, 0, iommufd, 0))
                 self._step(f"bind {path} to an iommufd", descriptor, DEVICE_BIND_IOMMUFD, argument)
@@ -262,15 +263,15 @@ def _not_viable(sysfs: SysfsRoot, address: str, name: str) -> HostError:
     )
 
 
-def _container_error(path: Path, number: int) -> tuple[str, str, str]:
+def _container_reasons(path: Path) -> dict[int, Reason]:
     return {
         errno.ENOENT: ("no_vfio", "the vfio module is not loaded, or the container hides it", "sudo modprobe vfio-pci"),
         errno.EACCES: ("not_permitted", "the file is not yours", f"sudo, or sudo chmod a+rw {path}"),
         errno.EPERM: ("not_permitted", "the container's device rules forbid it", "docker run --device /dev/vfio"),
-    }.get(number, ("cannot_open", "the kernel gave no other reason", "dmesg | tail"))
+    }
 
 
-def _group_error(path: Path, number: int) -> tuple[str, str, str]:
+def _group_reasons(path: Path) -> dict[int, Reason]:
     return {
         errno.ENOENT: ("no_vfio", "the container hides it, or the device was unbound", "docker run --device /dev/vfio"),
         errno.EBUSY: ("vfio_busy", "another process (a virtual machine?) has it open", f"sudo fuser -v {path}"),
@@ -280,27 +281,30 @@ def _group_error(path: Path, number: int) -> tuple[str, str, str]:
             "the container's device rules forbid it, or it is a noiommu group, which needs CAP_SYS_RAWIO",
             "sudo, or docker run --device /dev/vfio",
         ),
-    }.get(number, ("cannot_open", "the kernel gave no other reason", "dmesg | tail"))
+    }
 
 
 def _step_error(what: str, request: int, error: OSError) -> HostError:
-    code, why, fix = {
-        (SET_IOMMU, errno.EPERM): (
-            "unsafe_interrupts",
-            "this IOMMU does not remap interrupts, so the device could forge them",
-            "on a machine of your own: "
-            "echo 1 | sudo tee /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
-        ),
-        (SET_IOMMU, errno.ENODEV): ("no_iommu", "no IOMMU backend is loaded", "sudo modprobe vfio_iommu_type1"),
-        (GROUP_SET_CONTAINER, errno.EPERM): ("not_permitted", "a noiommu group needs CAP_SYS_RAWIO", "sudo"),
-        (DEVICE_BIND_IOMMUFD, errno.EPERM): (
-            "unsafe_interrupts",
-            "this IOMMU does not remap interrupts, so the device could forge them",
-            "on a machine of your own: echo 1 | sudo tee /sys/module/iommufd/parameters/allow_unsafe_interrupts",
-        ),
-        (DEVICE_BIND_IOMMUFD, errno.EBUSY): ("vfio_busy", "another process has it open", "sudo fuser -v /dev/vfio/*"),
-    }.get((request, error.errno or 0), ("cannot_open", "the kernel gave no other reason", "dmesg | tail"))
-    return HostError(f"cannot {what}: {os.strerror(error.errno or 0)}", why=why, fix=fix, code=code, errno=error.errno)
+    every_step: dict[int, dict[int, Reason]] = {
+        SET_IOMMU: {
+            errno.EPERM: _unsafe_interrupts("vfio_iommu_type1"),
+            errno.ENODEV: ("no_iommu", "no IOMMU backend is loaded", "sudo modprobe vfio_iommu_type1"),
+        },
+        GROUP_SET_CONTAINER: {errno.EPERM: ("not_permitted", "a noiommu group needs CAP_SYS_RAWIO", "sudo")},
+        DEVICE_BIND_IOMMUFD: {
+            errno.EPERM: _unsafe_interrupts("iommufd"),
+            errno.EBUSY: ("vfio_busy", "another process has it open", "sudo fuser -v /dev/vfio/*"),
+        },
+    }
+    return kernel_error(f"cannot {what}", error, every_step.get(request, {}))
+
+
+def _unsafe_interrupts(module: str) -> Reason:
+    return (
+        "unsafe_interrupts",
+        "this IOMMU does not remap interrupts, so the device could forge them",
+        f"on a machine of your own: echo 1 | sudo tee /sys/module/{module}/parameters/allow_unsafe_interrupts",
+    )
 
 
 VFIO = Vfio()
