@@ -83,6 +83,16 @@ def test_importing_the_library_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_transfer_of_plain_memory_does_not_load_numpy():
+    """That is a third of what a command takes to start; patterns, device memory and benchmarks load it."""
+    code = (
+        "import sys\nfrom p2prw import api\nwith api.serving({'a': 'host,size=64KiB'}) as address:\n"
+        "    result = api.write(f'{address}/a', 'host,size=64KiB')\nprint(result.exit_code, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0 False"
+
+
 def test_smoke():
     result = api.smoke(seed=7, devices=("soft0",), memories=("host",), preset=Preset.QUICK)
     assert (result.exit_code, result.count("pass"), result.request.seed) == (0, 6, 7)

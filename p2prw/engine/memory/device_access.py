@@ -10,11 +10,13 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, Protocol
-
-import numpy
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from p2prw.engine.memory.mapped import address_of
+
+if TYPE_CHECKING:
+    # Loaded when device memory is opened: host memory and files do without.
+    import numpy
 
 WORD_BYTES = 8
 _FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -67,6 +69,8 @@ class MappedPort:
 
     def __init__(self, mapping: mmap.mmap | memoryview, *, bulk: bool) -> None:
         self._bytes = memoryview(mapping)
+        import numpy
+
         words_bytes = len(self._bytes) // WORD_BYTES * WORD_BYTES
         # An element of a cast view is one memcpy of constant size, which compilers turn into one load or store.
         self._views = {
@@ -87,6 +91,8 @@ class MappedPort:
         """Fill `into` by 8-byte loads; releases the GIL in bulk."""
         first, count = offset // WORD_BYTES, len(into) // WORD_BYTES
         if self._bulk:
+            import numpy
+
             words = self._words[first : first + count]
             target = numpy.frombuffer(into, dtype=numpy.uint64)
             if target.flags.aligned:
@@ -104,6 +110,8 @@ class MappedPort:
         """Store `data` by 8-byte stores; releases the GIL in bulk."""
         first, count = offset // WORD_BYTES, len(data) // WORD_BYTES
         if self._bulk:
+            import numpy
+
             source = numpy.frombuffer(data, dtype=numpy.uint64)
             _copy_strided(source if source.flags.aligned else source.copy(), self._words[first : first + count])
             return

@@ -14,8 +14,6 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy
-
 from p2prw.engine.memory.limits import check_host_memory, check_hugepages, check_numa_node, hugepage_advice
 from p2prw.engine.memory.mapped import MappedMemory, address_of, close_mapping
 from p2prw.engine.memory.spec import HUGEPAGE_BYTES, make_spec, size_option
@@ -25,6 +23,7 @@ from p2prw.errors import HostError, RequestError
 from p2prw.units import format_size
 
 if TYPE_CHECKING:
+    import numpy
     from _typeshed import ReadableBuffer
 
     from p2prw.engine.memory.base import MappedBuffer
@@ -221,6 +220,8 @@ def _touch(mapping: mmap.mmap, spec: MemorySpec) -> None:
         except OSError as error:
             if error.errno == errno.EINVAL:
                 # Linux before 5.14. One byte of each page; the memory is fresh, so writing zero changes nothing.
+                import numpy
+
                 numpy.frombuffer(mapping, dtype=numpy.uint8)[start : start + length : mmap.PAGESIZE] = 0
                 continue
             where = f" on NUMA node {spec.options['numa']}" if "numa" in spec.options else ""
