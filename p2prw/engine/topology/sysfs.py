@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from os import open as open_descriptor
 from pathlib import Path
 
 from p2prw.errors import HostError
@@ -68,8 +69,12 @@ class SysfsRoot:
     def read_bytes(self, relative: str, limit_bytes: int = 65536) -> bytes | None:
         """Return up to `limit_bytes` raw bytes (PCI `config` for one); None where absent or without an answer."""
         try:
-            with open(self._prefix + relative, "rb", buffering=0) as file:  # noqa: PTH123
-                return file.read(limit_bytes)
+            # open() takes twice as long, and the GID table of an rxe device is 1024 files.
+            descriptor = open_descriptor(self._prefix + relative, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.read(descriptor, limit_bytes)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             self._refuse(error, relative)
             return None

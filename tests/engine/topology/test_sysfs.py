@@ -59,7 +59,7 @@ def test_forbidden_is_an_error(sysfs: SysfsRoot, monkeypatch: pytest.MonkeyPatch
         raise PermissionError(13, "Permission denied")
 
     # Root may read everything, so the kernel's answer is played.
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("p2prw.engine.topology.sysfs.open_descriptor", refuse)
     with pytest.raises(HostError) as caught:
         sysfs.read_text("class/net/eth0/mtu")
     assert caught.value.code == "not_permitted"
