@@ -128,22 +128,31 @@ def job_script(parts: Parts, request: BootRequest, shared: Path) -> str:
     }
     lines = ["#!/bin/bash", f"exec >{shlex.quote(str(shared / 'output'))} 2>&1 </dev/null"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
-    scripts = [name for name, wanted in (("rxe.sh", request.rxe), ("peer.sh", request.peer)) if wanted]
-    steps = [f"bash {shlex.quote(str(GUEST_SCRIPTS / name))}" for name in scripts]
+    scripts = [["cached.sh", str(REPOSITORY), *map(str, _unchanging(parts))]]
+    scripts += [[name] for name, wanted in (("rxe.sh", request.rxe), ("peer.sh", request.peer)) if wanted]
+    steps = [shlex.join(["bash", str(GUEST_SCRIPTS / name), *words]) for name, *words in scripts]
     steps += [f"cd {shlex.quote(str(request.workdir))}", shlex.join(request.command)]
     lines += [" && ".join(steps), "code=$?", f"echo $code >{shlex.quote(str(shared / 'exit_code'))}", "sync"]
     return "\n".join([*lines, "exit $code", ""])
+
+
+def _unchanging(parts: Parts) -> list[Path]:
+    """Return the folders that hold the guest's Python."""
+    folders = [parts.guest_python.parents[1], *Path("/usr/lib").glob("python3*"), Path("/usr/lib/x86_64-linux-gnu")]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def vng_command(parts: Parts, request: BootRequest, run: Run) -> list[str]:
     """Return the command that boots the guest (virtme-ng's vng)."""
     options = qemu_options(request.topology, run.files, cpu=request.cpu)
     options += ["-pidfile", str(run.folder / "qemu.pid")]
+    # A second look at the host's files, for cached.sh.
+    options += ["-fsdev", "local,id=lab,path=/,security_model=none,readonly=on,multidevs=remap"]
+    options += ["-device", "virtio-9p-pci,fsdev=lab,mount_tag=p2prw-lab"]
     words = ["vng", "--verbose", "--force-9p", "--disable-microvm", "-r", str(parts.kernel.image)]
     words += [] if request.kvm else ["--disable-kvm"]
     words += ["--memory", request.memory, "--cpus", str(request.cpus)]
-    # The guest may write where the command runs (caches, byte code); what it writes there is gone with it.
-    words += [f"--overlay-rwdir={REPOSITORY}", f"--rwdir={run.shared}"]
+    words += [f"--rwdir={run.shared}"]
     for option in ("mitigations=off", f"module_blacklist={_UNWANTED_MODULES}", *request.topology.kernel):
         words += ["--append", option]
     # vng puts this through a shell.

@@ -12,15 +12,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from p2prw.engine.roce.runs import RunCodec
 
-# Two busy cores: a slow example is no defect, so Hypothesis has no deadline; pytest-timeout bounds a whole test.
-settings.register_profile("p2prw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("thorough", parent=settings.get_profile("p2prw"), max_examples=2000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "p2prw"))
+if os.environ.get("LAB_GUEST") != "1":  # no test there needs it, and loading it under emulation takes seconds
+    from hypothesis import HealthCheck, settings
+
+    # Two busy cores: a slow example is no defect, so Hypothesis has no deadline; pytest-timeout bounds a whole test.
+    settings.register_profile("p2prw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("thorough", parent=settings.get_profile("p2prw"), max_examples=2000)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "p2prw"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -53,6 +53,8 @@ class Guest:
                 "-q",
                 "-p",
                 "no:cacheprovider",
+                "-p",
+                "no:hypothesispytest",
                 "--durations=15",
                 *(["--long"] if long else []),
                 f"@{run.shared / 'selected'}",

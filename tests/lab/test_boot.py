@@ -58,6 +58,7 @@ def test_vng_is_told_of_kernel_files_and_tree(tmp_path) -> None:
     assert "intel_iommu=on" in words
     (options,) = [word.removeprefix("--qemu-opts=") for word in words if word.startswith("--qemu-opts=")]
     assert f"file={run.files}/nvme-a.img,if=none,id=drive-a,format=raw" in shlex.split(options)
+    assert "virtio-9p-pci,fsdev=lab,mount_tag=p2prw-lab" in shlex.split(options), "what cached.sh mounts"
     assert "--disable-kvm" not in vng_command(PARTS, BootRequest(["true"], BARE, kvm=True), run)
 
 
@@ -125,7 +126,7 @@ def test_command_line_errors(tmp_path) -> None:
 
 
 def test_scripts_are_well_formed() -> None:
-    for name in ("run", "fetch", "guest/rxe.sh", "guest/peer.sh", "guest/bin/p2prw"):
+    for name in ("run", "fetch", "guest/cached.sh", "guest/rxe.sh", "guest/peer.sh", "guest/bin/p2prw"):
         path = REPOSITORY / "lab" / name
         assert path.stat().st_mode & 0o111, f"chmod +x lab/{name}"
         subprocess.run(["bash", "-n", str(path)], check=True)
