@@ -20,7 +20,7 @@ from p2prw.engine.providers.verbs_explain import explain_proof
 from p2prw.errors import HostError
 
 if TYPE_CHECKING:
-    from p2prw.engine.providers.verbs import VerbsDevice
+    from p2prw.engine.providers.verbs import VerbsDevice, VerbsRegistration
 
 PAGE_BYTES = 4096
 
@@ -120,9 +120,10 @@ def _register(
     access: Access,
     offset: int,
     length_bytes: int | None,
-) -> Registration:
+) -> VerbsRegistration:
     if rung is Route.DM:
-        return cast("NicMemory", memory).register_on(device, access, offset, length_bytes)
+        registration = cast("NicMemory", memory).register_on(device, access, offset, length_bytes)
+        return cast("VerbsRegistration", registration)
     dmabuf = None
     if rung is Route.DMABUF:
         # The exporter's refusal is its own: nothing reaches the NIC's driver then.
@@ -134,7 +135,7 @@ def _register(
 
 def _prove(
     device: VerbsDevice,
-    registration: Registration,
+    registration: VerbsRegistration,
     rung: Route,
     kind: str,
     memory: MemorySource,
