@@ -20,7 +20,8 @@ from p2prw.engine.providers.verbs_explain import explain_proof
 from p2prw.errors import HostError
 
 if TYPE_CHECKING:
-    from p2prw.engine.providers.verbs import VerbsDevice, VerbsRegistration
+    from p2prw.engine.providers.verbs import VerbsDevice
+    from p2prw.engine.providers.verbs_memory import VerbsRegistration
 
 PAGE_BYTES = 4096
 
