@@ -53,6 +53,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 CLONE_NEWNET = 0x40000000
 LAB = "tests/lab/guest/"
+LONGEST_FIRST = (
+    LAB,
+    "tests/e2e/",
+    "tests/netns/",
+    "tests/test_docs.py",
+    "tests/engine/roce/test_stateful.py",
+    "tests/fuzz/",
+)
+"""What takes most of the time; begun last, one of them would leave the other process without work at the end."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -76,11 +85,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return LAB if nodeid.startswith(LAB) else nodeid.partition("::")[0]
 
+    # In the order of the collection (below), not by how many tests a file has: the longest have few.
+    config.option.loadscopereorder = False
     return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without --long the cases beyond the usual selection are no part of the run (the summary counts them)."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: [not item.nodeid.startswith(prefix) for prefix in LONGEST_FIRST])
     if config.getoption("--long"):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]

@@ -132,6 +132,11 @@ class Flat:
         assert held <= self.most_bytes, f"{held} bytes more"
 
 
+@pytest.fixture(autouse=True)
+def uncovered(no_cover: None) -> None:
+    """Coverage is held by the tests of each part: counting lines here would take as long as the fuzzing."""
+
+
 @pytest.fixture(scope="session")
 def kit(pytestconfig: pytest.Config) -> Kit:
     return Kit(bool(pytestconfig.getoption("--long")))

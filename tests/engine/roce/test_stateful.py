@@ -749,6 +749,7 @@ class Network(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover  # three times as fast; tests of each part hold the coverage
 def test_random_operations_on_a_random_network(codecs: tuple[RunCodec, ...], monkeypatch: Any) -> None:
     monkeypatch.setattr(Network, "codecs", codecs)
     FIRED.clear()

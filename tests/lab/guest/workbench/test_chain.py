@@ -186,6 +186,7 @@ def test_the_command_line_and_its_example(served, folder, nvme, nvme_disk, repos
         ("/dev/nvme1n1", str(nvme_disk("b"))),
         ("10.0.0.1:18515", served),
         ("token_file: token", ""),
+        ("size: 8MiB", "size: 1MiB"),  # 8 MiB move above
     ):
         assert old in text
         text = text.replace(old, new)
