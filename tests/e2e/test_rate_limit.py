@@ -94,6 +94,13 @@ def test_a_measurement_keeps_to_it_whatever_it_is_of(limited, p2prw):
     assert ended()["ended"] == "ok"
 
 
+@pytest.mark.parametrize(("operation", "end"), [("write", "--from"), ("read", "--to")])
+def test_losses_are_no_reason_to_end_a_client(server, p2prw, operation, end):
+    one = server("--region=mem=host,size=4MiB", "--client-rate-limit", "8MB/s", "--inject", "drop=2%,seed=7")
+    run = p2prw(operation, f"{one.address}/mem", end, "host,size=4MiB").ok()
+    held(run.row, 8e6)
+
+
 def test_a_message_that_takes_too_long_under_it_is_said_before_anything_moves(server, p2prw):
     one = server("--region=mem=host,size=4MiB", "--client-rate-limit", "10KB/s")
     error = p2prw("bench", f"{one.address}/mem", "--sizes", "1M").failed(2, "usage")

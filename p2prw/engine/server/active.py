@@ -85,7 +85,8 @@ class ActiveLease:
         self._pingpong: pingpong.Pingpong | None = None
         self._staged_bytes = 0
         """What the client had filled and committed."""
-        self._account: RateAccount | None = None
+        self.account: RateAccount | None = None
+        """The client's, where its rate is limited."""
         self._stack = ExitStack()
         self._stack.callback(opened.close)
         self._stack.callback(queue_pair.close)
@@ -98,7 +99,7 @@ class ActiveLease:
     @property
     def has_steps(self) -> bool:
         """`step` may find something to do; asked in every round for every client."""
-        return (self._ring or self._digest or self._pingpong or self._account) is not None
+        return (self._ring or self._digest or self._pingpong or self.account) is not None
 
     @property
     def moved_bytes(self) -> int | None:
@@ -115,9 +116,9 @@ class ActiveLease:
         return self.device.info.provider == "soft"
 
     def _check_rate(self, now: float) -> None:
-        if self._account is not None:
+        if self.account is not None:
             again_bytes = self.queue_pair.counters.peer_bytes_again
-            self._account.check(self.moved_bytes or 0, again_bytes, now)
+            self.account.check(self.moved_bytes or 0, again_bytes, now)
 
     def make_grant(
         self,
@@ -159,12 +160,12 @@ class ActiveLease:
                 self._stack.callback(reach.registration.close)
                 self._registration = reach.registration
                 segments = tuple(Segment(*segment) for segment in reach.registration.remote_segments())
-        rate, notes = request.client_rate_limit_bytes_per_s, self.memory.warnings if self.region.staged else ()
-        if rate is not None:
-            ring = self._ring
+        rate, notes = None, self.memory.warnings if self.region.staged else ()
+        if self.account is not None:
+            rate, ring = self.account.rate_bytes_per_s, self._ring
             # What is seen there of a NIC's work: slots that were filled, and may not have been read yet.
             ahead_bytes = ring.chunk_bytes * ring.slots if ring is not None and not self._sees_operations else 0
-            self._account = RateAccount(rate, ahead_bytes)
+            self.account.begin_lease(ahead_bytes)
             if RATE_LIMIT not in self.client_can:
                 notes += (_untold(rate),)
         return Grant(

@@ -1,7 +1,7 @@
 """Which addresses may come, and how much one client may have. Pure.
 
 What counts is what is granted: once a client has a key, its READs and WRITEs of the granted range pass the server by,
-as often as it likes until the lease ends.
+as often as it likes until the lease ends. What is moved is counted where it can be seen (`rate.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
+from p2prw.engine.server.rate import RateAccount
 from p2prw.errors import PeerRefusedError
 
 
@@ -35,7 +36,9 @@ class Networks:
 class Allowance:
     """What one client was granted so far, against its limits."""
 
-    def __init__(self, most_bytes: int | None, most_regions: int | None) -> None:
+    def __init__(self, most_bytes: int | None, most_regions: int | None, rate_bytes_per_s: float | None = None) -> None:
+        self.account = RateAccount(rate_bytes_per_s) if rate_bytes_per_s is not None else None
+        """Of what it moves, where that is limited."""
         self.granted_bytes = 0
         self.regions: dict[str, None] = {}
         """Names, in the order they were first granted."""

@@ -70,7 +70,8 @@ class ServedClient:
         self._last_heard_s = now
         self._packets_seen = 0
         self._has_more_to_say = False
-        self._allowance = Allowance(server.request.client_bytes, server.request.client_regions)
+        request = server.request
+        self._allowance = Allowance(request.client_bytes, request.client_regions, request.client_rate_limit_bytes_per_s)
         self._ending = Ending(self.name)
 
     # --- what the loop calls --------------------------------------------------------------------------------
@@ -308,7 +309,7 @@ class ServedClient:
                 queue_pair.set_window(message.window_bytes)
             guard.pop_all()
         active = self.active = ActiveLease(lease, region, opened, length, device, queue_pair)
-        active.client_can = peer.capabilities
+        active.client_can, active.account = peer.capabilities, self._allowance.account
         server.leases.add(lease)
         self._allowance.take(region.name, length)
         self._ending.operations.setdefault(operation.value)

@@ -1,4 +1,4 @@
-"""One lease's account under `--client-rate-limit`: what it moved against what time has allowed it. Pure.
+"""One client's account under `--client-rate-limit`: what it moved against what time has allowed it. Pure.
 
 A client that keeps to the limit posts at most rate x (t + 10 ms) bytes and one work request in any stretch of t
 seconds (`engine/pace.py`). What it posted may come late and all at once, after losses or a stall, so what it did not
@@ -22,17 +22,22 @@ AGAIN = 16
 
 
 class RateAccount:
-    """Fed with cumulative counts from the grant on; its time begins with the first call."""
+    """Of one connection: who ends its lease and takes another has no new burst. Fed with cumulative counts."""
 
-    def __init__(self, rate_bytes_per_s: float, ahead_bytes: int = 0) -> None:
-        """`ahead_bytes`: what is counted before it moves, such as slots that are filled in advance."""
+    def __init__(self, rate_bytes_per_s: float) -> None:
+        """Its time begins with the first `check`."""
         self.rate_bytes_per_s = rate_bytes_per_s
         self._per_s = rate_bytes_per_s * (1 + TOLERANCE)
-        self._burst_bytes = rate_bytes_per_s * BURST_S + BURST_BYTES + ahead_bytes
+        self._burst_bytes = rate_bytes_per_s * BURST_S + BURST_BYTES
         self._since_s = self._last_s = float("-inf")
         self._left_bytes = self._burst_bytes
         self._left_again_bytes = self._burst_bytes * AGAIN
+        self._moved_bytes = self._again_bytes = self._ahead_bytes = 0
+
+    def begin_lease(self, ahead_bytes: int = 0) -> None:
+        """Counts begin at 0 again. `ahead_bytes`: what is counted before it moves, such as slots filled in advance."""
         self._moved_bytes = self._again_bytes = 0
+        self._ahead_bytes = ahead_bytes
 
     def check(self, moved_bytes: int, again_bytes: int, now: float) -> None:
         """Book what was moved since the last call. PeerRefusedError `rate_exceeded` where that is too much."""
@@ -46,8 +51,9 @@ class RateAccount:
         again = again_bytes - self._again_bytes
         self._left_again_bytes = min(self._left_again_bytes + allowed * AGAIN, most * AGAIN) - again
         self._last_s, self._moved_bytes, self._again_bytes = now, moved_bytes, again_bytes
-        if self._left_bytes < 0 or self._left_again_bytes < 0:
-            what = f"{moved_bytes} bytes" if self._left_bytes < 0 else f"{again_bytes} bytes once more"
+        is_too_much = self._left_bytes + self._ahead_bytes < 0
+        if is_too_much or self._left_again_bytes < 0:
+            what = f"{moved_bytes} bytes" if is_too_much else f"{again_bytes} bytes once more"
             raise PeerRefusedError(
                 f"{what} in {now - self._since_s:.1f} s are more than this client may move",
                 why=f"--client-rate-limit is {format_rate(self.rate_bytes_per_s)}; a tenth more, a second of it and "

@@ -45,6 +45,12 @@ def test_bytes() -> None:
     assert code_of(lambda: one.check("b", 1)) == "client_bytes"
 
 
+def test_a_rate_has_its_account() -> None:
+    assert Allowance(None, None).account is None
+    account = Allowance(None, None, 5.0).account
+    assert account is not None and account.rate_bytes_per_s == 5.0
+
+
 def test_regions() -> None:
     one = Allowance(None, 2)
     for region in ("a", "b"):

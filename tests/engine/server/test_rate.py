@@ -24,7 +24,8 @@ def refusal(account: RateAccount, moved: float, now: float, again: float = 0) ->
 
 
 def begun(ahead_bytes: int = 0) -> RateAccount:
-    account = RateAccount(RATE, ahead_bytes)
+    account = RateAccount(RATE)
+    account.begin_lease(ahead_bytes)
     account.check(0, 0, 50.0)
     return account
 
@@ -58,6 +59,18 @@ def test_what_was_not_used_is_kept_for_a_while_only():
 def test_what_is_counted_ahead_is_let_pass():
     assert refusal(begun(4096), BURST + 4096, 50.0) is None
     assert refusal(begun(4096), BURST + 4097, 50.0) is not None
+
+
+def test_a_new_lease_is_no_new_burst():
+    account = begun()
+    assert refusal(account, BURST, 50.0) is None
+    account.begin_lease()
+    assert refusal(account, 1, 50.0) is not None
+    account = begun(4096)
+    assert refusal(account, BURST, 50.0) is None
+    account.begin_lease()
+    assert refusal(account, SECOND, 51.0) is None, "counts begin at 0, what is allowed goes on"
+    assert refusal(account, SECOND + 2, 51.0) is not None
 
 
 def test_what_is_sent_again_has_a_wider_account_of_its_own():

@@ -7,11 +7,13 @@ import os
 import socket
 import stat
 import time
+from dataclasses import replace
 
 import pytest
 
 from p2prw import api
 from p2prw.engine.control.messages import Grant, ListRegions, Open, Regions, Release, Released, Window
+from p2prw.engine.devices import open_device
 from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import PeerAddress, ServedRegion, ServeRequest, Timeouts
 from p2prw.engine.server.server import Server
@@ -264,3 +266,19 @@ def test_open_is_the_clients_word(serve, connect):
     with pytest.raises(PeerRefusedError) as caught:
         client.ask(client.open(), Open)
     assert caught.value.code == "unexpected_message"
+
+
+def test_a_rate_limit_that_a_nic_cannot_hold_is_said_at_the_start(serve, monkeypatch):
+    def open_nic(*wishes, **more):
+        device, reason = open_device(*wishes, **more)
+        device.info = replace(device.info, provider="verbs", name="mlx5_9")
+        return device, reason
+
+    monkeypatch.setattr("p2prw.engine.server.server.open_device", open_nic)
+    said = "--client-rate-limit: mlx5_9 serves READs and WRITEs by itself"
+
+    def warnings(served):
+        return [event.text for event in served.events if event.kind == "warning"]
+
+    assert any(text.startswith(said) for text in warnings(serve(client_rate_limit_bytes_per_s=1e6)))
+    assert not any("--client-rate-limit" in text for text in warnings(serve()))
