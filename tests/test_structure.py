@@ -98,7 +98,6 @@ MOST_LINES = 400
 # Longer than MOST_LINES, with the reason why it is better in one piece and how long it may become.
 LONG: dict[str, tuple[int, str]] = {
     "p2prw/config_settings.py": (480, "the one table of settings: no other list exists"),
-    "p2prw/engine/roce/requester.py": (420, "one state machine over one set of PSNs; its answers are in completer.py"),
     "p2prw/engine/model.py": (600, "the glossary: every noun of the tool in one place, no behaviour"),
 }
 

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from p2prw.engine.roce.runs import RunCodec
 
 # By "has segmentation offload": without it a packet costs four times as much, and so does a window that is lost.
-# Measured on loopback, WRITE with 1 MiB is as fast as with 8, READ needs 2; go-back-N throws a whole window away for
-# each lost packet.
+# Measured on loopback, WRITE with 1 MiB is as fast as with 8 MiB, READ needs 2; go-back-N throws a window away for each
+# lost packet.
 WRITE_WINDOW_BYTES = {True: 2 * 1024 * 1024, False: 512 * 1024}
 READ_WINDOW_BYTES = {True: 2 * 1024 * 1024, False: 256 * 1024}
 GSO_SEGMENTS = 64

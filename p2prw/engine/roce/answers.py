@@ -65,26 +65,27 @@ class AnswerQueue:
     def __init__(self, memory: MemoryTable, max_reads: int) -> None:
         self._memory = memory
         self._max_reads = max_reads
-        self._waiting: list[Answer | ReadSlot] = []
+        self.waiting: list[Answer | ReadSlot] = []
+        """In PSN order; for others to see whether there is anything."""
         self._slots: deque[ReadSlot] = deque()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     @property
     def is_streaming(self) -> bool:
         """READ responses come next; there may be many."""
-        return bool(self._waiting) and isinstance(self._waiting[0], ReadSlot)
+        return bool(self.waiting) and isinstance(self.waiting[0], ReadSlot)
 
     @property
     def takes_read(self) -> bool:
         """A slot is free: one whose responses were all out once may be used again, even if they are asked for anew."""
-        busy = sum(isinstance(item, ReadSlot) and not item.is_answered for item in self._waiting)
+        busy = sum(isinstance(item, ReadSlot) and not item.is_answered for item in self.waiting)
         return busy < self._max_reads
 
     def answer(self, psn: int, syndrome: int, msn: int) -> None:
         """Queue an ACK or NAK; it takes the place of one of its kind that waits with no READ after it."""
-        waiting = self._waiting
+        waiting = self.waiting
         for place in range(len(waiting) - 1, -1, -1):
             item = waiting[place]
             if isinstance(item, ReadSlot):
@@ -96,11 +97,11 @@ class AnswerQueue:
 
     def drop_naks(self) -> None:
         """Forget a NAK that was not sent: what it complains about is over."""
-        self._waiting = [item for item in self._waiting if isinstance(item, ReadSlot) or not item.is_nak]
+        self.waiting = [item for item in self.waiting if isinstance(item, ReadSlot) or not item.is_nak]
 
     def clear(self) -> None:
         """Say nothing more."""
-        self._waiting.clear()
+        self.waiting.clear()
         self._slots.clear()
 
     def read(self, psn: int, reth: Reth, mtu_bytes: int, msn: int) -> int:
@@ -110,9 +111,9 @@ class AnswerQueue:
             # The requester has one READ more than it may, unless it has all of the oldest: a repeated request that
             # still waits (after a timeout that came too soon) crossed the responses on the way.
             oldest = self._slots.popleft()
-            self._waiting = [item for item in self._waiting if item is not oldest]
+            self.waiting = [item for item in self.waiting if item is not oldest]
         self._slots.append(slot)
-        self._waiting.append(slot)
+        self.waiting.append(slot)
         return slot.end_psn
 
     def restart_read(self, psn: int, reth: Reth, mtu_bytes: int) -> int:
@@ -131,39 +132,39 @@ class AnswerQueue:
                 again = min(slot.psn - psn, -(-reth.length_bytes // mtu_bytes)) * mtu_bytes
                 slot.psn = slot.floor_psn = psn
                 slot.starts = True
-                waiting = [item for item in self._waiting if item is not slot]
+                waiting = [item for item in self.waiting if item is not slot]
                 place = 0
                 while place < len(waiting) and waiting[place].psn < psn:
                     place += 1
                 waiting.insert(place, slot)
-                self._waiting = waiting
+                self.waiting = waiting
                 return max(0, min(again, reth.length_bytes))
         return 0
 
     def next_psn(self) -> int:
         """Return the PSN of what comes next."""
-        return self._waiting[0].psn
+        return self.waiting[0].psn
 
     def next_burst(self, connection: Connection) -> Burst:
         """Take off and return what comes next. MemoryFault: the memory of a READ cannot be reached any more."""
-        item = self._waiting[0]
+        item = self.waiting[0]
         if isinstance(item, Answer):
-            del self._waiting[0]
+            del self.waiting[0]
             return connection.single(RcOpcode.ACKNOWLEDGE, item.psn, push_aeth(item.syndrome, item.msn))
         burst = self._small_responses(connection, item) or self._responses(connection, item)
         if item.psn >= item.end_psn:
             item.is_answered = True
-            del self._waiting[0]
+            del self.waiting[0]
         return burst
 
     @property
     def is_answer(self) -> bool:
         """An ACK or NAK comes next."""
-        return bool(self._waiting) and isinstance(self._waiting[0], Answer)
+        return bool(self.waiting) and isinstance(self.waiting[0], Answer)
 
     def next_answer(self) -> tuple[int, bytes]:
         """Take off the ACK or NAK that comes next; return its PSN and its AETH."""
-        item = self._waiting.pop(0)
+        item = self.waiting.pop(0)
         assert isinstance(item, Answer)
         return item.psn, push_aeth(item.syndrome, item.msn)
 
@@ -173,7 +174,7 @@ class AnswerQueue:
         All but the last are taken off; that is the caller's.
         """
         length = first.length_bytes
-        waiting = self._waiting
+        waiting = self.waiting
         if first.end_psn - first.first_psn != 1 or not length or len(waiting) < 2:
             return None
         most = connection.singles_of(length + (-length & 3) + RESPONSE_OVERHEAD_BYTES)

@@ -7,10 +7,10 @@ have. So an answer that lies beyond an incomplete READ means that a response was
 from __future__ import annotations
 
 from p2prw.engine.model import WcStatus
-from p2prw.engine.roce.icrc import Flow
 from p2prw.engine.roce.memory_table import MemoryFault
-from p2prw.engine.roce.opcodes import AETH_BYTES, BTH_BYTES, MIDDLE_OVERHEAD_BYTES, RcOpcode
+from p2prw.engine.roce.opcodes import AETH_BYTES, BTH_BYTES, RcOpcode
 from p2prw.engine.roce.packet import (
+    INFINITE_RNR_RETRY,
     NAK_INVALID_REQUEST,
     NAK_PSN_SEQUENCE,
     NAK_REMOTE_ACCESS,
@@ -18,8 +18,8 @@ from p2prw.engine.roce.packet import (
     RNR_TIMER_MS,
     pull_aeth,
 )
-from p2prw.engine.roce.psn import psn_unwrap
-from p2prw.engine.roce.requester import INFINITE_RNR_RETRY, Requester
+from p2prw.engine.roce.psn import PSN_MASK, psn_unwrap
+from p2prw.engine.roce.requester import Requester
 from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES, responses_in
 from p2prw.engine.roce.work import SendWqe
 
@@ -170,34 +170,30 @@ class Completer:
         count: int,
         prefix: int,
         psn: int,
-        flow: Flow,
-        masked: bytes,
+        seeds: list[int] | None,
         index: int,
-        check: bool,
         now: float,
     ) -> int:
         """Take up to `count` MIDDLE responses at `position`; return how many were taken, 0: use the careful path."""
         requester = self._requester
-        connection = requester.connection
-        psn = psn_unwrap(requester.una_psn, psn)
-        if psn != requester.una_psn or connection is None or not requester.queue:
+        connection, una = requester.connection, requester.una_psn
+        if psn != una & PSN_MASK or connection is None or not requester.queue:
             return 0
         wqe = requester.queue[0]
-        if not wqe.is_read or psn >= requester.max_sent_psn:
+        if not wqe.is_read or una >= requester.max_sent_psn:
             return 0
         mtu = connection.mtu_bytes
-        offset = (psn - wqe.first_psn) * mtu
+        offset = (una - wqe.first_psn) * mtu
         window = wqe.data.plain_window(offset)
         if window is None:
             return 0
         target, start, left = window
         # The packet that ends the READ goes the careful way, so that completion is in one place.
-        count = min(count, left // mtu, requester.max_sent_psn - psn, wqe.end_psn - 1 - psn)
+        count = min(count, left // mtu, requester.max_sent_psn - una, wqe.end_psn - 1 - una)
         if count <= 0:
             return 0
-        seeds = flow.prefixed_seeds(masked, mtu + MIDDLE_OVERHEAD_BYTES, index + count) if check else None
         done, _asked = connection.codec.receive(view, position, count, mtu, prefix, psn, seeds, index, target, start)
         if done:
-            requester.acknowledged(wqe, psn + done)
+            requester.acknowledged(wqe, una + done)
             requester.progress(now)
         return done

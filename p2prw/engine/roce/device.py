@@ -148,15 +148,36 @@ class RoceDevice:
         total = len(view)
         if not 0 < segment_bytes <= total:
             segment_bytes = total
-        check, solve = self.icrc_check != "off", self.icrc_check == "solve"
+        check, solve, queue_pairs = self.icrc_check != "off", self.icrc_check == "solve", self._queue_pairs
         position = index = 0
         while position < total:
             end = min(position + segment_bytes, total)
             if end - position < MIN_PACKET_BYTES:
                 counters.dropped_malformed += 1
                 return  # all packets but the last have the same size, so nothing useful follows
-            word0, word1, word2 = BTH.unpack_from(view, position)
-            queue_pair = self._queue_pairs.get(word1 & 0xFFFFFF)
+            word0, word1, word2 = words = BTH.unpack_from(view, position)
+            queue_pair = queue_pairs.get(word1 & 0xFFFFFF)
+            if queue_pair is not None and (stream := queue_pair.incoming.stream) is not None:
+                count = (total - position) // segment_bytes
+                if (
+                    stream.word0 == word0
+                    and stream.word1 == word1
+                    and stream.segment_bytes == segment_bytes
+                    and stream.source == source
+                    and count
+                    and (stream.seeds is None or (stream.flow.last_id is None and index + count <= len(stream.seeds)))
+                ):
+                    # fast path: a run that goes on where the last one ended
+                    if not queue_pair.is_awake:
+                        self._wake(queue_pair)
+                    taken = stream.receive(
+                        view, position, count, stream.prefix, word2 & PSN_MASK, stream.seeds, index, now
+                    )
+                    if taken:
+                        queue_pair.counters.packets_received += taken
+                        position += taken * segment_bytes
+                        index += taken
+                        continue
             if word0 & 0x000F_FFFF != DEFAULT_PKEY or not TRAITS[word0 >> 24]:
                 counters.dropped_malformed += 1
             elif queue_pair is None:
@@ -173,13 +194,13 @@ class RoceDevice:
                     if opcode in _MIDDLES:
                         if not word0 & 0x0030_0000 and segment_bytes == queue_pair.mtu_bytes + MIDDLE_OVERHEAD_BYTES:
                             # fast path: a run of MIDDLE packets that continues the message in progress
-                            taken = queue_pair.receive_run(
-                                *(opcode, view, position, count, word0 << 32 | word1, word2 & PSN_MASK),
+                            taken = queue_pair.incoming.receive_run(
+                                *(view, position, count, segment_bytes, words, source),
                                 *(flow, index, check, now),
                             )
                     elif opcode in _SINGLES:
                         # fast path: messages of one packet each
-                        taken = queue_pair.receive_singles(
+                        taken = queue_pair.incoming.receive_singles(
                             *(opcode, view, position, count, segment_bytes, word0 << 32 | word1, word2 & PSN_MASK),
                             *(flow, index, check, now),
                         )
@@ -189,7 +210,7 @@ class RoceDevice:
                         continue
                 packet = view[position:end]
                 if not check or flow.check(packet, index, solve=solve):
-                    queue_pair.receive_packet(word0, word2, packet, now)
+                    queue_pair.incoming.receive_packet(word0, word2, packet, now)
                 else:
                     counters.icrc_errors += 1
                     queue_pair.counters.icrc_errors += 1

@@ -52,6 +52,9 @@ NAK_INVALID_REQUEST = 0x61
 NAK_REMOTE_ACCESS = 0x62
 NAK_REMOTE_OPERATION = 0x63
 
+INFINITE_RNR_RETRY = 7
+"""IBTA Vol 1 9.9.2.1.1; for retry_cnt 7 means seven (rxe reads that as for ever too, we never do)."""
+
 RNR_TIMER_MS: tuple[float, ...] = (
     *(655.36, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.32, 0.48, 0.64, 0.96, 1.28, 1.92),
     *(2.56, 3.84, 5.12, 7.68, 10.24, 15.36, 20.48, 30.72, 40.96, 61.44, 81.92, 122.88, 163.84, 245.76, 327.68, 491.52),

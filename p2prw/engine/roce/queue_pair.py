@@ -22,29 +22,21 @@ from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.completer import Completer
 from p2prw.engine.roce.icrc import Flow
+from p2prw.engine.roce.incoming import Incoming
 from p2prw.engine.roce.memory_table import MemoryFault, MemoryTable, ScatterList
 from p2prw.engine.roce.opcodes import (
-    HEADER_BYTES,
-    IS_ACK,
     IS_READ_REQUEST,
-    IS_READ_RESPONSE,
-    IS_REQUEST,
     IS_WRITE,
-    TRAITS,
-    RcOpcode,
 )
-from p2prw.engine.roce.packet import ACK_REQUEST, MAX_MESSAGE_BYTES
+from p2prw.engine.roce.packet import MAX_MESSAGE_BYTES
 from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK, packets_of
 from p2prw.engine.roce.remote import Sources, address_of, check_attributes
 from p2prw.engine.roce.requester import Requester
 from p2prw.engine.roce.responder import Responder
 from p2prw.engine.roce.runs import PURE, RunCodec
-from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES
 from p2prw.engine.roce.spoil import SpoiltList
 from p2prw.engine.roce.state import (
     TAKES_RECEIVES,
-    TAKES_REQUESTS,
-    TAKES_RESPONSES,
     TAKES_SENDS,
     QueuePairState,
     Step,
@@ -53,7 +45,7 @@ from p2prw.engine.roce.state import (
 from p2prw.engine.roce.work import ReceiveWqe, SendWqe
 from p2prw.errors import HostError, LocalProtocolError
 
-_READ = Opcode.RDMA_READ
+_READ, _RTS = Opcode.RDMA_READ, QueuePairState.RTS
 _MOST_SEGMENTS = 128
 """UDP_MAX_SEGMENTS of Linux 6.9 and later; bounds what is remembered for one size of a peer's choosing."""
 
@@ -116,6 +108,7 @@ class RoceQueuePair:
             counters=self.counters,
             fail=self._fail,
         )
+        self.incoming = Incoming(self.responder, self.completer, self.counters)
 
     def __repr__(self) -> str:
         requester = self.requester
@@ -137,9 +130,9 @@ class RoceQueuePair:
                 code="address_family",
             )
         check_attributes(remote)
-        self.state = next_state(self.state, Step.READY_TO_RECEIVE)
+        self._enter(Step.READY_TO_RECEIVE)
         self.remote = remote
-        self.mtu_bytes = min(self.local.mtu_bytes, remote.mtu_bytes)
+        self.mtu_bytes = self.incoming.mtu_bytes = min(self.local.mtu_bytes, remote.mtu_bytes)
         self._sources = Sources(remote, packed, self._local_address, self.local.udp_port)
         flow = Flow((self._local_address, self.local.udp_port), (packed, remote.udp_port))
         destination = (printed, remote.udp_port)
@@ -148,7 +141,7 @@ class RoceQueuePair:
             connection.max_singles = 1
         self.responder.connection = connection
         self.responder.expected_psn = remote.psn
-        self.state = next_state(self.state, Step.READY_TO_SEND)
+        self._enter(Step.READY_TO_SEND)
         self.requester.connection = connection
         self.requester.max_reads = min(self.local.max_rd_atomic, remote.max_dest_rd_atomic)
 
@@ -280,7 +273,7 @@ class RoceQueuePair:
         self.responder.flush()
         self._completions.clear()
         self.responder.completions.clear()
-        self.state = next_state(self.state, Step.FAIL)
+        self._enter(Step.FAIL)
         self._forget(self)
 
     # --- driven by the device ----------------------------------------------------------------------------------
@@ -295,92 +288,19 @@ class RoceQueuePair:
         sources = self._sources
         return sources.flow_from(source) if sources is not None else None
 
-    def receive_run(
-        self,
-        opcode: int,
-        view: memoryview,
-        position: int,
-        count: int,
-        prefix: int,
-        psn: int,
-        flow: Flow,
-        index: int,
-        check: bool,
-        now: float,
-    ) -> int:
-        """Take as many MIDDLE packets of one kind as are in order; the device deals with the next one by itself."""
-        masked = bytes(view[position : position + 4]) + b"\xff" + bytes(view[position + 5 : position + 8])
-        taken = 0
-        if opcode == RcOpcode.WRITE_MIDDLE:
-            if self.state in TAKES_REQUESTS:
-                taken = self.responder.receive_middle_run(
-                    view, position, count, prefix, psn, flow, masked, index, check
-                )
-        elif self.state in TAKES_RESPONSES:
-            taken = self.completer.receive_middle_run(
-                view, position, count, prefix, psn, flow, masked, index, check, now
-            )
-        self.counters.packets_received += taken
-        return taken
-
-    def receive_singles(
-        self,
-        opcode: int,
-        view: memoryview,
-        position: int,
-        count: int,
-        segment_bytes: int,
-        prefix: int,
-        psn: int,
-        flow: Flow,
-        index: int,
-        check: bool,
-        now: float,
-    ) -> int:
-        """Take as many messages of one packet and one size as are in order, in the manner of `receive_run`."""
-        pad_bytes = prefix >> 52 & 3
-        is_write = opcode == RcOpcode.WRITE_ONLY
-        length_bytes = segment_bytes - pad_bytes - (WRITE_OVERHEAD_BYTES if is_write else RESPONSE_OVERHEAD_BYTES)
-        count = min(count, _MOST_SEGMENTS - index)
-        if not 0 < length_bytes <= self.mtu_bytes or pad_bytes != -length_bytes & 3 or count < 1:
-            return 0
-        masked = bytes(view[position : position + 4]) + b"\xff" + bytes(view[position + 5 : position + 8])
-        seeds = flow.prefixed_seeds(masked, segment_bytes, index + count) if check else None
-        run = (view, position, count, length_bytes, prefix, psn, seeds, index)
-        taken = 0
-        if is_write and self.state in TAKES_REQUESTS:
-            taken = self.responder.receive_only_run(*run)
-        elif not is_write and self.state in TAKES_RESPONSES:
-            taken = self.completer.receive_only_run(*run, now)
-        self.counters.packets_received += taken
-        return taken
-
-    def receive_packet(self, word0: int, word2: int, view: memoryview, now: float) -> None:
-        """Take one packet whose P_Key, TVer, source and ICRC were right. Whatever it holds, nothing is raised."""
-        opcode = word0 >> 24
-        traits, header_bytes, pad_bytes = TRAITS[opcode], HEADER_BYTES[opcode], word0 >> 20 & 3
-        if len(view) < header_bytes + pad_bytes + 4:
-            return
-        self.counters.packets_received += 1
-        if traits & IS_REQUEST:
-            if self.state in TAKES_REQUESTS:
-                asks = bool(word2 & ACK_REQUEST)
-                self.responder.receive_request(opcode, traits, view, header_bytes, pad_bytes, word2 & PSN_MASK, asks)
-        elif self.state in TAKES_RESPONSES:
-            if traits & IS_ACK:
-                self.completer.receive_aeth(view, word2 & PSN_MASK, now)
-            elif traits & IS_READ_RESPONSE:
-                self.completer.receive_read_response(opcode, view, pad_bytes, word2 & PSN_MASK, now)
-
     def next_burst(self, now: float) -> Burst | None:
         """Return one burst: ACKs first (the peer's window waits for them), READ responses and requests in turn."""
         responder, burst = self.responder, None
+        if not responder.answers.waiting:
+            # fast path: only requests, if any
+            self._is_requests_turn = False
+            return self.requester.next_burst(now) if self.state is _RTS else None
         self._is_requests_turn = responder.answers.is_streaming and not self._is_requests_turn
-        if self._is_requests_turn and self.state is QueuePairState.RTS:
+        if self._is_requests_turn and self.state is _RTS:
             burst = self.requester.next_burst(now)
         if burst is None and responder.answers:
             burst = responder.next_burst()
-        if burst is None and self.state is QueuePairState.RTS:
+        if burst is None and self.state is _RTS:
             burst = self.requester.next_burst(now)
         return burst
 
@@ -392,8 +312,12 @@ class RoceQueuePair:
         """Run what is due."""
         self.requester.handle_timer(now)
 
+    def _enter(self, step: Step) -> None:
+        self.state = next_state(self.state, step)
+        self.incoming.enter(self.state)
+
     def _fail(self, status: WcStatus = WcStatus.WR_FLUSH_ERR) -> None:
         """Go to ERR: the oldest work request gets `status`, everything else is flushed."""
-        self.state = next_state(self.state, Step.FAIL)
+        self._enter(Step.FAIL)
         self.requester.flush(status)
         self.responder.flush()

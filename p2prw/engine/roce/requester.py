@@ -34,9 +34,6 @@ _ASKS_OF_A_WINDOW = 8
 """An ACK is asked for when this part of the window was sent. A window that shrinks at once to less than that, while
 nothing on the way asks, would wait for the timer; a server's shares shrink in smaller steps."""
 
-INFINITE_RNR_RETRY = 7
-"""IBTA Vol 1 9.9.2.1.1; for retry_cnt 7 means seven (rxe reads that as for ever too, we never do)."""
-
 
 class Requester:
     """Send queue of one queue pair. Driven by `post`, `next_burst`, the completer, and the queue pair's timer."""
@@ -70,7 +67,8 @@ class Requester:
         self.read_window_bytes = DEFAULT_WINDOW_BYTES
         self.max_reads = 1
         self.reads: deque[ReadPiece] = deque()
-        self._posted_bytes = 0
+        self.posted_bytes = 0
+        """WRITE and SEND data posted so far."""
         self._sent_bytes = 0
         self._acked_bytes = 0
         self._asked_bytes = 0
@@ -105,12 +103,7 @@ class Requester:
         self._unsent.append(wqe)
         self.next_psn = wqe.end_psn
         if not wqe.is_read:
-            self._posted_bytes += wqe.length_bytes
-
-    @property
-    def posted_bytes(self) -> int:
-        """WRITE and SEND data posted so far."""
-        return self._posted_bytes
+            self.posted_bytes += wqe.length_bytes
 
     # --- sending ---------------------------------------------------------------------------------------------
 
@@ -125,8 +118,10 @@ class Requester:
         try:
             if wqe.is_read:
                 burst = self._asks(connection, wqe)
-            else:
+            elif wqe.psns == 1:
                 burst = self._small_writes(connection, wqe) or self._message(connection, wqe)
+            else:
+                burst = self._message(connection, wqe)
         except MemoryFault as fault:
             wqe.local_error = WcStatus.LOC_PROT_ERR if fault.is_protection else WcStatus.LOC_QP_OP_ERR
             self.report_local_error()
@@ -142,54 +137,49 @@ class Requester:
 
     def _message(self, connection: Connection, wqe: SendWqe) -> Burst | None:
         """Next burst of a WRITE or SEND: FIRST or ONLY alone, MIDDLEs (and a LAST no longer than they) together."""
-        mtu = connection.mtu_bytes
-        sent = self.send_psn - wqe.first_psn
+        mtu, psn = connection.mtu_bytes, self.send_psn
+        sent = psn - wqe.first_psn
         offset = sent * mtu
         left = wqe.length_bytes - offset
-        packets = self._packets_allowed(min(mtu, left), mtu)
+        packets = self._packets_allowed(mtu if mtu < left else left, mtu)
         if packets <= 0:
             return None
-        is_send = wqe.is_send
-        if sent == 0 or wqe.psns - sent == 1:
-            ends = wqe.psns - sent == 1
-            length = left if ends else mtu
-            opcode, extension = wqe.edge(starts=sent == 0, ends=ends)
+        after = wqe.end_psn - psn - 1
+        if not sent or not after:
+            length = mtu if after else left
+            opcode, extension = wqe.edge(starts=not sent, ends=not after)
             pieces = wqe.data.gather(offset, length)
             # A FIRST that more packets follow at once need not ask; a window that is full must be opened by an ACK.
-            asks = ends or packets == 1
-            burst = connection.single(opcode, self.send_psn, extension, pieces, length, ack_request=asks)
+            burst = connection.single(opcode, psn, extension, pieces, length, ack_request=not after or packets == 1)
             self._sent(wqe, 1)
             return burst
-        middles = min(wqe.psns - sent - 1, connection.max_segments, packets)
+        middles = min(after, connection.max_segments, packets)
         run_bytes = middles * mtu
+        pieces = wqe.data.gather(offset, run_bytes)
+        end_bytes = wqe.start_bytes + offset + run_bytes
+        # A window that is full is opened by an ACK only; before that, every ACK costs both ends as much as a burst.
+        asks = middles == packets or end_bytes - self._asked_bytes >= self.window_bytes // _ASKS_OF_A_WINDOW
         tail_bytes = left - run_bytes
         takes_last = (
-            middles == wqe.psns - sent - 1
+            middles == after
             and middles < connection.max_segments
             and middles < packets
             and tail_bytes + (IMMDT_BYTES if wqe.has_imm else 0) <= mtu
         )
-        opcode = _SEND_MIDDLE if is_send else _WRITE_MIDDLE
-        pieces = wqe.data.gather(offset, run_bytes)
-        tail = wqe.data.gather(offset + run_bytes, tail_bytes) if takes_last else None
-        end_bytes = wqe.start_bytes + offset + run_bytes
-        # A window that is full is opened by an ACK only; before that, every ACK costs both ends as much as a burst.
-        asks = middles == packets or end_bytes - self._asked_bytes >= self.window_bytes // _ASKS_OF_A_WINDOW
         if asks or takes_last:
             self._asked_bytes = end_bytes
-        buffers = connection.middle_run(opcode, self.send_psn, pieces, middles, ack_last=asks and tail is None)
+        middle = _SEND_MIDDLE if wqe.is_send else _WRITE_MIDDLE
+        buffers = connection.middle_run(middle, psn, pieces, middles, ack_last=asks and not takes_last)
         total, count = middles * connection.segment_bytes, middles
-        if tail is not None:
+        if takes_last:
             opcode, extension = wqe.edge(starts=False, ends=True)
+            tail = wqe.data.gather(offset + run_bytes, tail_bytes)
             more, size = connection.packet(
-                opcode, self.send_psn + middles, extension, tail, tail_bytes, ack_request=True, index=middles
+                opcode, psn + middles, extension, tail, tail_bytes, ack_request=True, index=middles
             )
-            buffers += more
-            total += size
-            count += 1
+            buffers, total, count = buffers + more, total + size, count + 1
         self._sent(wqe, count)
-        segment = connection.segment_bytes if count > 1 else total
-        return Burst(buffers, segment, total, connection.destination, count)
+        return Burst(buffers, min(connection.segment_bytes, total), total, connection.destination, count)
 
     def _small_writes(self, connection: Connection, first: SendWqe) -> Burst | None:
         """Next burst where several WRITEs of one packet and one length come next; None: too few for that.
@@ -197,7 +187,7 @@ class Requester:
         Only the last asks for an ACK, which speaks for all.
         """
         length = first.length_bytes
-        if first.psns != 1 or not length or len(self._unsent) < 2 or connection.max_singles < 2:
+        if not length or len(self._unsent) < 2 or connection.max_singles < 2:
             return None
         most = self._packets_allowed(length, length)
         most = min(most, connection.singles_of(length + (-length & 3) + WRITE_OVERHEAD_BYTES))
@@ -286,16 +276,17 @@ class Requester:
 
     def _sent(self, wqe: SendWqe, psns: int, packets: int | None = None) -> None:
         packets = psns if packets is None else packets
-        if self.send_psn < self.max_sent_psn:
-            self.counters.retransmitted_packets += min(packets, self.max_sent_psn - self.send_psn)
+        psn, most = self.send_psn, self.max_sent_psn
+        if psn < most:
+            self.counters.retransmitted_packets += min(packets, most - psn)
         self.counters.packets_sent += packets
-        self.send_psn += psns
-        self.max_sent_psn = max(self.max_sent_psn, self.send_psn)
+        self.send_psn = psn = psn + psns
+        self.max_sent_psn = most if psn < most else psn
         if not wqe.is_read:
-            mtu = self.connection.mtu_bytes if self.connection else 1
-            done = min((self.send_psn - wqe.first_psn) * mtu, wqe.length_bytes)
-            self._sent_bytes = wqe.start_bytes + done
-        if self.send_psn >= wqe.end_psn:
+            done = (psn - wqe.first_psn) * (self.connection.mtu_bytes if self.connection else 1)
+            length = wqe.length_bytes
+            self._sent_bytes = wqe.start_bytes + (done if done < length else length)
+        if psn >= wqe.end_psn:
             self._unsent.popleft()
 
     # --- what the completer and timers do to the queue ---------------------------------------------------------

@@ -15,7 +15,6 @@ from p2prw.engine.model import Access, Completion, Opcode, WcStatus
 from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.roce.answers import AnswerQueue
 from p2prw.engine.roce.burst import Burst, Connection
-from p2prw.engine.roce.icrc import Flow
 from p2prw.engine.roce.memory_table import MemoryFault, MemoryRegion, MemoryTable
 from p2prw.engine.roce.opcodes import (
     BTH_BYTES,
@@ -23,7 +22,6 @@ from p2prw.engine.roce.opcodes import (
     IS_READ_REQUEST,
     IS_SEND,
     IS_WRITE,
-    MIDDLE_OVERHEAD_BYTES,
     RETH_BYTES,
     STARTS,
     UNSUPPORTED,
@@ -41,7 +39,7 @@ from p2prw.engine.roce.packet import (
     pull_immdt,
     pull_reth,
 )
-from p2prw.engine.roce.psn import psn_unwrap
+from p2prw.engine.roce.psn import PSN_MASK, psn_unwrap
 from p2prw.engine.roce.runs import Buffer
 from p2prw.engine.roce.singles import receive_writes
 from p2prw.engine.roce.work import ReceiveWqe
@@ -247,16 +245,15 @@ class Responder:
         count: int,
         prefix: int,
         psn: int,
-        flow: Flow,
-        masked: bytes,
+        seeds: list[int] | None,
         index: int,
-        check: bool,
+        _now: float,
     ) -> int:
         """Take up to `count` WRITE MIDDLEs at `position`; return how many were taken, 0: use the careful path."""
         connection = self.connection
         if self._kind != IS_WRITE or self._nak_sent or connection is None or self.refused_traits & IS_WRITE:
             return 0
-        if psn_unwrap(self.expected_psn, psn) != self.expected_psn:
+        if psn != self.expected_psn & PSN_MASK:
             return 0
         mtu = connection.mtu_bytes
         left = self._length - self._done
@@ -265,10 +262,11 @@ class Responder:
         if region is None or region.view is None:
             return 0
         # A MIDDLE leaves at least one byte for the LAST.
-        count = min(count, (left - 1) // mtu)
-        if count <= 0:
-            return 0
-        seeds = flow.prefixed_seeds(masked, mtu + MIDDLE_OVERHEAD_BYTES, index + count) if check else None
+        middles = (left - 1) // mtu
+        if middles < count:
+            if not middles:
+                return 0
+            count = middles
         done, asked = connection.codec.receive(
             view, position, count, mtu, prefix, psn, seeds, index, region.view, address - region.address
         )

@@ -157,7 +157,7 @@ def test_queue_pair_close_twice(connect: Connect) -> None:
     assert pair.client.next_timer_s() is None
 
 
-@pytest.mark.parametrize(("gso", "write_window", "read_window"), [(True, 2 << 20, 1 << 20), (False, 1 << 19, 1 << 18)])
+@pytest.mark.parametrize(("gso", "write_window", "read_window"), [(True, 2 << 20, 2 << 20), (False, 1 << 19, 1 << 18)])
 def test_windows_are_what_a_loss_may_cost(connect: Connect, gso: bool, write_window: int, read_window: int) -> None:
     pair = connect(gso=gso)
     requester = pair.client.core._queue_pairs[pair.queue.local.qpn].requester

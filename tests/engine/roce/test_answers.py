@@ -16,7 +16,7 @@ def queue(max_reads=2):
 
 
 def state(answers):
-    return [(item.psn, getattr(item, "syndrome", "read")) for item in answers._waiting]
+    return [(item.psn, getattr(item, "syndrome", "read")) for item in answers.waiting]
 
 
 def test_a_run_of_acks_becomes_one_but_not_across_a_read():
@@ -54,9 +54,9 @@ def test_slots():
 def test_the_oldest_read_is_forgotten_when_its_slot_is_needed():
     answers = queue(max_reads=1)
     answers.read(1, RETH, 256, 1)
-    answers._waiting.clear()
+    answers.waiting.clear()
     answers.read(4, RETH, 256, 2)
-    answers._waiting.clear()
+    answers.waiting.clear()
     assert answers.restart_read(1, RETH, 256) == 0
     assert len(answers) == 0
     assert answers.restart_read(4, RETH, 256) == 0, "nothing of it was sent yet"

@@ -99,14 +99,19 @@ def spy(end, original, taken):
 
 def test_the_fast_paths_are_taken(connected_devices, monkeypatch):
     taken: list = []
+    looked: list = []
     link = connected_devices()
+    for half in (link.a.queue_pair.completer, link.b.queue_pair.responder):
+        monkeypatch.setattr(half, "receive_middle_run", spy(half, half.receive_middle_run, taken))
     for end in (link.a, link.b):
-        monkeypatch.setattr(end.queue_pair, "receive_run", spy(end, end.queue_pair.receive_run, taken))
+        incoming = end.queue_pair.incoming
+        monkeypatch.setattr(incoming, "receive_run", spy(end, incoming.receive_run, looked))
     link.write(1, 0, 100 * 4096)
     link.read(2, 0, 100 * 4096)
     link.settle()
-    assert sum(n for end, n in taken if end is link.b) == 98
-    assert sum(n for end, n in taken if end is link.a) == 98
+    for half in (link.a.queue_pair.completer, link.b.queue_pair.responder):
+        assert sum(n for at, n in taken if at is half) == 98
+    assert [end for end, n in looked if n] == [link.b, link.a], "only the first burst of each is taken apart"
 
 
 def exchange(link, seed):

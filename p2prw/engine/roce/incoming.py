@@ -1,0 +1,147 @@
+"""What arrives at one queue pair: single packets, and runs of them, given to the half of it that they are for.
+
+Everything here is of a packet whose source was found good; of a run, the ICRC is checked on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from p2prw.engine.providers.base import QueuePairCounters
+from p2prw.engine.roce.completer import Completer
+from p2prw.engine.roce.icrc import Flow
+from p2prw.engine.roce.opcodes import HEADER_BYTES, IS_ACK, IS_READ_RESPONSE, IS_REQUEST, TRAITS, RcOpcode
+from p2prw.engine.roce.packet import ACK_REQUEST
+from p2prw.engine.roce.psn import PSN_MASK
+from p2prw.engine.roce.responder import Responder
+from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES
+from p2prw.engine.roce.state import TAKES_REQUESTS, TAKES_RESPONSES, QueuePairState
+
+_MOST_SEGMENTS = 128
+"""UDP_MAX_SEGMENTS of Linux 6.9 and later; bounds what is remembered for one size of a peer's choosing."""
+
+
+class Stream:
+    """MIDDLE packets of one kind from one place, found good once; the next burst of it is compared, not taken apart."""
+
+    __slots__ = ("flow", "prefix", "receive", "seeds", "segment_bytes", "source", "word0", "word1")
+
+    def __init__(
+        self,
+        word0: int,
+        word1: int,
+        segment_bytes: int,
+        source: tuple[str, int],
+        flow: Flow,
+        seeds: list[int] | None,
+        prefix: int,
+        receive: Callable[[memoryview, int, int, int, int, list[int] | None, int, float], int],
+    ) -> None:
+        self.word0 = word0
+        self.word1 = word1
+        self.segment_bytes = segment_bytes
+        self.source = source
+        self.flow = flow
+        self.seeds = seeds
+        self.prefix = prefix
+        self.receive = receive
+
+
+class Incoming:
+    """Driven by the device with packets, by the queue pair with its state."""
+
+    def __init__(self, responder: Responder, completer: Completer, counters: QueuePairCounters) -> None:
+        self._responder = responder
+        self._completer = completer
+        self._counters = counters
+        self._state = QueuePairState.INIT
+        self.mtu_bytes = 0
+        self.stream: Stream | None = None
+        """Where the last run came from: while it goes on, the device only compares."""
+
+    def enter(self, state: QueuePairState) -> None:
+        """Go by another state from here on."""
+        self._state = state
+        self.stream = None
+
+    def receive_run(
+        self,
+        view: memoryview,
+        position: int,
+        count: int,
+        segment_bytes: int,
+        words: tuple[int, int, int],
+        source: tuple[str, int],
+        flow: Flow,
+        index: int,
+        check: bool,
+        now: float,
+    ) -> int:
+        """Take as many MIDDLE packets of one kind as are in order; the device deals with the next one by itself.
+
+        `words` are the three of the BTH.
+        """
+        word0, word1, word2 = words
+        is_write = word0 >> 24 == RcOpcode.WRITE_MIDDLE
+        if self._state not in (TAKES_REQUESTS if is_write else TAKES_RESPONSES):
+            return 0
+        seeds = None
+        if check:
+            masked = bytes(view[position : position + 4]) + b"\xff" + bytes(view[position + 5 : position + 8])
+            seeds = flow.prefixed_seeds(masked, segment_bytes, index + count)
+        receive = self._responder.receive_middle_run if is_write else self._completer.receive_middle_run
+        prefix = word0 << 32 | word1
+        taken = receive(view, position, count, prefix, word2 & PSN_MASK, seeds, index, now)
+        if taken:
+            self.stream = Stream(word0, word1, segment_bytes, source, flow, seeds, prefix, receive)
+        self._counters.packets_received += taken
+        return taken
+
+    def receive_singles(
+        self,
+        opcode: int,
+        view: memoryview,
+        position: int,
+        count: int,
+        segment_bytes: int,
+        prefix: int,
+        psn: int,
+        flow: Flow,
+        index: int,
+        check: bool,
+        now: float,
+    ) -> int:
+        """Take as many messages of one packet and one size as are in order, in the manner of `receive_run`."""
+        pad_bytes = prefix >> 52 & 3
+        is_write = opcode == RcOpcode.WRITE_ONLY
+        length_bytes = segment_bytes - pad_bytes - (WRITE_OVERHEAD_BYTES if is_write else RESPONSE_OVERHEAD_BYTES)
+        count = min(count, _MOST_SEGMENTS - index)
+        if not 0 < length_bytes <= self.mtu_bytes or pad_bytes != -length_bytes & 3 or count < 1:
+            return 0
+        masked = bytes(view[position : position + 4]) + b"\xff" + bytes(view[position + 5 : position + 8])
+        seeds = flow.prefixed_seeds(masked, segment_bytes, index + count) if check else None
+        run = (view, position, count, length_bytes, prefix, psn, seeds, index)
+        taken = 0
+        if is_write and self._state in TAKES_REQUESTS:
+            taken = self._responder.receive_only_run(*run)
+        elif not is_write and self._state in TAKES_RESPONSES:
+            taken = self._completer.receive_only_run(*run, now)
+        self._counters.packets_received += taken
+        return taken
+
+    def receive_packet(self, word0: int, word2: int, view: memoryview, now: float) -> None:
+        """Take one packet whose P_Key, TVer, source and ICRC were right. Whatever it holds, nothing is raised."""
+        opcode = word0 >> 24
+        traits, header_bytes, pad_bytes = TRAITS[opcode], HEADER_BYTES[opcode], word0 >> 20 & 3
+        if len(view) < header_bytes + pad_bytes + 4:
+            return
+        self._counters.packets_received += 1
+        if traits & IS_REQUEST:
+            if self._state in TAKES_REQUESTS:
+                asks = bool(word2 & ACK_REQUEST)
+                self._responder.receive_request(opcode, traits, view, header_bytes, pad_bytes, word2 & PSN_MASK, asks)
+        elif self._state in TAKES_RESPONSES:
+            if traits & IS_ACK:
+                self._completer.receive_aeth(view, word2 & PSN_MASK, now)
+            elif traits & IS_READ_RESPONSE:
+                self._completer.receive_read_response(opcode, view, pad_bytes, word2 & PSN_MASK, now)
