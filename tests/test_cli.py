@@ -141,7 +141,7 @@ def test_second_signal_leaves_at_once_with_a_document(number, code):
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)  # this engine never looks at its stop request
         process.send_signal(number)
-        stdout, _ = process.communicate(timeout=20)
+        stdout, _ = process.communicate(timeout=60)
     document = json.loads(stdout)
     Draft202012Validator(load_schema()).validate(document)
     assert (process.returncode, document["exit_code"], document["status"]) == (code, code, "interrupted")
@@ -150,7 +150,7 @@ def test_second_signal_leaves_at_once_with_a_document(number, code):
 def test_a_command_that_watches_no_stop_request_ends_at_the_first_signal():
     with start("regions", "h", "--json") as process:
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=20)
+        stdout, stderr = process.communicate(timeout=60)
     document = json.loads(stdout)
     assert (process.returncode, document["status"]) == (130, "interrupted")
     assert "Error: interrupted" in stderr

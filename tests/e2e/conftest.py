@@ -23,7 +23,7 @@ from jsonschema import Draft202012Validator
 
 from p2prw.schema import load_schema
 
-READY_S = 30.0
+READY_S = 60.0
 CLIENT_S = 120.0
 VALIDATOR = Draft202012Validator(load_schema())
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,7 +196,7 @@ class Running:
         """Signal it while it runs and wait for its end."""
         assert self.process.poll() is None, f"it ended before it could be interrupted: {self.finish()}"
         self.process.send_signal(number)
-        return self.finish(30)
+        return self.finish(60)
 
     def end(self) -> None:
         """Kill what still runs; for teardown."""
@@ -298,7 +298,7 @@ class ServerProcess:
     def log(self) -> str:
         return "".join(self.lines)
 
-    def wait_for_line(self, text: str, deadline_s: float = 20.0, after: int = 0) -> None:
+    def wait_for_line(self, text: str, deadline_s: float = 60.0, after: int = 0) -> None:
         """Wait until a line of stderr (from line `after` on) holds `text`."""
         wait_until(
             lambda: any(text in line for line in self.lines[after:]) or self.process.poll() is not None,
@@ -323,12 +323,12 @@ class ServerProcess:
         held: dict[str, int] = json.loads(self.probe_path.read_text())
         return held
 
-    def join(self, deadline_s: float = 20.0) -> int:
+    def join(self, deadline_s: float = 60.0) -> int:
         """Wait for its own end."""
         if self.code is None:
             self.process.wait(deadline_s)
             assert self._reader is not None and self.process.stdout is not None
-            self._reader.join(10)
+            self._reader.join(30)
             self.stdout = self.process.stdout.read()
             self.process.stdout.close()
             if self.process.stderr:

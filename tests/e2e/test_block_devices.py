@@ -37,7 +37,7 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., str]]:
 
     yield make
     for device in made:
-        subprocess.run(["losetup", "-d", device], check=False, timeout=20)
+        subprocess.run(["losetup", "-d", device], check=False, timeout=60)
 
 
 def content_of(device: str) -> bytes:

@@ -55,7 +55,7 @@ class Intruder:
         return os.pread(self.file.fileno(), size, self.start + offset)
 
     def wait_for(self, offset: int, data: bytes) -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while self.read(offset, len(data)) != data:
             assert time.monotonic() < end, "the transfer never came to this place"
             time.sleep(0.002)

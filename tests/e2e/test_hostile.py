@@ -77,7 +77,7 @@ class Served:
         return bytes(buffer.load(0, LENGTH))
 
     def wait_for(self, kind: str, count: int = 1) -> ServeEvent:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while len(found := [event for event in list(self.events) if event.kind == kind]) < count:
             assert time.monotonic() < end, f"no {kind} event {count}: {self.events}"
             time.sleep(0.005)
@@ -85,7 +85,7 @@ class Served:
 
     def close(self) -> None:
         self.stop.set()
-        self.thread.join(10)
+        self.thread.join(30)
         self.server.close()
 
 
@@ -120,7 +120,7 @@ class Peer:
         )
         info = attributes_to_wire(self.pair.local)
         self.channel.send(Open(region="mem", offset=offset, length=length, op=operation, queue_pair=info))
-        grant = self.channel.expect(Grant, deadline_s=5, name="the grant")
+        grant = self.channel.expect(Grant, deadline_s=30, name="the grant")
         assert isinstance(grant, Grant)
         self.grant = grant
         self.far = attributes_from_wire(grant.queue_pair)
@@ -278,7 +278,7 @@ def test_each_client_has_its_own_key_and_it_ends_with_the_lease(serve, join):
     (ours,), (theirs,) = first.grant.segments, second.grant.segments
     assert ours.rkey != theirs.rkey and ours.address != theirs.address and first.far.qpn != second.far.qpn
     first.channel.send(Release(first.grant.lease, keep=True))
-    while not isinstance(first.channel.expect(Released, Window, deadline_s=5, name="the release"), Released):
+    while not isinstance(first.channel.expect(Released, Window, deadline_s=30, name="the release"), Released):
         pass
     assert first.send(first.packet()) is None, "its queue pair is gone"
     assert second.run(second.packet(rkey=ours.rkey, skip=ours.address - theirs.address)) is WcStatus.REM_ACCESS_ERR
@@ -334,19 +334,19 @@ def test_the_limits_hold_over_all_leases_of_a_connection(serve):
     served = serve(client_regions=1, client_bytes=8192)
     row = gids.to_wire([GidEntry(0, gids.address_to_gid("127.0.0.1"), "rocev2")])
     with Channel(socket.create_connection((served.address.host, served.address.port))) as channel:
-        channel.run_handshake(ClientHandshake(nonce=secrets.token_hex(32), gid_table=row), deadline_s=5)
+        channel.run_handshake(ClientHandshake(nonce=secrets.token_hex(32), gid_table=row), deadline_s=30)
         core = RoceDevice("127.0.0.1", 4799, port_mtu_bytes=1024, random_bits=secrets.randbits)
         info = attributes_to_wire(core.create_queue_pair(QueuePairOptions()).local)
 
         def ask(region: str, length: int) -> str:
             channel.send(Open(region=region, offset=0, length=length, op="write", queue_pair=info))
             try:
-                grant = channel.expect(Grant, deadline_s=5, name="the grant")
+                grant = channel.expect(Grant, deadline_s=30, name="the grant")
             except PeerRefusedError as refusal:
                 return refusal.code
             assert isinstance(grant, Grant)
             channel.send(Release(grant.lease, keep=True))
-            channel.expect(Released, deadline_s=5, name="the release")
+            channel.expect(Released, deadline_s=30, name="the release")
             return "granted"
 
         assert ask("mem", 4096) == "granted"

@@ -70,7 +70,7 @@ def test_no_server(p2prw, tmp_path, free_port):
 def test_a_server_that_comes_late_is_waited_for(server, p2prw, free_port):
     running = p2prw.start("write", f"127.0.0.1:{free_port}/a", "--from", "host,size=64KiB", "--connect-retry", "20s")
     server("--region=a=host,size=64KiB", listen=f"127.0.0.1:{free_port}")
-    running.finish(30).ok()
+    running.finish(60).ok()
 
 
 def test_a_name_that_no_resolver_knows(p2prw):

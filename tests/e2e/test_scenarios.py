@@ -200,7 +200,7 @@ def test_a_signal(p2prw, tmp_path, until, number):
 def test_kill_9_leaves_no_server(p2prw, tmp_path, until):
     running, children = begin_slow(p2prw, tmp_path, until)
     running.process.kill()
-    running.process.communicate(timeout=10)
+    running.process.communicate(timeout=30)
     until(lambda: not any(map(is_alive, children)), 30, "the end of all children")
 
 

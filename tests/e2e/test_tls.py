@@ -109,7 +109,7 @@ def relay(
     try:
         yield f"{host}:{port}", heard
     finally:
-        first.join(10)
+        first.join(30)
         for one in opened:
             try:
                 one.shutdown(socket.SHUT_RDWR)
@@ -117,7 +117,7 @@ def relay(
                 pass
             one.close()
         for thread in threads:
-            thread.join(10)
+            thread.join(30)
         listener.close()
 
 
@@ -207,7 +207,7 @@ def test_half_a_record_meets_the_deadline_and_holds_nobody_up(served, trust):
         idle[2].sendall(first)
         assert write(served, trust).exit_code == 0
         for one in idle:
-            one.settimeout(10)
+            one.settimeout(30)
             try:
                 while one.recv(65536):
                     pass
@@ -231,7 +231,7 @@ def test_half_a_record_of_a_server_meets_the_clients_deadline(trust):
         thread.start()
         host, port = listener.getsockname()
         result = write(f"{host}:{port}", trust)
-        thread.join(10)
+        thread.join(30)
         kept[0].close()
     assert result.exit_code == 1 and result.error is not None and result.error.code == "deadline"
 
@@ -265,7 +265,7 @@ def test_a_server_that_speaks_neither(trust):
         thread.start()
         host, port = listener.getsockname()
         refused(write(f"{host}:{port}", trust), "not_p2prw")
-        thread.join(10)
+        thread.join(30)
 
 
 def test_the_command_line(server, p2prw, certificates):

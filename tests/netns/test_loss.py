@@ -43,7 +43,7 @@ class End:
     def hear(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, f"the worker ended with {self.process.wait(10)}"
+        assert line, f"the worker ended with {self.process.wait(30)}"
         heard: dict[str, Any] = json.loads(line)
         return heard
 
@@ -53,7 +53,7 @@ class End:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=30)
 
 
 def transfer(names: list[str], devices: tuple[str, str], operation: str, gso: bool) -> list[dict[str, Any]]:

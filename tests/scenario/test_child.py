@@ -62,7 +62,7 @@ def test_waiting_has_a_deadline_and_ending_leaves_nothing(environ, tmp_path):
     children = [Child((*SERVE, "--ready-file", str(tmp_path / name)), environ) for name in ("a", "b")]
     started = time.monotonic()
     wait_any(children, 0.2)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     for name in ("a", "b"):
         wait_for(tmp_path / name)
     end_all(children, 20)
@@ -92,8 +92,8 @@ def test_children_die_with_us(environ, tmp_path, number):
         assert is_alive(pid)
     finally:
         os.kill(parent.pid, number)
-        parent.wait(10)
-    end = time.monotonic() + 20
+        parent.wait(30)
+    end = time.monotonic() + 60
     while is_alive(pid):
         assert time.monotonic() < end, "the server lives on"
         time.sleep(0.05)

@@ -77,7 +77,7 @@ def test_a_server_that_starts_late_is_found() -> None:
     timer.start()
     start = time.monotonic()
     connect_socket(PeerAddress("127.0.0.1", port), 10.0).close()
-    assert 0.2 < time.monotonic() - start < 5.0
+    assert 0.2 < time.monotonic() - start < 20.0
     timer.join()
     servers[0].close()
 
@@ -229,7 +229,7 @@ def test_a_stop_request_ends_the_attempts(moment_s: float) -> None:
     start = time.monotonic()
     with pytest.raises(InterruptedTransfer) as caught:
         connect_socket(PeerAddress("127.0.0.1", free_port()), 30.0, stop=stop)
-    assert time.monotonic() - start < 5.0
+    assert time.monotonic() - start < 20.0
     assert caught.value.exit_code == 130
     timer.join()
 

@@ -77,14 +77,14 @@ def loop_device(tmp_path: Path) -> Iterator[str]:
     backing = tmp_path / "backing"
     backing.write_bytes(b"\xee" * MIB)
     try:
-        made = subprocess.run(["losetup", "--show", "-f", str(backing)], capture_output=True, text=True, timeout=20)
+        made = subprocess.run(["losetup", "--show", "-f", str(backing)], capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
         pytest.skip("there is no losetup")
     if made.returncode:
         pytest.skip(f"cannot make a loop device: {made.stderr.strip()}")
     device = made.stdout.strip()
     yield device
-    subprocess.run(["losetup", "-d", device], check=True, timeout=20)
+    subprocess.run(["losetup", "-d", device], check=True, timeout=60)
 
 
 def test_written_in_place(loop_device: str) -> None:
@@ -147,8 +147,8 @@ def test_a_mounted_device(loop_device: str, tmp_path: Path) -> None:
     directory = tmp_path / "mounted"
     directory.mkdir()
     try:
-        subprocess.run(["mkfs.ext4", "-q", loop_device], check=True, capture_output=True, timeout=20)
-        subprocess.run(["mount", loop_device, str(directory)], check=True, capture_output=True, timeout=20)
+        subprocess.run(["mkfs.ext4", "-q", loop_device], check=True, capture_output=True, timeout=60)
+        subprocess.run(["mount", loop_device, str(directory)], check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"cannot make and mount a file system here: {error}")
     try:
@@ -157,7 +157,7 @@ def test_a_mounted_device(loop_device: str, tmp_path: Path) -> None:
         assert caught.value.code == "mounted"
         assert f"mounted on {directory}" in caught.value.what
     finally:
-        subprocess.run(["umount", str(directory)], check=True, timeout=20)
+        subprocess.run(["umount", str(directory)], check=True, timeout=60)
 
 
 def test_a_missing_device(tmp_path: Path) -> None:

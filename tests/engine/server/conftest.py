@@ -63,7 +63,7 @@ class Client:
             row = gids.to_wire([GidEntry(0, gid, "rocev2")])
             handshake = ClientHandshake(nonce=secrets.token_hex(32), gid_table=row, udp_port=4791)
             try:
-                self.channel.run_handshake(handshake, deadline_s=5)
+                self.channel.run_handshake(handshake, deadline_s=30)
             except P2prwError:
                 self.channel.close()
                 raise
@@ -71,7 +71,7 @@ class Client:
     def ask(self, message: Message, *kinds: type[Message]) -> Message:
         """Send and wait for one of `kinds`; a refusal is raised as the error it carries."""
         self.channel.send(message)
-        return self.channel.expect(*kinds, deadline_s=5, name="the answer")
+        return self.channel.expect(*kinds, deadline_s=30, name="the answer")
 
     def open(self, region: str = "mem", op: str = "write", **options: object) -> Open:
         """Return an open frame with a queue pair nobody listens on."""

@@ -106,7 +106,7 @@ def test_many_blocks_come_in_pages(serve, connect):
     client.channel.send(Digest(grant.lease, 0, 8 << 20, 4096))
     pages: list[Digests] = []
     while not pages or pages[-1].more:
-        page = client.channel.expect(Digests, deadline_s=10, name="digests")
+        page = client.channel.expect(Digests, deadline_s=30, name="digests")
         assert isinstance(page, Digests)
         pages.append(page)
     assert [len(page.digests) for page in pages] == [1024, 1024]

@@ -42,7 +42,7 @@ class Loop:
 
     def end(self) -> None:
         self.ended.set()
-        self.thread.join(5)
+        self.thread.join(30)
         self.endpoint.close()
         self.selector.close()
 
@@ -69,7 +69,7 @@ def ask(loop: Loop, data: bytes) -> bytes:
 
 
 def test_a_scraper_gets_the_figures_whole(loop):
-    with urllib.request.urlopen(f"http://{loop.endpoint.address}/metrics?x=1", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{loop.endpoint.address}/metrics?x=1", timeout=30) as answer:
         assert answer.status == 200 and answer.headers["Content-Type"] == "text/plain; x=1"
         assert answer.read() == BODY
     head = ask(loop, b"HEAD /metrics HTTP/1.0\r\n\r\n")
@@ -80,7 +80,7 @@ def test_nothing_else_is_to_be_had(loop):
     for path, method, status in (("/", "GET", 404), ("/metrics/x", "GET", 404), ("/metrics", "POST", 405)):
         request = urllib.request.Request(f"http://{loop.endpoint.address}{path}", method=method)
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, timeout=5)
+            urllib.request.urlopen(request, timeout=30)
         caught.value.close()
         assert caught.value.code == status
     assert ask(loop, b"\x16\x03\x01 nonsense\r\n\r\n").startswith(b"HTTP/1.1 405 ")

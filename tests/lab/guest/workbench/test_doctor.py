@@ -102,7 +102,7 @@ def link_down(text_of) -> Iterator[None]:
         text_of("ip", "link", "set", "dummy0", "up")
         # The kernel forgets IPv6 addresses of a netdev that goes down; others count on it.
         text_of("ip", "address", "replace", "fd09::1/64", "dev", "dummy0", "nodad")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while "ACTIVE" not in STATE.read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
 

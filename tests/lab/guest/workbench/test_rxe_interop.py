@@ -68,14 +68,14 @@ class Wire:
             self.soft.post_rdma(7, opcode, sges, target, self.verbs.mr.rkey ^ rkey_change, signaled=True)
         else:
             self.verbs.post(7, opcode, offset, length, remote.address + there, remote.rkey ^ rkey_change)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             self.device.pump()
             done = [(each.wr_id, int(each.status)) for each in self.soft.poll()] + self.verbs.poll()
             if done:
                 assert [wr_id for wr_id, _ in done] == [7]
                 return int(done[0][1])
-        raise AssertionError(f"no completion after 30 s; counters {self.soft.counters}")
+        raise AssertionError(f"no completion after 60 s; counters {self.soft.counters}")
 
     def close(self) -> None:
         self.device.close()
@@ -141,7 +141,7 @@ def test_a_peer_that_is_gone_is_noticed_in_time(one_wire, requester, opcode) -> 
     began = time.monotonic()
     wire.lose("rxe" if requester == "soft" else "soft")
     assert wire.run(requester, opcode, 0, 4096) == WcStatus.RETRY_EXC_ERR
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
 
 
 class soft_side:

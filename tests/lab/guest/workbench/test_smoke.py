@@ -107,7 +107,7 @@ def peer(tmp_path: Path) -> Iterator[str]:
         yield ready.read_text().strip()
     finally:
         server.terminate()
-        assert server.wait(30) == 0
+        assert server.wait(120) == 0
 
 
 @pytest.mark.long
