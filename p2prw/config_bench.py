@@ -23,6 +23,7 @@ def bench_request(settings: Settings, target_text: str | None) -> BenchRequest:
         queue_pairs=settings["qp"],
         post_list=settings["post_list"],
         lat_by=settings["lat_by"],
+        both_ways=settings["bidirectional"],
         verify=settings["verify"],
         min_bw_bytes_per_s=settings["min_bw"],
         max_latency_us=settings["max_lat"] or {},

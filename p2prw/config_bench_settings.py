@@ -64,6 +64,10 @@ def _bench() -> Iterator[Setting]:
         "ping-pong, as ib_write_lat.", group, _BENCH, default="completion", shown="completion", metavar="HOW",
     )  # fmt: skip
     yield Setting(
+        "bidirectional", flag, "Both directions at once: the server does the same towards us, and rates are added.",
+        group, _BENCH, default=False, spellings=("-b",), is_flag=True,
+    )  # fmt: skip
+    yield Setting(
         "verify", flag, "Compare what the last generation of each size left at both ends.", group, _BENCH,
         default=False, is_flag=True,
     )  # fmt: skip

@@ -133,6 +133,7 @@ def serve_request(settings: Settings) -> ServeRequest:
         client_bytes=settings["client_bytes"],
         client_regions=settings["client_regions"],
         client_rate_limit_bytes_per_s=settings["client_rate_limit"],
+        passive=settings["passive"],
         timeouts=timeouts(settings),
         staging_bytes=settings["staging"],
         staging_chunk_bytes=_staging_chunk(settings),

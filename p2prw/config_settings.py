@@ -264,6 +264,10 @@ def _safety() -> Iterator[Setting]:
         sections=serve, metavar="RATE",
     )  # fmt: skip
     yield Setting(
+        "passive", flag, "Post nothing towards clients: refuse a ping-pong and a measurement both ways.", group, SERVE,
+        default=False, sections=serve, is_flag=True,
+    )  # fmt: skip
+    yield Setting(
         "tls_cert", text, "Certificate of this end in PEM: serve speaks TLS 1.3 only; a client shows it when asked.",
         group, TALKS, sections=both, metavar="FILE",
     )  # fmt: skip

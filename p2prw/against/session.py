@@ -112,7 +112,7 @@ class _Pairs:
         wanted = replace(self.wanted, depth=row.tx_depth, warm_up=row.warm_up_messages)
         if self.request.duration_s is not None:
             # By time: as many messages as ours took, so that the two run for about as long.
-            wanted = replace(wanted, iterations=max(1, row.messages // row.queue_pairs))
+            wanted = replace(wanted, iterations=max(1, (row.out_messages or row.messages) // row.queue_pairs))
         return plan(self.command, wanted, Setup(device["name"], device["driver"], mtu))
 
     def _theirs(self) -> None:
@@ -152,7 +152,7 @@ class _Pairs:
             return None
         assert self.launch is not None
         theirs = [one.lat_us or one.bw_bytes_per_s or 0.0 for one in self.found[:whole]]
-        ours = [(row.lat_p50_us if row.test == "lat" else row.bw_bytes_per_s) or 0.0 for row in self.rows[:whole]]
+        ours = [figure(row, one_way=self.command.tool.always_both_ways) or 0.0 for row in self.rows[:whole]]
         ratio = ratio_of_medians(ours, theirs, seed=_SEED)
         latency = self.wanted.test == "lat"
         return Against(
@@ -199,7 +199,15 @@ def _wanted(request: BenchRequest) -> Wanted:
         queue_pairs=request.queue_pairs,
         lat_by=_lat_by(request, step.test),
         signal_every=request.connection.signal_every,
+        both_ways=request.both_ways,
     )
+
+
+def figure(row: BenchRow, *, one_way: bool) -> float | None:
+    """Return what is compared: of both directions the sum, or ours where the other tool says no more."""
+    if row.test == "lat":
+        return row.lat_p50_us
+    return row.out_bw_bytes_per_s if row.both_ways and one_way else row.bw_bytes_per_s
 
 
 def _lat_by(request: BenchRequest, test: str) -> str | None:

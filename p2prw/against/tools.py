@@ -32,12 +32,13 @@ class Options:
     client_port: str = "-p"
     server_address: str = ""
     """Without it the server listens on an address of its own choice, which need not be ours."""
+    both_ways: tuple[str, ...] = ()
     always: tuple[str, ...] = ()
 
 
 PERFTEST = Options(
     ("-s", "--size"), ("-n", "--iters"), ("-t", "--tx-depth"), ("-q", "--qp"), ("-d", "--ib-dev"), ("-m", "--mtu"),
-    ("-Q", "--cq-mod"), always=("-F",),
+    ("-Q", "--cq-mod"), both_ways=("-b", "--bidirectional"), always=("-F",),
 )  # fmt: skip
 UCX = Options(("-s",), ("-n",), ("-O",), warm_up=("-w",), always=("-f",))
 FABTESTS = Options(("-S",), ("-I",), ("-W",), warm_up=("-w",), server_port="-B", client_port="-P", server_address="-s")
@@ -52,6 +53,8 @@ class Tool:
     operation: Operation
     lat_by: str | None = None
     """As in `BenchRow`."""
+    always_both_ways: bool = False
+    """It has no other way, and its figure is that of one of the two directions."""
     remarks: tuple[str, ...] = ()
     """What differs from p2prw whatever is asked for."""
 
@@ -69,12 +72,10 @@ TOOLS: dict[str, Tool] = {
         FABTESTS, "bw", _W, remarks=("fi_rma_bw -o writedata is a WRITE with immediate: the other side sees each",)
     ),
     "fi_rma_bw write": Tool(
-        FABTESTS, "bw", _W,
-        remarks=("fi_rma_bw -o write runs in both directions at once; its figure is that of one direction",),
+        FABTESTS, "bw", _W, always_both_ways=True,
     ),
     "fi_rma_bw read": Tool(
-        FABTESTS, "bw", _R,
-        remarks=("fi_rma_bw -o read runs in both directions at once; its figure is that of one direction",),
+        FABTESTS, "bw", _R, always_both_ways=True,
     ),
 }  # fmt: skip
 _TEST_OPTION = {"ucx_perftest": ("-t",), "fi_rma_bw": ("-o",)}
@@ -96,6 +97,10 @@ class Command:
     def tool(self) -> Tool:
         """Return what it measures."""
         return TOOLS[self.name]
+
+    def has(self, spellings: Sequence[str]) -> bool:
+        """Tell whether an option without a value is given."""
+        return any(word in spellings for word in self.words)
 
     def value(self, spellings: Sequence[str]) -> str | None:
         """Return what is given for an option: `-s N`, `-sN`, `--size N` or `--size=N`; the last one counts."""
@@ -185,14 +190,17 @@ def check(command: Command, wanted: Wanted) -> None:
         unlike.append(f"{command.name} has {queue_pairs} queue pairs, p2prw {wanted.queue_pairs}")
     if wanted.queue_pairs > 1 and not options.queue_pairs:
         unlike.append(f"{command.name} has one connection, p2prw {wanted.queue_pairs} queue pairs")
-    if wanted.both_ways:
-        unlike.append(f"{command.name} is compared in one direction, -b asks p2prw for both")
+    if wanted.both_ways and not options.both_ways and not tool.always_both_ways:
+        unlike.append(f"{command.name} measures one direction, -b asks p2prw for both")
+    if command.has(options.both_ways) and not wanted.both_ways:
+        unlike.append(f"{command.name} is asked for both directions, p2prw for one")
     if unlike:
         raise RequestError(
             f"--against {command.name}: the two would not measure the same",
             why="; ".join(unlike),
             fix=f"--test {tool.test} --op {tool.operation} -s {given or wanted.size_bytes}"
-            + (f" --lat-by {tool.lat_by}" if tool.lat_by else ""),
+            + (f" --lat-by {tool.lat_by}" if tool.lat_by else "")
+            + (" -b" if command.has(options.both_ways) else ""),
             code="unlike",
         )
 
@@ -201,6 +209,11 @@ def plan(command: Command, wanted: Wanted, setup: Setup) -> Launch:
     """Return the tool's words, completed with what p2prw uses. HostError where they are not on one device."""
     tool, options = command.tool, command.tool.options
     words, differs = list(command.words), list(tool.remarks)
+    if tool.always_both_ways:
+        both = "and so is p2prw's here" if wanted.both_ways else "p2prw -b does the same"
+        differs.append(f"{command.name} runs in both directions at once; its figure is that of one direction, {both}")
+    if wanted.both_ways and options.both_ways and not command.has(options.both_ways):
+        words.append(options.both_ways[0])
 
     def same(spellings: tuple[str, ...], value: int | str | None, what: str) -> None:
         if not spellings or value is None:

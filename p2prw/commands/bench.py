@@ -24,11 +24,13 @@ Examples:
   p2prw bench 10.0.0.1/scratch --op both -a --plot sizes.svg
   p2prw bench 10.0.0.1/scratch --test lat --op read -s 2,4K --max-lat p99=50us
   p2prw bench 10.0.0.1/scratch -s 64K -D 5 -q 4 --min-bw "1 GiB/s" --json
+  p2prw bench 10.0.0.1/scratch -b -s 64K,1M --verify
   p2prw bench 10.0.0.1/scratch -d rxe0 -s 64K --pairs 15 --against "ib_write_bw -N"
 
 --op write overwrites the region: serve one that holds nothing of value. Nobody else
 gets it meanwhile. Write latency is by completion, a whole round trip; ib_write_lat
-halves a ping-pong, as --lat-by ping-pong does.
+halves a ping-pong, as --lat-by ping-pong does. With -b the server posts the same
+towards us at the same time; its READs go to memory of its own, not to the region.
 
 perftest: ib_write_bw -d mlx5_0 -x 3 -a -n 5000 -Q 32 -N -F HOST
    here:  p2prw bench HOST/REGION -d mlx5_0 -x 3 -a -n 5000 -Q 32 -N -F

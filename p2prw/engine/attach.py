@@ -238,14 +238,20 @@ def make_scratch(stack: ExitStack, device: Device) -> Scratch:
     return Scratch(memory, Sge(*registration.vec[0]))
 
 
+def read_chunk_bytes(operation: Operation, info: DeviceInfo, chunk_bytes: int, window_bytes: int) -> int:
+    """Return `chunk_bytes`; for READ no more than our own socket buffer takes, of which `window_bytes` are granted."""
+    if operation is Operation.READ and info.mover == "cpu":
+        # One READ may fill half our socket buffer: a bigger one would drop its own responses.
+        return min(chunk_bytes, max(_PAGE_BYTES, window_bytes // 2 // _PAGE_BYTES * _PAGE_BYTES))
+    return chunk_bytes
+
+
 def rw_limits(
     request: TransferRequest, info: DeviceInfo, window_bytes: int, rate_limit: RateLimit | None = None
 ) -> RwLimits:
     """Return what bounds a work request: the device, `--chunk`, a rate limit, and for READ our own socket buffer."""
     chunk = paced_chunk_bytes(request.chunk_bytes, rate_limit)
-    if request.operation is Operation.READ and info.mover == "cpu":
-        # One READ may fill half our socket buffer: a bigger one would drop its own responses.
-        chunk = min(chunk, max(_PAGE_BYTES, window_bytes // 2 // _PAGE_BYTES * _PAGE_BYTES))
+    chunk = read_chunk_bytes(request.operation, info, chunk, window_bytes)
     return RwLimits.for_device(
         info.limits,
         max_send_sge=request.queue_pair.max_send_sge,

@@ -252,7 +252,9 @@ class QueuePairOptions:
     pkey_index: int = 0
     gid_index: int | None = None
     peer_writes: bool = False
-    """A client whose memory the server may write to: a ping-pong. What it may reach, keys say."""
+    """A client whose memory the server may write to: a measurement. What it may reach, keys say."""
+    peer_reads: bool = False
+    """The same for its READs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,6 +449,8 @@ class ServeRequest:
     client_regions: int | None = None
     client_rate_limit_bytes_per_s: float | None = None
     """How many different regions one client may use, and what it may move in a second. None: no limit."""
+    passive: bool = False
+    """Post nothing towards clients: neither a ping-pong's answers nor the other direction of a measurement."""
     timeouts: Timeouts = Timeouts()
     staging_bytes: int = 32 * 1024 * 1024
     staging_chunk_bytes: int = 4 * 1024 * 1024

@@ -108,6 +108,8 @@ class Verifier:
     """Called between blocks: keeps the device going and looks at stop and time limit."""
     previous: tuple[Previous, ...] = ()
     """What the sink, or a ring on the way, held before, where that is known: bytes that never arrived show it."""
+    reverse: bool = False
+    """The peer's bytes are those that it READ from us (`Digest.reverse`)."""
     blocks_done: int = 0
     method: str = "owner-cpu"
     """What the report says: how the owners came to their bytes."""
@@ -121,7 +123,7 @@ class Verifier:
         stride = DIGESTS_PER_PAGE * BLOCK_BYTES
         for offset in range(0, self.length_bytes, stride):
             length = min(stride, self.length_bytes - offset)
-            self.channel.send(Digest(self.lease, offset, length, BLOCK_BYTES))
+            self._ask(offset, length)
             local_page: list[str] = []
             for digest in digest_blocks(self.local, offset, length, BLOCK_BYTES):
                 local_page.append(digest)
@@ -148,6 +150,9 @@ class Verifier:
         )
         return report if first_bad is None else self._diagnose(report, first_bad, bad_blocks)
 
+    def _ask(self, offset: int, length: int) -> None:
+        self.channel.send(Digest(self.lease, offset, length, BLOCK_BYTES, reverse=self.reverse))
+
     def _remote_digests(self, offset: int, length: int) -> list[str]:
         digests, method = receive_digests(
             self.expect, self.lease, offset, length, read_remote=self.read_remote, tick=self.tick
@@ -160,7 +165,7 @@ class Verifier:
         offset = bad.offset
         length = min(BLOCK_BYTES, self.length_bytes - offset)
         local_again = next(iter(digest_blocks(self.local, offset, length, BLOCK_BYTES)))
-        self.channel.send(Digest(self.lease, offset, length, BLOCK_BYTES))
+        self._ask(offset, length)
         remote_again = self._remote_digests(offset, length)[0]
         found = f"{bad_blocks} of {report.blocks} blocks differ"
         if (local_again, remote_again) != (bad.local, bad.remote):

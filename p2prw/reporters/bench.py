@@ -107,7 +107,7 @@ class _Rows:
 
     def lines(self, row: BenchRow) -> tuple[str, str]:
         """Return (head of its table, the row)."""
-        return head_line(row.test), row_line(row)
+        return head_line(row), row_line(row)
 
     def finished(self, result: BenchResult) -> None:
         """Print what is left."""

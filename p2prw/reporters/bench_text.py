@@ -24,14 +24,17 @@ def describe_bench(request: BenchRequest) -> str:
     connection = request.connection
     offset = f"+{connection.region_offset}" if connection.region_offset else ""
     operations = " and ".join(operation.value for operation in request.operations)
-    return f"bench {operations} -> {connection.peer}/{connection.region}{offset}"
+    arrow = "<->" if request.both_ways else "->"
+    return f"bench {operations} {arrow} {connection.peer}/{connection.region}{offset}"
 
 
 # --- our own table ----------------------------------------------------------------------------------------------
 
 _BW = "{:<6}{:>10}{:>11}{:>12}{:>9}{:>11}{:>11}{:>11}{:>12}  {}"
 _LAT = "{:<6}{:>10}{:>11}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}  {}"
+_BOTH = "{:<6}{:>10}{:>11}{:>12}{:>9}{:>11}{:>11}{:>12}  {}"
 _HEADS = {
+    "both": _BOTH.format("BW 2x", "SIZE", "MESSAGES", "MiB/s", "Gb/s", "OUT", "IN", "MESSAGES/s", "DATA"),
     "bw": _BW.format("BW", "SIZE", "MESSAGES", "MiB/s", "Gb/s", "MIN", "MEDIAN", "MAX", "MESSAGES/s", "DATA"),
     "lat": _LAT.format(
         "LAT us", "SIZE", "MESSAGES", "MIN", "P50", "P90", "P99", "P99.9", "MAX", "AVG", "STDEV", "DATA"
@@ -39,9 +42,12 @@ _HEADS = {
 }
 
 
-def head_line(test: str) -> str:
-    """Return the head of the table of a test; MIN, MEDIAN and MAX of a rate are MiB/s over the run's intervals."""
-    return _HEADS[test]
+def head_line(row: BenchRow) -> str:
+    """Return the head of a row's table; MIN, MEDIAN and MAX of a rate are MiB/s over the run's intervals.
+
+    With both directions the rate is the sum of OUT, what we posted, and IN, what the server posted.
+    """
+    return _HEADS["both" if row.both_ways else row.test]
 
 
 def row_line(row: BenchRow) -> str:
@@ -52,6 +58,10 @@ def row_line(row: BenchRow) -> str:
         rates = (row.bw_min_bytes_per_s, row.bw_median_bytes_per_s, row.bw_max_bytes_per_s)
         gbits = "-" if row.bw_bytes_per_s is None else f"{row.bw_bytes_per_s * 8 / 1e9:.2f}"
         messages_per_s = "-" if row.msg_rate_per_s is None else f"{row.msg_rate_per_s:.0f}"
+        if row.both_ways:
+            ways = map(_mib, (row.out_bw_bytes_per_s, row.in_bw_bytes_per_s))
+            shown = (_mib(row.bw_bytes_per_s), gbits, *ways, messages_per_s)
+            return _BOTH.format(row.operation, size, row.messages, *shown, verdict)
         shown = (_mib(row.bw_bytes_per_s), gbits, *map(_mib, rates), messages_per_s)
         return _BW.format(row.operation, size, row.messages, *shown, verdict)
     figures = (row.lat_min_us, row.lat_p50_us, row.lat_p90_us, row.lat_p99_us, row.lat_p999_us, row.lat_max_us)
@@ -118,7 +128,8 @@ def _work(row: BenchRow) -> str:
         return "latency: one message at a time, from post to completion (a whole round trip)"
     pairs = f"{row.queue_pairs} queue pair" + ("s" if row.queue_pairs > 1 else "")
     chain = f", chains of {row.post_list}" if row.post_list else ""
-    return f"bandwidth: {pairs}, {row.tx_depth} deep, 1 in {row.signal_every} signalled at first{chain}"
+    ways = ", both directions at once" if row.both_ways else ""
+    return f"bandwidth: {pairs}, {row.tx_depth} deep, 1 in {row.signal_every} signalled at first{chain}{ways}"
 
 
 # --- a small chart ------------------------------------------------------------------------------------------------
@@ -161,7 +172,10 @@ def perftest_head(test: str, *, gbits: bool) -> str:
 
 
 def perftest_line(row: BenchRow, *, gbits: bool, peak: bool) -> str:
-    """Return perftest's row. Its peak is ours over an interval, not over two completions; 0.00 without `peak`."""
+    """Return perftest's row. Its peak is ours over an interval, not over two completions; 0.00 without `peak`.
+
+    With both directions it is the sum, as perftest's, and has no peak.
+    """
     if row.test == "bw":
         scale = 8 / 1e9 if gbits else 1 / MIB
         highest = (row.bw_max_bytes_per_s or 0.0) * scale if peak else 0.0

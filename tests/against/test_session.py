@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from p2prw import api
-from p2prw.against.session import run_against
+from p2prw.against.session import figure, run_against
 from p2prw.against.tools import parse_command
 from p2prw.engine.bench.model import BenchRequest, BenchResult
 from p2prw.engine.model import Operation
@@ -83,3 +83,16 @@ def test_our_own_failure_is_the_result(compare, target):
 def test_unlike_things_are_refused_before_anything_runs(compare, wishes, line):
     with pytest.raises(RequestError):
         compare(line, **wishes)
+
+
+def test_both_directions_against_a_tool_that_has_one_are_refused(compare):
+    with pytest.raises(RequestError, match="ucp_put_bw"):
+        compare(both_ways=True)
+
+
+def test_both_directions_are_the_sum_or_ours_as_the_other_tool_counts(target):
+    row = api.bench(target, sizes=(KIB,), iterations=20, both_ways=True).results[0]
+    assert figure(row, one_way=False) == row.bw_bytes_per_s
+    assert figure(row, one_way=True) == row.out_bw_bytes_per_s
+    alone = api.bench(target, sizes=(KIB,), iterations=20).results[0]
+    assert figure(alone, one_way=True) == alone.bw_bytes_per_s

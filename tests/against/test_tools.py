@@ -75,12 +75,16 @@ def test_every_tool_is_compared_with_what_it_measures_only(name):
     tool = command.tool
     same = replace(WANTED, test=tool.test, operation=tool.operation, lat_by=tool.lat_by)
     check(command, same)
+    if tool.always_both_ways or tool.options.both_ways:
+        check(command, replace(same, both_ways=True))
+    else:
+        with pytest.raises(RequestError, match=name):
+            check(command, replace(same, both_ways=True))
     other = Operation.READ if tool.operation is Operation.WRITE else Operation.WRITE
     for unlike in (
         replace(same, operation=other),
         replace(same, test="lat" if tool.test == "bw" else "bw"),
         replace(same, lat_by="some other way"),
-        replace(same, both_ways=True),
     ):
         with pytest.raises(RequestError) as caught:
             check(command, unlike)
@@ -122,3 +126,24 @@ def test_another_transport_is_named():
     assert "not set" in plan(parse_command("ucx_perftest -t ucp_put_bw"), WANTED, SOFT).differs[0]
     both = plan(parse_command("fi_rma_bw -p 'tcp;ofi_rxm'"), WANTED, SOFT).differs
     assert "both directions" in both[0] and "tcp;ofi_rxm" in both[1]
+
+
+@pytest.mark.parametrize("words", ["", "-b", "--bidirectional"])
+def test_both_directions_are_asked_of_perftest_once(words):
+    command, wanted = parse_command(f"ib_write_bw {words}"), replace(WANTED, both_ways=True)
+    check(command, wanted)
+    launch = plan(command, wanted, RXE)
+    assert sum(word in ("-b", "--bidirectional") for word in launch.words) == 1 and launch.differs == ()
+
+
+@pytest.mark.parametrize("words", ["-b", "--bidirectional"])
+def test_both_directions_of_perftest_against_one_of_ours_are_no_pair(words):
+    with pytest.raises(RequestError) as caught:
+        check(parse_command(f"ib_read_bw {words}"), replace(WANTED, operation=Operation.READ))
+    assert caught.value.code == "unlike" and (caught.value.fix or "").endswith(" -b")
+
+
+@pytest.mark.parametrize(("both_ways", "said"), [(False, "p2prw -b does the same"), (True, "so is p2prw's here")])
+def test_a_tool_that_knows_only_both_directions_is_named(both_ways, said):
+    launch = plan(parse_command("fi_rma_bw -o write"), replace(WANTED, both_ways=both_ways), SOFT)
+    assert "-b" not in launch.words and any(said in text for text in launch.differs)

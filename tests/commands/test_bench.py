@@ -66,6 +66,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
             {"sweep": True, "iterations": 100, "queue_pairs": 4, "post_list": 16},
         ),
         (["-D", "5"], {"duration_s": 5.0, "iterations": None}),
+        (["-b"], {"both_ways": True}),
+        (["--bidirectional"], {"both_ways": True}),
         (["--warm-up", "0", "--verify"], {"warm_up": 0, "verify": True}),
         (["--min-bw", "1 GiB/s"], {"min_bw_bytes_per_s": float(1 << 30)}),
         (["--min_bw", "8Gb/s"], {"min_bw_bytes_per_s": 1e9}),

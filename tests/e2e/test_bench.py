@@ -133,3 +133,24 @@ def test_loss_slows_it_down_and_is_counted(p2prw, scratch):
         )
     )
     assert row["complete"] and row["verify"] == "verified" and row["retransmitted_packets"] > 0
+
+
+@pytest.mark.parametrize("operation", ["write", "read"])
+def test_both_directions_between_processes_verified(p2prw, scratch, still_serves, operation):
+    rows = measured(
+        p2prw("bench", f"{scratch.address}/a", "-b", "--op", operation, "-s", "64,64K", "-n", 200, "-q", 2, "--verify")
+    )
+    for row in rows:
+        assert (row["both_ways"], row["complete"], row["verify"]) == (True, True, "verified")
+        assert row["out_messages"] == 400 and row["in_messages"] > 0
+        assert row["bw_bytes_per_s"] == pytest.approx(row["out_bw_bytes_per_s"] + row["in_bw_bytes_per_s"])
+    still_serves(scratch)
+
+
+def test_a_client_that_is_killed_in_the_middle_of_both_directions_is_let_go(p2prw, scratch, still_serves):
+    count = len(scratch.lines)
+    running = p2prw.start("bench", f"{scratch.address}/a", "-b", "-s", "4K", "-n", 1 << 39)
+    scratch.wait_for_line("writes 4096 bytes", after=count)
+    time.sleep(0.5)
+    running.end()
+    still_serves(scratch)

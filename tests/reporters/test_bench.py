@@ -147,7 +147,27 @@ def test_the_text_of_a_whole_result():
 def test_a_row_cut_short_says_so_and_shows_no_figure_it_has_not():
     line = row_line(CUT)
     assert "cut short" in line and "None" not in line and " - " in line
-    assert len(head_line("bw").split("DATA")[0]) == len(line.split("unverified")[0]), "columns stand under their heads"
+    assert len(head_line(CUT).split("DATA")[0]) == len(line.split("unverified")[0]), "columns stand under their heads"
+
+
+BOTH = replace(BW, both_ways=True, messages=9000, bytes=589824000, msg_rate_per_s=36000.0, bw_bytes_per_s=2359296000.0,
+               out_messages=5000, out_bw_bytes_per_s=1310720000.0, in_messages=4000, in_elapsed_s=0.25,
+               in_bw_bytes_per_s=1048576000.0, bw_min_bytes_per_s=None, bw_median_bytes_per_s=None,
+               bw_max_bytes_per_s=None, intervals=0)  # fmt: skip
+
+
+def test_both_directions_have_a_table_of_their_own():
+    head, line = head_line(BOTH), row_line(BOTH)
+    assert len(head.split("DATA")[0]) == len(line.split("unverified")[0]), "columns stand under their heads"
+    assert "2250.0" in line and "1250.0" in line and "1000.0" in line and "36000" in line and "18.87" in line
+    cut = row_line(replace(CUT, both_ways=True))
+    assert "None" not in cut and " - " in cut
+    assert "both directions at once" in printed([BOTH], result(BOTH))
+
+
+def test_perftest_gets_the_sum_and_no_peak():
+    line = printed([BOTH], result(BOTH), perftest=True).splitlines()[1]
+    assert line.split() == ["65536", "9000", "0.00", "2250.00", "0.036000"]
 
 
 @pytest.mark.parametrize(

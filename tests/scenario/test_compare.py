@@ -172,6 +172,7 @@ def test_another_size_in_a_sweep_is_only_in_one(bench):
         ({"post_list": 1}, "post list was 32 and is 1"),
         ({"size_bytes": 8}, "size in bytes was 2 and is 8"),
         ({"lat_by": "ping_pong"}, "latency by was"),
+        ({"both_ways": True}, "both ways was"),
     ],
 )
 def test_unlike_benches_are_refused_with_the_difference(bench, changes, difference):

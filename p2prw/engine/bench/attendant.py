@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from p2prw.engine.control.channel import Channel
-from p2prw.engine.control.messages import Refuse, Window, error_from
+from p2prw.engine.control.messages import GoOn, Refuse, Window, error_from
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.model import Operation
 from p2prw.engine.providers.base import QueuePair
 from p2prw.errors import DeadlineExceeded, RemoteProtocolError
 
 LOOK_INTERVAL_S = 0.005
+GO_ON_INTERVAL_S = 1.0
+"""A fifth of what a server of both directions allows."""
 SAMPLE_INTERVAL_S = 0.125
 
 
@@ -24,7 +26,10 @@ class Attendant:
     operation: Operation
     deadline: Deadline
     idle_s: float
+    leases: Sequence[str] = ()
+    """While the servers post towards us, too: of each peer, for the word that they may go on."""
     next_s: float = 0.0
+    _go_on_s: float = 0.0
     _sample_s: float = 0.0
     _done: int = -1
     _active_s: float = 0.0
@@ -33,6 +38,7 @@ class Attendant:
         """A run starts: nothing has been done, and that is no idleness yet."""
         self.next_s, self._sample_s = now, now + SAMPLE_INTERVAL_S
         self._done, self._active_s = -1, now
+        self._go_on_s = now + GO_ON_INTERVAL_S
 
     def attend(self, now: float, done: int) -> bool:
         """Return True when a sample is due; `done` is anything that grows as long as work completes.
@@ -51,6 +57,10 @@ class Attendant:
                         raise error_from(message)
                     case _:
                         raise RemoteProtocolError(f"{message.TYPE} in the middle of a run", code="unexpected_message")
+        if now >= self._go_on_s:
+            self._go_on_s = now + GO_ON_INTERVAL_S
+            for (channel, _), lease in zip(self.peers, self.leases, strict=False):
+                channel.send(GoOn(lease))
         if done != self._done:
             self._done, self._active_s = done, now
         self.deadline.check("while measuring")

@@ -54,7 +54,19 @@ def check_request(request: BenchRequest) -> None:
             "a message alone on the wire is what is timed",
             "--test bw, or leave -q away",
         )
+    if request.both_ways and "lat" in request.tests:
+        raise _usage(
+            "--bidirectional measures bandwidth, not latency",
+            "a message alone on the wire has nothing against it",
+            "--test bw, or leave -b away",
+        )
     limit = request.connection.rate_limit_bytes_per_s
+    if request.both_ways and limit is not None:
+        raise _usage(
+            "--rate-limit and --bidirectional exclude each other",
+            "it bounds what is posted here; what the server posts it does not",
+            "leave one of them away",
+        )
     if limit is not None and "lat" in request.tests:
         raise _usage(
             "--rate-limit without a bandwidth test",

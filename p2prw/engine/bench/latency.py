@@ -9,10 +9,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar
 
 from p2prw.engine.bench.attendant import Attendant
-from p2prw.engine.bench.lane import Lane
+from p2prw.engine.lane import Lane
 from p2prw.engine.pace import Pace
 from p2prw.engine.providers.base import Device
 from p2prw.engine.waiting import Waiter
@@ -23,35 +23,11 @@ SPIN_S = 0.002
 """Look again and again for this long before sleeping: to be woken costs more than what is measured."""
 
 
-class PacedLoop(Protocol):
-    """What a loop of single messages waits with."""
-
-    device: Device
-    lane: Lane
-    attendant: Attendant
-    waiter: Waiter
-    samples_us: array[float]
-
-
-def await_turn(pace: Pace, loop: PacedLoop) -> Generator[None, None, None]:
-    """Wait until the limit lets a message leave, and book it. Raises what `Attendant.attend` raises."""
-    attendant = loop.attendant
-    now = attendant.deadline.clock()
-    while (wait_s := pace.wait_s(now)) > 0:
-        busy = loop.device.pump()
-        now = attendant.deadline.clock()
-        if now >= attendant.next_s and attendant.attend(now, len(loop.samples_us)):
-            yield
-        if not busy:
-            loop.waiter.wait(min(wait_s, attendant.next_s - now))
-            now = attendant.deadline.clock()
-    pace.spend(loop.lane.size_bytes, now)
-
-
 @dataclass(slots=True)
-class LatencyLoop:
-    """Times messages on one lane. Drive `run()`; the figures are in `samples_us`, also after a failure."""
+class TimedLoop:
+    """What times one message after the other on one lane; the figures are in `samples_us`, also after a failure."""
 
+    lat_by: ClassVar[str]
     device: Device
     lane: Lane
     attendant: Attendant
@@ -61,9 +37,36 @@ class LatencyLoop:
     samples_us: array[float] = field(default_factory=lambda: array("d"))
     first_post_s: float = 0.0
     last_completion_s: float = 0.0
-    lat_by: str = "completion"
     pace: Pace | None = None
     """A server's limit: what is waited for it lies between two samples."""
+
+    def begin(self) -> tuple[int, float]:
+        """The clock starts; return the most messages, and the time at which none is begun any more."""
+        now = self.first_post_s = self.last_completion_s = self.attendant.deadline.clock()
+        self.attendant.begin(now)
+        end_s = now + self.duration_s if self.duration_s is not None else float("inf")
+        return MAX_SAMPLES if self.messages is None else self.messages, end_s
+
+    def await_turn(self, pace: Pace) -> Generator[None, None, None]:
+        """Wait until the limit lets a message leave, and book it. Raises what `Attendant.attend` raises."""
+        attendant = self.attendant
+        now = attendant.deadline.clock()
+        while (wait_s := pace.wait_s(now)) > 0:
+            busy = self.device.pump()
+            now = attendant.deadline.clock()
+            if now >= attendant.next_s and attendant.attend(now, len(self.samples_us)):
+                yield
+            if not busy:
+                self.waiter.wait(min(wait_s, attendant.next_s - now))
+                now = attendant.deadline.clock()
+        pace.spend(self.lane.size_bytes, now)
+
+
+class LatencyLoop(TimedLoop):
+    """From post to completion. Drive `run()` once."""
+
+    __slots__ = ()
+    lat_by = "completion"
 
     def run(self) -> Generator[None, None, None]:
         """Yield a few times a second; return after `messages` or `duration_s`."""
@@ -71,15 +74,13 @@ class LatencyLoop:
         clock: Callable[[], float] = attendant.deadline.clock
         lane, pump, poll = self.lane, self.device.pump, self.lane.queue_pair.poll
         per_message = len(lane.postings)
-        limit = MAX_SAMPLES if self.messages is None else self.messages
-        now = self.first_post_s = self.last_completion_s = clock()
-        end_s = now + self.duration_s if self.duration_s is not None else float("inf")
-        attendant.begin(now)
+        limit, end_s = self.begin()
+        now = self.first_post_s
         while len(samples) < limit and now < end_s:
             # One message, signalled at its end: `begin` was told so, and here it is told again for the next.
             lane.left = per_message
             if self.pace is not None:
-                yield from await_turn(self.pace, self)
+                yield from self.await_turn(self.pace)
             posted_s = clock()
             while lane.left or lane.completed < lane.posted:
                 busy = lane.post() if lane.left else False

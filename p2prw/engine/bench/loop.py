@@ -10,8 +10,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from p2prw.engine.bench.attendant import Attendant
-from p2prw.engine.bench.lane import Lane
 from p2prw.engine.bench.statistics import Mark
+from p2prw.engine.lane import Lane
 from p2prw.engine.pace import Pace
 from p2prw.engine.providers.base import Device
 from p2prw.engine.waiting import Waiter

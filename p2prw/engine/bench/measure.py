@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 from p2prw.engine.attach import make_scratch
 from p2prw.engine.bench.attendant import Attendant
 from p2prw.engine.bench.checks import Step
-from p2prw.engine.bench.lane import Lane, Posting, message_postings
-from p2prw.engine.bench.latency import LatencyLoop
+from p2prw.engine.bench.latency import LatencyLoop, TimedLoop
 from p2prw.engine.bench.loop import BandwidthLoop
 from p2prw.engine.bench.model import BenchProgress, BenchRequest, BenchRow
 from p2prw.engine.bench.pingpong import PingpongLoop, Table, ask_for, set_table
-from p2prw.engine.bench.row import RunFacts, bandwidth_row, latency_row
+from p2prw.engine.bench.reverse import Incoming, Oncoming, incoming_of, set_oncoming
+from p2prw.engine.bench.row import RunFacts, bandwidth_row, both_ways_row, latency_row
 from p2prw.engine.bench.verify import GenerationCheck
 from p2prw.engine.client import Attached, LeaseClient
 from p2prw.engine.deadline import Deadline
+from p2prw.engine.lane import Lane, Posting, message_postings
 from p2prw.engine.model import Operation, RemoteSegment, VerifyReport
 from p2prw.engine.mover import verify_error
 from p2prw.engine.pace import pace_at
@@ -77,6 +78,13 @@ class Measurement:
         if _by_pingpong(request, operation):
             most = attached[0].grant.length
             self.table = set_table(stack, self.device, attached[0], clients[0].capabilities, most)
+        self.oncoming: list[Oncoming] = []
+        if request.both_ways:
+            self.oncoming = [
+                set_oncoming(client, one, lane, len(self.lanes))
+                for client, one, lane in zip(clients, attached, self.lanes, strict=True)
+            ]
+        self.clients = clients
         self.checks: list[GenerationCheck] = []
         if request.verify:
             scratch = make_scratch(stack, self.device)
@@ -90,6 +98,9 @@ class Measurement:
         for check in self.checks:
             ledger.generations += 1
             check.fill(ledger.generations, step.size_bytes)
+        for oncoming in self.oncoming if self.checks else ():
+            ledger.generations += 1
+            oncoming.fill(ledger.generations, step.size_bytes)
         postings = [self._postings(one, step.size_bytes) for one in self.attached]
         warm_up = _warm_up(self.request, step)
         phases.enter("first_byte")
@@ -99,24 +110,30 @@ class Measurement:
         phases.enter("steady")
         before = self._retransmitted()
         loop: BandwidthLoop | LatencyLoop | PingpongLoop
+        incoming: Incoming | None = None
         if step.test == "bw":
             loop = self._bandwidth(step, postings, messages=step.messages, duration_s=self.request.duration_s)
         else:
             loop = self._latency(step, postings[0])
         complete = False
         try:
+            self._start_oncoming(step)
             for _ in loop.run():
                 yield self._progress(step, loop)
+            incoming = self._halt_oncoming()
             complete = True
         except P2prwError:
             if self.attendant.deadline.stop and isinstance(loop, BandwidthLoop):
                 phases.enter("drain")
                 loop.settle(self.request.connection.timeouts.drain_s)
+                incoming = self._settle_oncoming()
             raise
         finally:
             # Also when the program drops the generator in the middle of the run: what was measured is kept.
             facts = RunFacts(self.operation, step.size_bytes, complete, warm_up, self._retransmitted() - before)
             row = bandwidth_row(loop, facts) if isinstance(loop, BandwidthLoop) else latency_row(loop, facts)
+            if self.oncoming:
+                row = both_ways_row(row, incoming)
             ledger.rows.append(row)
         if self.checks:
             phases.enter("verify")
@@ -126,7 +143,6 @@ class Measurement:
 
     def _verify(self, step: Step) -> None:
         """Flush all lanes, compare each; the row gets the verdict. VerifyError where one is not verified."""
-        ledger = self.ledger
         flushes = [check.flush_postings(step.size_bytes) for check in self.checks]
         if all(flushes):
             for lane, postings in zip(self.lanes, flushes, strict=True):
@@ -134,10 +150,41 @@ class Measurement:
             for _ in BandwidthLoop(self.device, self.lanes, self.attendant, self.waiter).run():
                 pass
         for check in self.checks:
-            ledger.verify = check.compare(step.size_bytes)
-            ledger.rows[-1] = replace(ledger.rows[-1], verify=ledger.verify.status)
-            if ledger.verify.status != "verified":
-                raise verify_error(ledger.verify)
+            self._book(check.compare(step.size_bytes))
+        for oncoming, client, check in zip(self.oncoming, self.clients, self.checks, strict=False):
+            self._book(oncoming.compare(client, check.mover(step.size_bytes), step.size_bytes))
+
+    def _book(self, report: VerifyReport) -> None:
+        ledger = self.ledger
+        ledger.verify = report
+        ledger.rows[-1] = replace(ledger.rows[-1], verify=report.status)
+        if report.status != "verified":
+            raise verify_error(report)
+
+    # --- the server's direction
+
+    def _start_oncoming(self, step: Step) -> None:
+        """Have the servers post the same towards us from now on; together, then wait for all."""
+        request = self.request
+        for oncoming in self.oncoming:
+            oncoming.start(step.size_bytes, signal_every=request.connection.signal_every, post_list=request.post_list)
+        for oncoming in self.oncoming:
+            oncoming.ready(request.connection.timeouts.idle_s)
+        self.attendant.leases = [oncoming.one.grant.lease for oncoming in self.oncoming]
+
+    def _halt_oncoming(self) -> Incoming | None:
+        """Our direction is done: end the other one, and return what it did."""
+        self.attendant.leases = ()
+        for oncoming in self.oncoming:
+            oncoming.halt()
+        idle_s = self.request.connection.timeouts.idle_s
+        return incoming_of([oncoming.result(idle_s) for oncoming in self.oncoming]) if self.oncoming else None
+
+    def _settle_oncoming(self) -> Incoming | None:
+        drain_s = self.request.connection.timeouts.drain_s
+        results = [oncoming.settle(drain_s) for oncoming in self.oncoming]
+        known = [result for result in results if result is not None]
+        return incoming_of(known) if known and len(known) == len(results) else None
 
     def _postings(self, one: Attached, size_bytes: int) -> tuple[Posting, ...]:
         assert one.local is not None
@@ -194,8 +241,14 @@ class Measurement:
             idle_s = self.request.connection.timeouts.idle_s
             ask_for(self.attached[0], self.table, step.size_bytes, idle_s)
             return PingpongLoop(
-                *(self.device, lane, self.attendant, self.waiter, self.table, step.messages, self.request.duration_s),
+                self.device,
+                lane,
+                self.attendant,
+                self.waiter,
+                step.messages,
+                self.request.duration_s,
                 pace=self.pace,
+                table=self.table,
             )
         lane.begin(postings, step.size_bytes, messages=0, signal_every=max(1, lane.depth // 2))
         duration_s = self.request.duration_s
@@ -204,7 +257,7 @@ class Measurement:
     def _retransmitted(self) -> int:
         return sum(lane.queue_pair.counters.retransmitted_packets for lane in self.lanes)
 
-    def _progress(self, step: Step, loop: BandwidthLoop | LatencyLoop | PingpongLoop) -> BenchProgress:
+    def _progress(self, step: Step, loop: BandwidthLoop | TimedLoop) -> BenchProgress:
         if isinstance(loop, BandwidthLoop):
             started_s, messages, lanes = loop.marks[0].at_s, loop.messages, len(self.lanes)
         else:

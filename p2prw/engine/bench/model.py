@@ -46,6 +46,8 @@ class BenchRequest:
     """Work requests that leave together; None: as many as there is room for."""
     lat_by: str = "completion"
     """How the latency of WRITEs is measured: `completion` or `ping-pong`."""
+    both_ways: bool = False
+    """The server posts the same towards us at the same time."""
     verify: bool = False
     min_bw_bytes_per_s: float | None = None
     max_latency_us: Mapping[str, float] = field(default_factory=dict)
@@ -110,13 +112,13 @@ class BenchRow:
     wqes_per_message: int
     warm_up_messages: int
     messages: int
-    """Completed, warm-up not counted, all queue pairs together."""
+    """Completed, warm-up not counted, all queue pairs together; of both directions where `both_ways`."""
     bytes: int
     elapsed_s: float
-    """First post to last completion."""
+    """First post to last completion; of our direction."""
     msg_rate_per_s: float | None
     bw_bytes_per_s: float | None
-    """Bytes / elapsed_s."""
+    """Bytes / elapsed_s; where `both_ways`, the sum of the two directions, each over its own time."""
     bw_min_bytes_per_s: float | None = None
     bw_median_bytes_per_s: float | None = None
     bw_max_bytes_per_s: float | None = None
@@ -141,6 +143,16 @@ class BenchRow:
     """The lower one of `--rate-limit` and the server's `--client-rate-limit`."""
     rate_limit_by: str | None = None
     """Whose that is: `client` or `server`."""
+    both_ways: bool = False
+    """The server posted the same towards us meanwhile."""
+    out_messages: int | None = None
+    """What we posted."""
+    out_bw_bytes_per_s: float | None = None
+    in_messages: int | None = None
+    """What the server posted, and had completed when our direction was done."""
+    in_elapsed_s: float | None = None
+    """By the server's clock."""
+    in_bw_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

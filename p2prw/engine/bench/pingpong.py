@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from p2prw.engine.bench.attendant import Attendant
-from p2prw.engine.bench.lane import Lane
-from p2prw.engine.bench.latency import MAX_SAMPLES, SPIN_S, await_turn
+from p2prw.engine.bench.latency import SPIN_S, TimedLoop
 from p2prw.engine.client import Attached
+from p2prw.engine.control.measuring import TAGS
 from p2prw.engine.control.messages import PINGPONG, Pingpong, Ponging
 from p2prw.engine.memory.host import open_scratch
 from p2prw.engine.model import Access
-from p2prw.engine.pace import Pace
 from p2prw.engine.providers.base import Device
-from p2prw.engine.waiting import Waiter
 from p2prw.errors import HostError, PeerRefusedError
-
-TAGS = 255
-"""As the server counts (server/pingpong.py)."""
 
 
 @dataclass(slots=True)
@@ -62,39 +55,26 @@ def set_table(stack: ExitStack, device: Device, one: Attached, capabilities: tup
 
 
 @dataclass(slots=True)
-class PingpongLoop:
-    """Drive `run()` once; the figures are in `samples_us`, also after a failure."""
+class PingpongLoop(TimedLoop):
+    """Half of what lies between a message and its answer. Drive `run()` once."""
 
-    device: Device
-    lane: Lane
-    attendant: Attendant
-    waiter: Waiter
-    table: Table
-    messages: int | None
-    duration_s: float | None = None
-    samples_us: array[float] = field(default_factory=lambda: array("d"))
-    first_post_s: float = 0.0
-    last_completion_s: float = 0.0
-    lat_by: str = "ping-pong"
-    pace: Pace | None = None
-    """A server's limit: what is waited for it lies between two samples."""
+    lat_by = "ping-pong"
+    table: Table = field(kw_only=True)
 
     def run(self) -> Generator[None, None, None]:
         """Yield a few times a second; return after `messages` or `duration_s`."""
         attendant, samples, lane = self.attendant, self.samples_us, self.lane
         clock, pump, poll = attendant.deadline.clock, self.device.pump, lane.queue_pair.poll
         source, sink, last = self.table.source, self.table.sink, lane.size_bytes - 1
-        limit = MAX_SAMPLES if self.messages is None else self.messages
         per_message = len(lane.postings)
-        now = self.first_post_s = self.last_completion_s = clock()
-        end_s = now + self.duration_s if self.duration_s is not None else float("inf")
-        attendant.begin(now)
+        limit, end_s = self.begin()
+        now = self.first_post_s
         while len(samples) < limit and now < end_s:
             tag = len(samples) % TAGS + 1
             source[last] = tag
             lane.left = per_message
             if self.pace is not None:
-                yield from await_turn(self.pace, self)
+                yield from self.await_turn(self.pace)
             posted_s = clock()
             while sink[last] != tag:
                 busy = lane.post() if lane.left else False

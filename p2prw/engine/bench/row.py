@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from p2prw.engine.bench.latency import LatencyLoop
+from p2prw.engine.bench.latency import TimedLoop
 from p2prw.engine.bench.loop import BandwidthLoop
 from p2prw.engine.bench.model import LATENCY_FIGURES, BenchRequest, BenchRow
-from p2prw.engine.bench.pingpong import PingpongLoop
+from p2prw.engine.bench.reverse import Incoming
 from p2prw.engine.bench.statistics import interval_figures, latency_figures
 from p2prw.engine.model import Operation
 from p2prw.errors import ThresholdError
@@ -63,7 +63,40 @@ def bandwidth_row(loop: BandwidthLoop, facts: RunFacts) -> BenchRow:
     )
 
 
-def latency_row(loop: LatencyLoop | PingpongLoop, facts: RunFacts) -> BenchRow:
+def both_ways_row(row: BenchRow, incoming: Incoming | None) -> BenchRow:
+    """Return the row of our direction with the server's in it; None: what that did is not known.
+
+    Rates are added, each over its own time, as perftest does. Intervals are ours alone, so there are none.
+    """
+    row = replace(
+        row,
+        both_ways=True,
+        out_messages=row.messages,
+        out_bw_bytes_per_s=row.bw_bytes_per_s,
+        bw_bytes_per_s=None,
+        msg_rate_per_s=None,
+        bw_min_bytes_per_s=None,
+        bw_median_bytes_per_s=None,
+        bw_max_bytes_per_s=None,
+        intervals=0,
+    )
+    if incoming is None or row.out_bw_bytes_per_s is None:
+        return row
+    in_bw = incoming.msg_rate_per_s * row.size_bytes
+    return replace(
+        row,
+        messages=row.messages + incoming.messages,
+        bytes=row.bytes + incoming.messages * row.size_bytes,
+        bw_bytes_per_s=row.out_bw_bytes_per_s + in_bw,
+        msg_rate_per_s=row.out_bw_bytes_per_s / row.size_bytes + incoming.msg_rate_per_s,
+        in_messages=incoming.messages,
+        in_elapsed_s=incoming.elapsed_s,
+        in_bw_bytes_per_s=in_bw,
+        retransmitted_packets=row.retransmitted_packets + incoming.retransmitted_packets,
+    )
+
+
+def latency_row(loop: TimedLoop, facts: RunFacts) -> BenchRow:
     """Return the row of a latency run, whole or not."""
     messages = len(loop.samples_us)
     elapsed_s = loop.last_completion_s - loop.first_post_s

@@ -176,7 +176,11 @@ def _connection(
     return replace(
         connection,
         operation=operation,
-        queue_pair=replace(connection.queue_pair, peer_writes=request.lat_by == "ping-pong"),
+        queue_pair=replace(
+            connection.queue_pair,
+            peer_writes=request.lat_by == "ping-pong" or (request.both_ways and operation is Operation.WRITE),
+            peer_reads=request.both_ways and operation is Operation.READ,
+        ),
         memory=memory,
         region_offset=connection.region_offset + index * length,
         size_bytes=span,
@@ -200,6 +204,7 @@ def _parameters(request: BenchRequest) -> dict[str, Any]:
         "queue_pairs": request.queue_pairs,
         "post_list": request.post_list,
         "lat_by": request.lat_by,
+        "bidirectional": request.both_ways,
         "signal_every": request.connection.signal_every,
         "verify": request.verify,
         "min_bw_bytes_per_s": request.min_bw_bytes_per_s,

@@ -10,14 +10,25 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from p2prw.engine.attach import Scratch
-from p2prw.engine.bench.lane import Lane, Posting
 from p2prw.engine.client import Attached
 from p2prw.engine.ends import cut_segments
+from p2prw.engine.lane import Lane, Posting
+from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.model import Opcode, Operation, RemoteSegment, Sge, TransferRequest, VerifyReport
 from p2prw.engine.mover import Mover
 from p2prw.engine.pattern import STEP_BYTES, Pattern
 
 _FLUSH_BYTES = 8
+
+
+def fill_generation(memory: MemorySource, generation: int, size_bytes: int) -> None:
+    """Put generation `generation` into the first `size_bytes` of `memory`."""
+    pattern = Pattern("words", generation)
+    piece = bytearray(min(size_bytes, STEP_BYTES))
+    for offset in range(0, size_bytes, STEP_BYTES):
+        view = memoryview(piece)[: size_bytes - offset]
+        pattern.fill(view, offset)
+        memory.write_at(offset, view)
 
 
 @dataclass(slots=True)
@@ -36,12 +47,7 @@ class GenerationCheck:
         """
         if self.request.operation is Operation.WRITE and self.attached.memory.spec.kind != "host":
             return
-        pattern = Pattern("words", generation)
-        piece = bytearray(min(size_bytes, STEP_BYTES))
-        for offset in range(0, size_bytes, STEP_BYTES):
-            view = memoryview(piece)[: size_bytes - offset]
-            pattern.fill(view, offset)
-            self.attached.memory.write_at(offset, view)
+        fill_generation(self.attached.memory, generation, size_bytes)
 
     def flush_postings(self, size_bytes: int) -> tuple[Posting, ...]:
         """Return the READ of the last bytes that is to follow the WRITEs; none where it is not needed or not allowed.
@@ -57,15 +63,19 @@ class GenerationCheck:
         sge = Sge(self.scratch.sge.address, piece.length_bytes, self.scratch.sge.lkey)
         return ((Opcode.RDMA_READ, (sge,), piece.address, piece.rkey),)
 
-    def compare(self, size_bytes: int) -> VerifyReport:
-        """Compare the first `size_bytes` of both ends; return what was found."""
+    def mover(self, size_bytes: int) -> Mover:
+        """Return what reads bad blocks back."""
         one = self.attached
         assert one.local is not None
         grant = replace(one.grant, length=size_bytes)
         mover = Mover(self.request, one.link, grant, one.limits, self.scratch, one.local.route)
-        # A bad block is read back, and ids go on counting up: a completion retires everything with a smaller one.
+        # Ids go on counting up: a completion retires everything with a smaller one.
         mover.stats.wqes_posted = self.lane.first_wr_id + self.lane.posted
-        steps = mover.verify(one.memory)
+        return mover
+
+    def compare(self, size_bytes: int) -> VerifyReport:
+        """Compare the first `size_bytes` of both ends; return what was found."""
+        steps = self.mover(size_bytes).verify(self.attached.memory)
         while True:
             try:
                 next(steps)

@@ -23,6 +23,13 @@ from p2prw.engine.control.checks import (
     required_field,
     text,
 )
+from p2prw.engine.control.measuring import GoOn as GoOn
+from p2prw.engine.control.measuring import Halt as Halt
+from p2prw.engine.control.measuring import Pingpong as Pingpong
+from p2prw.engine.control.measuring import Ponging as Ponging
+from p2prw.engine.control.measuring import Reverse as Reverse
+from p2prw.engine.control.measuring import Reversed as Reversed
+from p2prw.engine.control.measuring import Reversing as Reversing
 from p2prw.engine.control.records import (
     HEX_DIGEST,
     HEX_MAC,
@@ -32,9 +39,7 @@ from p2prw.engine.control.records import (
     MAX_PROSE_CHARS,
     PROSE,
     REGION_NAME,
-    U32,
     U63,
-    U64,
 )
 from p2prw.engine.control.records import Attempt as Attempt
 from p2prw.engine.control.records import Gid as Gid
@@ -60,7 +65,8 @@ REGIONS_PER_PAGE = 64
 RESUME = "resume"
 PINGPONG = "pingpong"
 RATE_LIMIT = "rate_limit"
-CAPABILITIES = (RESUME, PINGPONG, RATE_LIMIT)
+REVERSE = "reverse"
+CAPABILITIES = (RESUME, PINGPONG, RATE_LIMIT, REVERSE)
 """What this release can do beyond its protocol version; both sides say so in their hello."""
 
 # --- messages -----------------------------------------------------------------------------------------------
@@ -222,6 +228,8 @@ class Digest:
     block_bytes: int = required_field(integer(4096, 1 << 30))
     noted: bool = optional_field(boolean, False)
     """Under a `held.manifest`: only blocks that have arrived before; the others answer ""."""
+    reverse: bool = optional_field(boolean, False)
+    """Not the lease's bytes: those that a `reverse` has READ, from its first byte on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,29 +249,6 @@ class Restart:
     """The client's source is not what the sink's blocks came from: forget them all. No answer."""
 
     TYPE: ClassVar[str] = "restart"
-    lease: str = required_field(LEASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Pingpong:
-    """Under a write lease: WRITE the first `length` bytes of the lease back to us each time a message has arrived.
-
-    Message n (from 0) has arrived when the last of these bytes is n modulo 255, plus 1. It ends with the lease, or with
-    the next one.
-    """
-
-    TYPE: ClassVar[str] = "pingpong"
-    lease: str = required_field(LEASE)
-    length: int = required_field(integer(1, U63))
-    address: int = required_field(integer(0, U64))
-    rkey: int = required_field(integer(0, U32))
-
-
-@dataclass(frozen=True, slots=True)
-class Ponging:
-    """The server watches; the first message may come."""
-
-    TYPE: ClassVar[str] = "ponging"
     lease: str = required_field(LEASE)
 
 
@@ -305,6 +290,11 @@ Message: TypeAlias = (
     | Restart
     | Pingpong
     | Ponging
+    | Reverse
+    | Reversing
+    | GoOn
+    | Halt
+    | Reversed
     | Release
     | Released
 )

@@ -278,7 +278,8 @@ class VerbsDevice:
 
     def create_queue_pair(self, options: QueuePairOptions) -> QueuePair:
         """Create a queue pair in INIT with a random PSN; `options.gid_index` is its source GID."""
-        access = self._remote_access | LOCAL_WRITE | (REMOTE_WRITE if options.peer_writes else 0)
+        access = self._remote_access | LOCAL_WRITE
+        access |= REMOTE_WRITE * options.peer_writes | REMOTE_READ * options.peer_reads
         pair = VerbsQueuePair(self, self._context, options, access, secrets.randbits(24))
         self._queue_pairs.append(pair)
         return pair

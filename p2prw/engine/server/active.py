@@ -21,9 +21,12 @@ from p2prw.engine.control.messages import (
     Digests,
     Fill,
     Filled,
+    GoOn,
     Grant,
+    Halt,
     Held,
     Pingpong,
+    Reverse,
     Segment,
     Staging,
 )
@@ -34,8 +37,8 @@ from p2prw.engine.memory.file_resume import ResumableSink
 from p2prw.engine.model import Access, Operation, RouteReport, ServeRequest
 from p2prw.engine.peer import attributes_to_wire, source_to_wire
 from p2prw.engine.providers.base import Device, QueuePair, Registration
-from p2prw.engine.server import pingpong
 from p2prw.engine.server.leases import Lease
+from p2prw.engine.server.posting import Poster
 from p2prw.engine.server.rate import RateAccount
 from p2prw.engine.server.regions import OfferedRegion, OpenedRegion
 from p2prw.engine.staging import StagingRing
@@ -81,8 +84,7 @@ class ActiveLease:
         self._ring: StagingRing | None = None
         self._busy_slots: set[int] = set()
         self._digest: _DigestJob | None = None
-        self._registration: Registration | None = None
-        self._pingpong: pingpong.Pingpong | None = None
+        self._poster: Poster | None = None
         self._staged_bytes = 0
         """What the client had filled and committed."""
         self.account: RateAccount | None = None
@@ -99,7 +101,8 @@ class ActiveLease:
     @property
     def has_steps(self) -> bool:
         """`step` may find something to do; asked in every round for every client."""
-        return (self._ring or self._digest or self._pingpong or self.account) is not None
+        posts = self._poster is not None and self._poster.has_steps
+        return posts or (self._ring or self._digest or self.account) is not None
 
     @property
     def moved_bytes(self) -> int | None:
@@ -158,7 +161,7 @@ class ActiveLease:
                 staging, route = self._make_staging(request, access | Access.REMOTE_READ, route, path_mtu_bytes)
             else:
                 self._stack.callback(reach.registration.close)
-                self._registration = reach.registration
+                self._poster = self._make_poster(request, reach.registration, window_bytes)
                 segments = tuple(Segment(*segment) for segment in reach.registration.remote_segments())
         rate, notes = None, self.memory.warnings if self.region.staged else ()
         if self.account is not None:
@@ -266,22 +269,31 @@ class ActiveLease:
             raise RemoteProtocolError(f"{message.TYPE} outside the lease or the slot", code="bad_range")
         return ring
 
-    # --- ping-pong --------------------------------------------------------------------------------------------
+    # --- what is posted towards the client --------------------------------------------------------------------
 
-    def start_pingpong(self, message: Pingpong) -> None:
-        """Begin to answer messages. PeerRefusedError, RemoteProtocolError where the client may not ask for that."""
-        if self.lease.operation is not Operation.WRITE or message.length > self.length_bytes:
-            raise RemoteProtocolError("ping-pong outside a write lease", code="bad_range")
-        if "r" not in self.region.access:
-            raise RemoteProtocolError("ping-pong with a region that may not be read", code="bad_right")
-        registration = self._registration
-        if registration is None or len(registration.vec) != 1:
-            raise RemoteProtocolError("ping-pong for a region that is not in one piece", code="unexpected_message")
-        view = pingpong.watched_view(self.memory, self._base_offset, message.length)
-        self._pingpong = pingpong.Pingpong(
-            self.device, self.queue_pair, view, registration.vec, message.address, message.rkey,
-            posted_before=self._pingpong.answered + self._pingpong.posted_before if self._pingpong else 0,
-        )  # fmt: skip
+    def _make_poster(self, request: ServeRequest, registration: Registration, window_bytes: int) -> Poster:
+        poster = Poster(
+            self.lease.operation,
+            self.memory,
+            self._base_offset,
+            self.length_bytes,
+            "r" in self.region.access,
+            registration.vec,
+            self.device,
+            self.queue_pair,
+            request.queue_pair.max_send_sge,
+            window_bytes,
+            request.passive,
+            rate_limited=request.client_rate_limit_bytes_per_s is not None,
+        )
+        self._stack.callback(poster.close)
+        return poster
+
+    def measure(self, message: Pingpong | Reverse | GoOn | Halt, channel: Channel) -> None:
+        """Take part in a measurement. PeerRefusedError, RemoteProtocolError where the client may not ask for that."""
+        if self._poster is None:
+            raise RemoteProtocolError(f"{message.TYPE} for a region that is staged", code="unexpected_message")
+        self._poster.hear(message, channel)
 
     # --- digest ---------------------------------------------------------------------------------------------
 
@@ -289,15 +301,20 @@ class ActiveLease:
         """Begin to digest a range; pages follow from `step`."""
         if self._digest is not None or self._busy_slots:
             raise RemoteProtocolError("digest while work is under way", code="unexpected_message")
-        if message.length == 0 or message.offset + message.length > self.length_bytes:
+        memory, length, start = self.memory, self.length_bytes, self._base_offset + message.offset
+        if message.reverse:
+            sink = self._poster.read_sink if self._poster is not None else None
+            if sink is None:
+                raise RemoteProtocolError("digest of a reverse that has READ nothing", code="unexpected_message")
+            memory, length, start = sink, sink.length_bytes, message.offset
+        if message.length == 0 or message.offset + message.length > length:
             raise RemoteProtocolError("digest outside the lease", code="bad_range")
-        start = self._base_offset + message.offset
-        if message.noted and isinstance(self.memory, ResumableSink):
+        if message.noted and isinstance(memory, ResumableSink):
             if message.block_bytes != BLOCK_BYTES or message.offset % BLOCK_BYTES:
                 raise RemoteProtocolError("digest of other blocks than the manifest's", code="bad_range")
-            blocks = self.memory.held_digests(start, message.length)
+            blocks = memory.held_digests(start, message.length)
         else:
-            blocks = digest_blocks(self.memory, start, message.length, message.block_bytes)
+            blocks = digest_blocks(memory, start, message.length, message.block_bytes)
         self._digest = _DigestJob(message, blocks, message.offset)
 
     def step(self, channel: Channel, now: float) -> bool:
@@ -315,8 +332,8 @@ class ActiveLease:
                     raise job.error
                 answer = Filled if job.kind == "fill" else Committed
                 channel.send(answer(self.lease.id, job.slot, job.offset - self._base_offset))
-        if self._pingpong is not None:
-            busy = self._pingpong.step() or busy
+        if self._poster is not None and self._poster.has_steps:
+            busy = self._poster.step(channel) or busy
         if self._digest is not None and channel.queued_bytes <= _QUEUED_BYTES_BEFORE_DIGESTS_WAIT:
             self._digest_step(self._digest, channel)
             busy = True
@@ -355,7 +372,9 @@ class ActiveLease:
         self._check_rate(now)
         if keep and (self._busy_slots or self._digest is not None):
             raise RemoteProtocolError("release with keep while work is under way", code="unexpected_message")
-        self._digest = self._pingpong = None
+        self._digest = None
+        if self._poster is not None:
+            self._poster.close()
 
     def close(self) -> None:
         """Revoke the keys, destroy the queue pair, throw an unfinished sink away. Safe to call twice."""

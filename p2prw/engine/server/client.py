@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from p2prw.engine import gids
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.handshake import ServerHandshake
+from p2prw.engine.control.measuring import GoOn, Halt, Pingpong, Reverse
 from p2prw.engine.control.messages import (
     CAPABILITIES,
     Commit,
@@ -24,8 +25,6 @@ from p2prw.engine.control.messages import (
     ListRegions,
     Message,
     Open,
-    Pingpong,
-    Ponging,
     Release,
     Released,
     Restart,
@@ -240,9 +239,8 @@ class ServedClient:
                 self._lease(message.lease).start_digest(message)
             case Restart():
                 self._lease(message.lease).restart()
-            case Pingpong():
-                self._lease(message.lease).start_pingpong(message)
-                self.channel.send(Ponging(message.lease))
+            case Pingpong() | Reverse() | GoOn() | Halt():
+                self._lease(message.lease).measure(message, self.channel)
             case Release():
                 self._release(message)
             case _:

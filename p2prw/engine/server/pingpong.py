@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from p2prw.engine.completion import completion_error
+from p2prw.engine.control.measuring import TAGS
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.model import DmaVec, Opcode, Sge, WcStatus
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.errors import PeerRefusedError
 
-TAGS = 255
-"""The last byte of message n is n modulo 255, plus 1: never 0, which is what it is before the first."""
 _SLICE_S = 0.0005
 """The other clients wait for this long at most."""
 _SPIN_S = 0.25

@@ -95,6 +95,26 @@ def busy(standing: Lease) -> PeerRefusedError:
     )
 
 
+def passive() -> PeerRefusedError:
+    """For a client that wants the server to post something."""
+    return PeerRefusedError(
+        "this server posts nothing towards its clients (--passive)",
+        why="a ping-pong, and a measurement in both directions, need its CPU and its sends",
+        fix="--lat-by completion, and no --bidirectional; or a server without --passive",
+        code="passive",
+    )
+
+
+def one_way() -> PeerRefusedError:
+    """For a client that wants both directions where its rate is limited."""
+    return PeerRefusedError(
+        "this server limits the rate of each client (--client-rate-limit), and posts nothing by itself then",
+        why="the limit is kept by who posts; what the server posted would come on top of it",
+        fix="leave --bidirectional away, or a server without --client-rate-limit",
+        code="rate_limited",
+    )
+
+
 def defect(error: Exception) -> P2prwError:
     """For a client that met a defect of ours."""
     return P2prwError(

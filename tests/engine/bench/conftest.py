@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from p2prw.engine.bench.attendant import Attendant
-from p2prw.engine.bench.lane import Lane, message_postings
 from p2prw.engine.bench.latency import LatencyLoop
 from p2prw.engine.bench.loop import BandwidthLoop
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.deadline import Deadline
+from p2prw.engine.lane import Lane, message_postings
 from p2prw.engine.memory.host import HostMemory
 from p2prw.engine.model import Access, DmaVec, Operation, QueuePairOptions, RemoteSegment
 from p2prw.engine.providers.scripted import Script, ScriptedDevice, ScriptedFabric

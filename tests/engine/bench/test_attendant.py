@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from p2prw.engine.control.messages import Filled, Refuse, Window
+from p2prw.engine.control.messages import Filled, GoOn, Refuse, Window
 from p2prw.engine.model import Operation
 from p2prw.errors import DeadlineExceeded, PeerRefusedError, RemoteProtocolError
 
@@ -58,3 +58,18 @@ def test_samples_are_due_eight_times_a_second(make_bench):
     due = [rig.attendant.attend(step * 0.01, step) for step in range(100)]
     assert sum(due) == pytest.approx(8, abs=1)
     assert rig.attendant.next_s == pytest.approx(0.995)
+
+
+def test_the_server_of_both_directions_is_told_once_a_second_to_go_on(make_bench):
+    rig = make_bench(queue_pairs=2)
+    rig.attendant.leases = ("a" * 16, "b" * 16)
+    rig.attendant.begin(0.0)
+    for step in range(1, 36):
+        rig.attendant.attend(step * 0.1, step)
+    rig.attendant.leases = ()
+    rig.attendant.attend(9.0, 99)
+    for peer, lease in zip(rig.peers, "ab", strict=True):
+        heard = []
+        while (message := peer.receive()) is not None:
+            heard.append(message)
+        assert heard == [GoOn(lease * 16)] * 3

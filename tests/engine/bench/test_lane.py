@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2prw.engine.bench.lane import Lane, message_postings
+from p2prw.engine.lane import Lane, message_postings
 from p2prw.engine.model import Completion, DmaSegment, Opcode, Operation, RemoteSegment, WcStatus
 from p2prw.engine.providers.scripted import Script
 from p2prw.engine.rw import RwLimits

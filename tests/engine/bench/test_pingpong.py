@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from p2prw import api
-from p2prw.engine.bench import pingpong
 from p2prw.engine.bench.model import BenchRequest, BenchResult
 from p2prw.engine.bench.session import run_bench
 from p2prw.engine.control import messages
 from p2prw.engine.model import Operation
-from p2prw.engine.server import pingpong as servers
 from p2prw.errors import RequestError
 
 WRITE, READ = Operation.WRITE, Operation.READ
@@ -30,10 +28,6 @@ def measure(target: str, **wishes: Any) -> BenchResult:
     connection = api.make_request(WRITE, target, wishes.pop("memory", "host"))
     result: BenchResult = api.finish(run_bench(BenchRequest(connection=connection, **wishes)))
     return result
-
-
-def test_both_ends_count_alike():
-    assert pingpong.TAGS == servers.TAGS
 
 
 def test_every_size_is_half_a_round_trip_and_the_bytes_arrive(served):

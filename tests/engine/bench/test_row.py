@@ -8,7 +8,8 @@ import pytest
 
 from p2prw import api
 from p2prw.engine.bench.model import BenchRequest
-from p2prw.engine.bench.row import RunFacts, bandwidth_row, latency_row, missed_thresholds
+from p2prw.engine.bench.reverse import Incoming
+from p2prw.engine.bench.row import RunFacts, bandwidth_row, both_ways_row, latency_row, missed_thresholds
 from p2prw.engine.bench.statistics import Mark
 from p2prw.engine.model import Operation
 
@@ -81,3 +82,17 @@ def test_every_row_is_held_to_the_thresholds_of_its_test(bandwidth, latency, wis
     else:
         assert error is not None and missed in error.what
         assert (error.exit_code, error.code) == (5, "threshold_missed") and error.why and error.fix
+
+
+def test_two_directions_are_added_and_have_no_intervals(bandwidth):
+    row = both_ways_row(bandwidth_row(bandwidth, FACTS), Incoming(50, 0.5, 100.0, 4))
+    assert (row.messages, row.out_messages, row.in_messages, row.bytes) == (150, 100, 50, 150 * 64)
+    assert (row.out_bw_bytes_per_s, row.in_bw_bytes_per_s, row.bw_bytes_per_s) == (6400.0, 6400.0, 12800.0)
+    assert (row.msg_rate_per_s, row.in_elapsed_s, row.retransmitted_packets) == (200.0, 0.5, 7)
+    assert (row.both_ways, row.intervals, row.bw_median_bytes_per_s) == (True, 0, None)
+
+
+def test_a_direction_that_nobody_told_of_makes_no_sum(bandwidth):
+    row = both_ways_row(bandwidth_row(bandwidth, FACTS), None)
+    assert (row.both_ways, row.out_messages, row.in_messages) == (True, 100, None)
+    assert row.out_bw_bytes_per_s == 6400.0 and row.bw_bytes_per_s is row.msg_rate_per_s is None

@@ -133,7 +133,7 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
     m.Commit: st.builds(m.Commit, lease, slot, lengths, lengths),
     m.Committed: st.builds(m.Committed, lease, slot, lengths),
     m.Window: st.builds(m.Window, st.integers(1, U63)),
-    m.Digest: st.builds(m.Digest, lease, lengths, lengths, st.integers(4096, 1 << 30), st.booleans()),
+    m.Digest: st.builds(m.Digest, lease, lengths, lengths, st.integers(4096, 1 << 30), st.booleans(), st.booleans()),
     m.Digests: st.builds(
         m.Digests,
         lease,
@@ -147,6 +147,20 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         m.Pingpong, lease, st.integers(1, U63), st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 32) - 1)
     ),
     m.Ponging: st.builds(m.Ponging, lease),
+    m.Reverse: st.builds(
+        m.Reverse,
+        lease,
+        st.integers(1, U63),
+        segments,
+        st.integers(1, 32768),
+        st.none() | st.integers(1, 32768),
+        st.none() | st.integers(1, 32768),
+        st.none() | st.integers(1, U63),
+    ),
+    m.Reversing: st.builds(m.Reversing, lease),
+    m.GoOn: st.builds(m.GoOn, lease),
+    m.Halt: st.builds(m.Halt, lease),
+    m.Reversed: st.builds(m.Reversed, lease, st.integers(0, U63), st.integers(0, U63), st.integers(0, U63)),
     m.Release: st.builds(m.Release, lease, st.booleans()),
     m.Released: st.builds(m.Released, lease),
 }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from p2prw.engine.control.measuring import TAGS
 from p2prw.engine.memory.host import HostMemory
 from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import Access, QueuePairOptions
 from p2prw.engine.providers.scripted import ScriptedDevice, ScriptedFabric
-from p2prw.engine.server.pingpong import TAGS, Pingpong, watched_view
+from p2prw.engine.server.pingpong import Pingpong, watched_view
 from p2prw.errors import CompletionError, PeerRefusedError
 
 RIGHTS = Access.LOCAL_WRITE | Access.REMOTE_WRITE
