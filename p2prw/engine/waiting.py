@@ -73,3 +73,18 @@ class Waiter:
     def _look(self, wait_s: float) -> list[tuple[int, int]]:
         assert self._poller is not None
         return self._poller.poll(wait_s * 1000)
+
+
+WATCH_LOOKS = 64
+"""At memory that a device changes by itself, before its queues are looked at: that costs more than all the looks."""
+
+
+def looks_at(device: Device) -> int:
+    """Return how often to look at memory between two looks at the queues of `device`."""
+    # fast path: one that moves bytes by itself need not be pumped for them to arrive.
+    return 1 if device.filenos() else WATCH_LOOKS
+
+
+def watch(view: memoryview, index: int, value: int, looks: int) -> bool:
+    """Look at a byte up to `looks` times; True as soon as it is `value`."""
+    return any(view[index] == value for _ in range(looks))

@@ -80,6 +80,7 @@ REACHED = {
     "allow": (["--allow", "10.0.0.0/8, 192.0.2.7"], ("10.0.0.0/8", "192.0.2.7/32")),
     "client_bytes": (["--client-bytes", "1G"], 1 << 30),
     "client_regions": (["--client-regions", "2"], 2),
+    "passive": (["--passive"], True),
     "client_rate_limit_bytes_per_s": (["--client-rate-limit", "10Gb/s"], 1.25e9),
     "tls": (
         ["--tls-cert", "c", "--tls-key", "k", "--tls-client-ca", "a"],

@@ -91,7 +91,7 @@ REACHED = {
 }
 ELSEWHERE = {"operation", "peer", "region", "memory", "region_offset", "token", "queue_pair", "timeouts"}
 # The server's (test_serve.py), and bench's, which alone has a peer that writes.
-ELSEWHERE |= {"timeouts.stop_s", "timeouts.client_s", "queue_pair.peer_writes"}
+ELSEWHERE |= {"timeouts.stop_s", "timeouts.client_s", "queue_pair.peer_writes", "queue_pair.peer_reads"}
 
 
 def test_every_field_of_a_request_has_an_option():

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from p2prw.engine.waiting import Spinner, Waiter
+from p2prw.engine.providers.scripted import ScriptedDevice
+from p2prw.engine.waiting import WATCH_LOOKS, Spinner, Waiter, looks_at, watch
 
 
 class FakeDevice:
@@ -138,3 +139,13 @@ def test_one_processor_and_short_waits_are_not_for_looking(processors, wait_s):
     spinner.wait(looks.look, 0.25)
     spinner.wait(looks.look, wait_s)
     assert looks.timeouts_s == [0.25, wait_s]
+
+
+def test_a_byte_is_watched_as_often_as_asked():
+    view = memoryview(bytearray(b"\0\7"))
+    assert watch(view, 1, 7, 1) and not watch(view, 0, 7, 3) and not watch(view, 1, 7, 0)
+
+
+def test_who_has_to_be_pumped_is_pumped_after_each_look(pair):
+    assert looks_at(FakeDevice(pair[0])) == 1  # type: ignore[arg-type]
+    assert looks_at(ScriptedDevice()) == WATCH_LOOKS > 1

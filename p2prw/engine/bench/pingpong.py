@@ -13,7 +13,11 @@ from p2prw.engine.control.messages import PINGPONG, Pingpong, Ponging
 from p2prw.engine.memory.host import open_scratch
 from p2prw.engine.model import Access
 from p2prw.engine.providers.base import Device
+from p2prw.engine.waiting import looks_at, watch
 from p2prw.errors import HostError, PeerRefusedError
+
+_PATIENCE_S = 0.1
+"""An answer that takes longer is waited for asleep."""
 
 
 @dataclass(slots=True)
@@ -66,7 +70,7 @@ class PingpongLoop(TimedLoop):
         attendant, samples, lane = self.attendant, self.samples_us, self.lane
         clock, pump, poll = attendant.deadline.clock, self.device.pump, lane.queue_pair.poll
         source, sink, last = self.table.source, self.table.sink, lane.size_bytes - 1
-        per_message = len(lane.postings)
+        per_message, looks = len(lane.postings), looks_at(self.device)
         limit, end_s = self.begin()
         now = self.first_post_s
         while len(samples) < limit and now < end_s:
@@ -79,16 +83,19 @@ class PingpongLoop(TimedLoop):
             while sink[last] != tag:
                 busy = lane.post() if lane.left else False
                 busy = pump() or busy
+                if watch(sink, last, tag, looks):
+                    break
                 lane.retire(poll())
                 now = clock()
                 if now >= attendant.next_s and now - posted_s > SPIN_S:
                     if attendant.attend(now, len(samples)):
                         yield
-                    if not busy and sink[last] != tag:
+                    if not busy and now - posted_s > _PATIENCE_S:
                         self.waiter.wait(min(SPIN_S, attendant.next_s - now))
             now = clock()
             samples.append((now - posted_s) * 0.5e6)
             self.last_completion_s = now
+            lane.retire(poll())
             if now >= attendant.next_s and attendant.attend(now, len(samples)):
                 yield
         # The last answers may overtake the acknowledgements of what they answer.

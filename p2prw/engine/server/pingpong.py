@@ -15,6 +15,7 @@ from p2prw.engine.control.measuring import TAGS
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.model import DmaVec, Opcode, Sge, WcStatus
 from p2prw.engine.providers.base import Device, QueuePair
+from p2prw.engine.waiting import looks_at, watch
 from p2prw.errors import PeerRefusedError
 
 _SLICE_S = 0.0005
@@ -66,15 +67,12 @@ class Pingpong:
         end_s = now + _SLICE_S
         (segment,) = self.vec
         sges = (Sge(segment.address, len(self.view), segment.lkey),)
+        view, looks = self.view, looks_at(self.device)
         while now < end_s:
-            self.device.pump()
-            for completion in self.queue_pair.poll():
-                if completion.status is not WcStatus.SUCCESS:
-                    raise completion_error(completion, 0, 0)
-                self._completed = max(0, completion.wr_id + 1 - self.posted_before)
+            self._pump()
             now = self.clock()
-            waits = self.answered - self._completed >= self.queue_pair.depth
-            if not waits and self.view[last] == self.answered % TAGS + 1:
+            room = self.answered - self._completed < self.queue_pair.depth
+            if room and watch(view, last, self.answered % TAGS + 1, looks):
                 self.queue_pair.post_rdma(
                     self.posted_before + self.answered,
                     Opcode.RDMA_WRITE,
@@ -83,6 +81,15 @@ class Pingpong:
                     self.rkey,
                     signaled=True,
                 )
+                # It leaves now; what has completed meanwhile is looked at when the answer is on its way.
+                self.device.pump()
                 self.answered += 1
                 self._last_s = now
         return now - self._last_s < _SPIN_S
+
+    def _pump(self) -> None:
+        self.device.pump()
+        for completion in self.queue_pair.poll():
+            if completion.status is not WcStatus.SUCCESS:
+                raise completion_error(completion, 0, 0)
+            self._completed = max(0, completion.wr_id + 1 - self.posted_before)

@@ -60,6 +60,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "restart": {"lease": LEASE},
     "pingpong": {"lease": LEASE, "length": 1, "address": 0, "rkey": 0},
     "ponging": {"lease": LEASE},
+    "reverse": {"lease": LEASE, "length": 1, "segments": [{"address": 0, "length": 1, "rkey": 0}], "depth": 1},
+    "reversing": {"lease": LEASE},
+    "go_on": {"lease": LEASE},
+    "halt": {"lease": LEASE},
+    "reversed": {"lease": LEASE, "messages": 1, "elapsed_ns": 1, "retransmitted_packets": 0},
     "released": {"lease": LEASE},
 }
 

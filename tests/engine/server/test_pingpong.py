@@ -81,3 +81,14 @@ def test_only_memory_that_a_cpu_reads_cheaply_is_watched():
     with pytest.raises(PeerRefusedError) as caught:
         watched_view(memory, 0, 8)
     assert caught.value.code == "no_pingpong" and caught.value.fix
+
+
+@pytest.mark.parametrize("looks", [1, 64])
+def test_an_answer_leaves_in_the_round_that_saw_its_message(monkeypatch, looks):
+    """However often it looks between two looks at the queues, and without waiting for the next one."""
+    monkeypatch.setattr("p2prw.engine.waiting.WATCH_LOOKS", looks)
+    table = Table()
+    table.here[-1] = 1
+    table.pingpong.clock = iter([0.0, 0.0, 1.0]).__next__
+    table.pingpong.step()
+    assert table.pingpong.answered == 1 and table.there == table.here
