@@ -1,7 +1,7 @@
 #!/bin/bash
 # cached.sh TREE FOLDER...: let the guest keep what it has read of these folders of the host, and write into TREE, which
 # the host never sees. Its root asks the host anew at every look (9p without a cache), and most of what it starts is
-# Python, which looks at hundreds of files first: ten times slower.
+# Python, which looks at hundreds of files first: `p2prw version` takes 3.5 s of the host's CPU with it, 8 s without.
 set -euo pipefail
 grep -qsa p2prw-lab /sys/bus/virtio/drivers/9pnet_virtio/*/mount_tag || exit 0 # the host does not show it twice
 host=/run/lab/host
