@@ -6,12 +6,18 @@ message a line and `corpus/broken.hex` bodies that once were, or could be, troub
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import os
 import random
+import select
+import socket
 import tracemalloc
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,3 +153,159 @@ def flat() -> Iterator[Callable[..., Flat]]:
     """Return a maker of meters; tracing, which slows everything down, ends with the test."""
     yield lambda most_objects=500, most_bytes=256 * 1024: Flat(most_objects, most_bytes)
     tracemalloc.stop()
+
+
+class HandClock:
+    """Seconds that pass when something waits, and a little at each look, so that no loop lives between two looks."""
+
+    def __init__(self, most_looks: int) -> None:
+        self.now = 1000.0
+        self.most_looks = most_looks
+        self.looks = 0
+
+    def __call__(self) -> float:
+        self.look()
+        return self.now
+
+    def look(self) -> None:
+        """One step of whoever is looked at; too many are a hang."""
+        self.looks += 1
+        self.now += 5e-6
+        assert self.looks <= self.most_looks, f"still at it after {self.looks} steps"
+
+    def begin(self) -> None:
+        """Count anew."""
+        self.looks = 0
+
+
+class End:
+    """One end of a made-up TCP connection."""
+
+    family, type = socket.AF_INET, socket.SOCK_STREAM
+    numbers = iter(range(1 << 20, 1 << 40))
+
+    def __init__(self, clock: HandClock) -> None:
+        self.number = next(self.numbers)
+        self.clock = clock
+        self.arrived = bytearray()
+        self.said = bytearray()
+        self.ended: OSError | bool = False
+        """The other end has closed, or reset, once what has arrived is read."""
+        self.closed = False
+
+    def fileno(self) -> int:
+        return -1 if self.closed else self.number
+
+    def recv(self, most: int) -> bytes:
+        self.clock.look()
+        if self.arrived:
+            data = bytes(self.arrived[:most])
+            del self.arrived[:most]
+            return data
+        if isinstance(self.ended, OSError):
+            raise self.ended
+        if self.ended:
+            return b""
+        raise BlockingIOError
+
+    def send(self, data: bytes | bytearray) -> int:
+        self.clock.look()
+        if self.ended:
+            raise BrokenPipeError(errno.EPIPE, "broken pipe")
+        count = min(len(data), 70_000)
+        self.said += data[:count]
+        return count
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 18515
+
+    def getpeername(self) -> tuple[str, int]:
+        return "127.0.0.1", 20_000 + self.number % 40_000
+
+    def setblocking(self, flag: bool) -> None:
+        assert not flag
+
+    def setsockopt(self, *_: object) -> None:
+        pass
+
+    def shutdown(self, _: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class World:
+    """What is on the other side of every wait: `turn` does a piece of it and says whether anything happened."""
+
+    def __init__(self, clock: HandClock) -> None:
+        self.clock = clock
+        self.turn: Callable[[], bool] = lambda: False
+
+    def poller(self) -> Any:
+        """Return a stand-in for `select.poll()`."""
+        return SimpleNamespace(register=lambda *_: None, modify=lambda *_: None, poll=self.wait)
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.clock.look()
+        self.clock.now += seconds
+
+    def wait(self, at_most_ms: float) -> list[tuple[int, int]]:
+        """Let the others work; where they have nothing to do, let time pass."""
+        self.clock.look()
+        if not self.turn():
+            self.clock.now += at_most_ms / 1000
+        return []
+
+
+class Inline:
+    """A server's worker without its thread: a job is done when it is asked for, its callback runs in `poll`."""
+
+    def __init__(self) -> None:
+        self.done: deque[tuple[Callable[[BaseException | None], None], BaseException | None]] = deque()
+
+    def fileno(self) -> int:
+        return (1 << 19) + 1
+
+    def submit(self, job: Callable[[], object], done: Callable[[BaseException | None], None]) -> None:
+        error: BaseException | None = None
+        try:
+            job()
+        except Exception as caught:
+            error = caught
+        self.done.append((done, error))
+
+    def poll(self) -> bool:
+        busy = bool(self.done)
+        while self.done:
+            done, error = self.done.popleft()
+            done(error)
+        return busy
+
+    def close(self) -> None:
+        self.poll()
+
+
+@pytest.fixture
+def inline_worker() -> Inline:
+    return Inline()
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """Take clock, waits and sockets of the control channel's waits into the test's hands."""
+    made = World(HandClock(most_looks=60_000))
+    selects = SimpleNamespace(poll=made.poller, POLLIN=select.POLLIN, POLLOUT=select.POLLOUT)
+    for module in ("p2prw.engine.control.channel", "p2prw.engine.waiting"):
+        monkeypatch.setattr(f"{module}.select", selects)
+    monkeypatch.setattr("p2prw.engine.control.channel.time", SimpleNamespace(monotonic=made.clock))
+    # Nobody pulls the plug here, and a disk that is asked to make sure takes most of the time.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(os, "fdatasync", lambda _: None)
+    return made
+
+
+@pytest.fixture
+def made_up_end() -> type[End]:
+    return End

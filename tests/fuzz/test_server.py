@@ -172,34 +172,6 @@ class Stepped(selectors.BaseSelector):
         self.keys.clear()
 
 
-class Inline:
-    """The server's worker without its thread: a job is done when it is asked for, its callback runs in `poll`."""
-
-    def __init__(self) -> None:
-        self.done: deque[tuple[Callable[[BaseException | None], None], BaseException | None]] = deque()
-
-    def fileno(self) -> int:
-        return (1 << 19) + 1
-
-    def submit(self, job: Callable[[], object], done: Callable[[BaseException | None], None]) -> None:
-        error: BaseException | None = None
-        try:
-            job()
-        except Exception as caught:
-            error = caught
-        self.done.append((done, error))
-
-    def poll(self) -> bool:
-        busy = bool(self.done)
-        while self.done:
-            done, error = self.done.popleft()
-            done(error)
-        return busy
-
-    def close(self) -> None:
-        self.poll()
-
-
 class Peer:
     """What one connection has said and heard."""
 
@@ -476,7 +448,7 @@ def served(tmp_path: Path) -> tuple[ServeRequest, Path, bytes]:
     return request, folder, content
 
 
-def test_a_server_in_a_storm(kit, flat, served, monkeypatch) -> None:
+def test_a_server_in_a_storm(kit, flat, served, inline_worker, monkeypatch) -> None:
     # Nobody pulls the plug here, and a disk that is asked to make sure takes most of the time.
     monkeypatch.setattr(os, "fsync", lambda _: None)
     request, folder, content = served
@@ -488,7 +460,7 @@ def test_a_server_in_a_storm(kit, flat, served, monkeypatch) -> None:
     selector = Stepped()
     server._selector = selector  # type: ignore[assignment]
     server.worker.close()
-    server.worker = Inline()  # type: ignore[assignment]
+    server.worker = inline_worker
     with server:
         storm = Storm(kit, dice, server, selector, stop)
         storm.wanted = kit.inputs(INPUTS)
