@@ -15,9 +15,10 @@ from p2prw.engine import gids, outcome, routes
 from p2prw.engine.attach import LocalAttachment, attach_local, rw_limits
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.last_words import how_it_ended
-from p2prw.engine.control.messages import RESUME, Grant, Open, Release, Released, Restart, Source
+from p2prw.engine.control.messages import RESUME, Gid, Grant, Open, Release, Released, Restart, Source
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.devices import open_device
+from p2prw.engine.grants import check_grant
 from p2prw.engine.ladder import NoRouteError
 from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.memory.file import identity_of
@@ -107,6 +108,7 @@ class LeaseClient:
         self.gid_index: int | None = None
         self.capabilities: tuple[str, ...] = ()
         """What the server's release can do."""
+        self.peer_gids: tuple[Gid, ...] = ()
 
     def attach(self) -> Attached:
         """Open everything, phase by phase. Raises P2prwError; what was opened until then is closed by `close`."""
@@ -239,7 +241,7 @@ class LeaseClient:
         pair = gids.pick_gid_pair(device.info.gids, gids.from_wire(hello.gid_table), request.queue_pair.gid_index)
         self.environment["gid_pair"] = pair.reason
         self.gid_index = pair.local.index
-        self.capabilities = hello.capabilities
+        self.capabilities, self.peer_gids = hello.capabilities, hello.gid_table
         self.link = PeerLink(channel, device, self.deadline, windows_bind=request.operation is Operation.WRITE)
         return self.link
 
@@ -272,13 +274,11 @@ class LeaseClient:
         )
         grant: Grant = link.expect(Grant, "the grant", request.timeouts.idle_s)
         self.lease = grant.lease
+        check_grant(grant, asked_bytes=request.size_bytes, limit_bytes=prepared.length_bytes, peer_gids=self.peer_gids)
         self.length_bytes = grant.length
         self.remote_route = routes.from_wire(grant.route)
         self.rate_limit = lower_limit(request.rate_limit_bytes_per_s, grant.rate_limit_bytes_per_s)
         self.warnings += grant.notes
-        asked, limit = request.size_bytes, prepared.length_bytes
-        if (limit is not None and grant.length > limit) or (asked is not None and grant.length != asked):
-            raise RemoteProtocolError("the server granted another length than was asked for", code="bad_grant")
         if request.require_direct:
             routes.require_direct(self.remote_route, "remote")
         return grant
@@ -317,7 +317,10 @@ class LeaseClient:
         link = self.link
         assert self.lease is not None and link is not None
         link.channel.send(Release(self.lease, keep))
-        link.expect(Released, "the release", max(self.request.timeouts.idle_s, self.request.timeouts.handshake_s))
+        at_most_s = max(self.request.timeouts.idle_s, self.request.timeouts.handshake_s)
+        released: Released = link.expect(Released, "the release", at_most_s)
+        if released.lease != self.lease:
+            raise RemoteProtocolError("the release of a lease that is not ours", code="bad_lease")
         self.lease = None
         if keep and self.memory is not None and self.request.operation is Operation.READ:
             self.memory.commit()

@@ -263,7 +263,9 @@ class StagedRemote(_Slotted):
         return (RemoteSegment(slot.address, span.length_bytes, slot.rkey),)
 
     def answered(self, message: Filled | Committed) -> tuple[int, int]:
-        """Return (slot, offset in the transfer) of an answer; RemoteProtocolError when it answers no lease of ours."""
+        """Return (slot, offset in the transfer) of an answer; RemoteProtocolError when we asked for no such thing."""
+        if isinstance(message, Filled) != (self._direction is Operation.READ):
+            raise RemoteProtocolError(f"{message.TYPE} that was not asked for", code="unexpected_message")
         if message.lease != self._lease:
             raise RemoteProtocolError(f"{message.TYPE} for a lease that is not ours", code="bad_lease")
         return message.slot, message.offset - self._base_offset

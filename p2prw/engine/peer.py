@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,10 @@ from p2prw.engine.deadline import Deadline
 from p2prw.engine.model import PeerAddress, QueuePairAttributes, SourceIdentity, Timeouts, TlsClient
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.stop import StopRequest
-from p2prw.errors import DeadlineExceeded
+from p2prw.errors import DeadlineExceeded, RemoteProtocolError
 
+_MOST_PAGES = 1024
+"""Of 64 regions each."""
 AGENT = f"p2prw {__version__}"
 
 
@@ -37,19 +40,32 @@ def list_regions(
     tls: TlsClient | None = None,
     stop: StopRequest | None = None,
 ) -> tuple[RegionInfo, ...]:
-    """Return what a server offers. HostError when it cannot be reached, PeerRefusedError when it says no."""
+    """Return what a server offers, within `handshake_s` for all of it.
+
+    HostError when it cannot be reached, PeerRefusedError when it says no, RemoteProtocolError when the list has no end.
+    """
     timeouts = timeouts or Timeouts()
     regions: list[RegionInfo] = []
+    name = "the list of regions"
     with Channel.connect(peer, timeouts, tls=tls, stop=stop) as channel:
         shake_hands(channel, token, timeouts.handshake_s, stop=stop)
-        more, page = True, 0
-        while more:
+        end_s = time.monotonic() + timeouts.handshake_s
+        for page in range(_MOST_PAGES):
             channel.send(ListRegions(page))
-            answer = channel.expect(Regions, deadline_s=timeouts.handshake_s, name="the list of regions", stop=stop)
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                raise channel.overdue(timeouts.handshake_s, name)
+            answer = channel.expect(Regions, deadline_s=left_s, name=name, stop=stop)
             assert isinstance(answer, Regions)
             regions += answer.regions
             # A page that is empty ends the list whatever it says: a peer must not keep us for ever.
-            more, page = answer.more and bool(answer.regions), page + 1
+            if not (answer.more and answer.regions):
+                break
+        else:
+            raise RemoteProtocolError(
+                f"the list of regions has no end: {len(regions)} so far, and the server says that there are more",
+                code="bad_message",
+            )
     return tuple(regions)
 
 
@@ -144,5 +160,9 @@ class PeerLink:
                 raise
             if not isinstance(message, Window):
                 return message
+            # A peer that sends nothing but windows is not waited for longer than one that is silent.
+            self.deadline.check(f"while waiting for {name}")
+            if self.deadline.clock() >= end_s:
+                raise self.channel.overdue(at_most_s, name)
             if self.queue_pair is not None and self.windows_bind:
                 self.queue_pair.set_window(message.window_bytes)

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from p2prw.engine.completion import completion_error
-from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.channel import MESSAGES_PER_LOOK, Channel
 from p2prw.engine.control.messages import Committed, Filled, Message, Refuse, Window, error_from
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.ends import LocalEnd, RemoteEnd, Span, StagedRemote, contexts_for
@@ -279,21 +279,25 @@ class TransferLoop:
 
     def _hear(self) -> bool:
         """Take in staging jobs and control frames; True when there were any."""
-        heard = False
+        heard = moved = False
         for slot, offset in self.local.poll():
-            heard = True
+            heard = moved = True
             span = self._span_at(offset, slot, local=True)
             if span.local_ready:
                 self._settled(span, local=True)
             else:
                 span.local_ready = True
-        while (message := self.channel.receive()) is not None:
+        for _ in range(MESSAGES_PER_LOOK):
+            if (message := self.channel.receive()) is None:
+                break
             heard = True
+            # A window moves nothing: a peer that sends only those is as idle as a silent one.
+            moved = moved or not isinstance(message, Window)
             self._take_in(message)
         if self.channel.wants_write:
             self.channel.flush()
         packets = self.queue_pair.counters.packets_received
-        if heard or packets != self._packets_seen:
+        if moved or packets != self._packets_seen:
             self._packets_seen = packets
             self._last_activity_s = self.deadline.clock()
         return heard

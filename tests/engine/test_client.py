@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +14,13 @@ from p2prw import api
 from p2prw.engine.client import LeaseClient
 from p2prw.engine.completion import completion_error
 from p2prw.engine.control.channel import Channel
-from p2prw.engine.control.messages import Refuse
+from p2prw.engine.control.messages import Refuse, Released
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.model import Completion, Opcode, Operation, WcStatus
 from p2prw.engine.phases import PhaseClock
+from p2prw.engine.server.active import ActiveLease
 from p2prw.engine.stop import StopRequest
-from p2prw.errors import PeerGone, PeerRefusedError
+from p2prw.errors import PeerGone, PeerRefusedError, RemoteProtocolError
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,23 @@ def test_everything_is_attached_and_every_phase_booked(make_client):
     assert client.environment["negotiated"]["local_qpn"] == attached.link.queue_pair.local.qpn
     client.release(keep=True)
     assert client.lease is None
+
+
+def test_a_release_of_another_lease_is_none(make_client, monkeypatch):
+    client = make_client()
+    client.attach()
+    monkeypatch.setattr("p2prw.engine.server.client.Released", lambda _: Released("f" * 16))
+    with pytest.raises(RemoteProtocolError) as caught:
+        client.release(keep=True)
+    assert caught.value.code == "bad_lease"
+
+
+def test_a_grant_of_another_length_is_refused(make_client, monkeypatch):
+    honest = ActiveLease.make_grant
+    monkeypatch.setattr(ActiveLease, "make_grant", lambda *a, **o: replace(honest(*a, **o), length=8192))
+    with pytest.raises(RemoteProtocolError) as caught:
+        make_client().attach()
+    assert caught.value.code == "bad_grant"
 
 
 def test_size_zero_registers_nothing(make_client):

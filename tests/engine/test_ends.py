@@ -90,6 +90,17 @@ def test_staged_memory_asks_before_a_read_and_tells_after_a_write():
         assert [writing.take(), writing.take(), writing.take()] == [0, 1, None]
 
 
+def test_an_answer_of_the_other_direction_frees_no_slot():
+    """`committed` under a READ would give a slot back that is still being written from."""
+    ours, theirs = socket.socketpair()
+    lease, staging = "0" * 16, Staging(4096, (Segment(0x1000, 4096, 1),))
+    with Channel(ours) as channel, Channel(theirs):
+        for direction, answer in ((Operation.READ, Committed), (Operation.WRITE, Filled)):
+            remote = StagedRemote(channel, lease, staging, direction)
+            with pytest.raises(RemoteProtocolError, match="not asked for"):
+                remote.answered(answer(lease, 0, 0))
+
+
 def test_contexts_are_one_for_each_remote_segment():
     class Local:
         span_bytes = None

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from p2prw import api
 from p2prw.engine.control.channel import Channel
-from p2prw.engine.control.messages import Regions, Released, Window
+from p2prw.engine.control.messages import RegionInfo, Regions, Released, Window
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.model import PeerAddress, QueuePairAttributes, QueuePairOptions, Timeouts
 from p2prw.engine.peer import PeerLink, attributes_from_wire, attributes_to_wire, list_regions
 from p2prw.engine.providers.scripted import ManualClock, ScriptedDevice
 from p2prw.engine.stop import StopRequest
-from p2prw.errors import DeadlineExceeded, HostError, PeerRefusedError, TimeLimitError
+from p2prw.errors import (
+    DeadlineExceeded,
+    HostError,
+    InterruptedTransfer,
+    PeerRefusedError,
+    RemoteProtocolError,
+    TimeLimitError,
+)
 
 
 def make_link(limit_s: float | None = None, *, windows_bind: bool = True):
@@ -41,6 +49,26 @@ def test_window_frames_do_not_bind_a_reader():
     peer.send(Released("0" * 16))
     link.expect(Released, "the release", 5.0)
     assert device.counts.windows == []
+    link.channel.close()
+    peer.close()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_windows_for_ever_are_no_answer(monkeypatch, stopped):
+    link, peer, _, clock = make_link()
+    said = []
+
+    def flood(*_, **__):
+        clock.advance(0.01)
+        said.append(1)
+        if stopped and len(said) == 10:
+            link.deadline.stop.set(2)
+        return Window(5)
+
+    monkeypatch.setattr(link.channel, "receive", flood)
+    with pytest.raises(InterruptedTransfer if stopped else DeadlineExceeded):
+        link.expect(Released, "the release", 5.0)
+    assert len(said) == 10 if stopped else 499 <= len(said) <= 501
     link.channel.close()
     peer.close()
 
@@ -88,3 +116,26 @@ def test_a_list_that_never_ends_ends(monkeypatch):
     peer.send(Regions((), more=True))
     assert list_regions(PeerAddress("x")) == ()
     peer.close()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_list_of_pages_without_end_ends(monkeypatch, seconds):
+    """By count where they come at once, by time where each takes its while."""
+    monkeypatch.setattr("p2prw.engine.peer.shake_hands", lambda *_, **__: None)
+    ours, theirs = socket.socketpair()
+    clock, asked = ManualClock(), []
+
+    def answer(*_, **__):
+        clock.advance(seconds)
+        asked.append(1)
+        return Regions((RegionInfo("a", "host", 1, "r"),), more=True)
+
+    channel = Channel(ours)
+    monkeypatch.setattr(channel, "expect", answer)
+    monkeypatch.setattr(channel, "send", lambda _: None)
+    monkeypatch.setattr("p2prw.engine.peer.Channel.connect", lambda *_, **__: channel)
+    monkeypatch.setattr("p2prw.engine.peer.time", SimpleNamespace(monotonic=clock))
+    with pytest.raises(DeadlineExceeded if seconds else RemoteProtocolError, match="the list of regions"):
+        list_regions(PeerAddress("x"), timeouts=Timeouts(handshake_s=10))
+    assert len(asked) == (10 if seconds else 1024)
+    theirs.close()

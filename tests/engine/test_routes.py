@@ -154,7 +154,7 @@ def test_a_ring_in_device_memory_is_bound_by_require_direct_too():
 def test_a_ring_survives_the_control_channel_and_a_liar_does_not():
     for device in (SOFT, NIC):
         report = staged_via(choose_route(device, "p2pmem", staged=False), VIA)
-        pair = QueuePairInfo(1, 2, "0" * 32, 1024, 1, 1)
+        pair = QueuePairInfo(1, 2, "0" * 31 + "1", 1024, 1, 1)
         back = decode(encode(Grant("0" * 16, 1, (), 1, to_wire(report), pair)))
         assert isinstance(back, Grant) and from_wire(back.route) == report
     # A file without a ring is never peer to peer, whatever carries it.
@@ -169,7 +169,7 @@ def test_a_peer_cannot_call_a_cpu_copy_peer_to_peer():
 
 def test_a_route_survives_the_control_channel():
     report = choose_route(SOFT, "file", staged=True)
-    pair = QueuePairInfo(1, 2, "0" * 32, 1024, 1, 1)
+    pair = QueuePairInfo(1, 2, "0" * 31 + "1", 1024, 1, 1)
     grant = Grant("0" * 16, 1, (), 1, to_wire(report), pair)
     back = decode(encode(grant))
     assert isinstance(back, Grant) and from_wire(back.route) == report

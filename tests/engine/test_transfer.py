@@ -166,6 +166,17 @@ def test_a_window_frame_does_not_bound_what_comes_to_us(make_rig):
     assert rig.device.counts.windows == []
 
 
+@pytest.mark.parametrize("every_round", [1, 4000])
+def test_a_peer_that_sends_nothing_but_windows_is_idle(make_rig, monkeypatch, every_round):
+    """However many: the loop looks at its clock in between, and a window moves nothing."""
+    rig = make_rig(64 * 4096, script=Script(faults=(Fault(4, stall=True),)), idle_s=3.0, tick_s=0.1)
+    monkeypatch.setattr(rig.loop.channel, "receive", iter([*[Window(1 << 20)] * every_round, None] * 1000).__next__)
+    with pytest.raises(DeadlineExceeded) as caught:
+        list(rig.loop.run())
+    assert caught.value.code == "idle_timeout"
+    assert len(rig.device.counts.windows) <= 512 * 100
+
+
 def test_a_peer_that_goes_ends_the_transfer_at_once(make_rig):
     rig = make_rig(64 * 4096, script=Script(faults=(Fault(4, stall=True),)))
     rig.peer.close()

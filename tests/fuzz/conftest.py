@@ -158,10 +158,10 @@ def flat() -> Iterator[Callable[..., Flat]]:
 class HandClock:
     """Seconds that pass when something waits, and a little at each look, so that no loop lives between two looks."""
 
-    def __init__(self, most_looks: int) -> None:
+    def __init__(self, most_looks: int, most_s: float) -> None:
         self.now = 1000.0
-        self.most_looks = most_looks
-        self.looks = 0
+        self.most_looks, self.most_s = most_looks, most_s
+        self.begin()
 
     def __call__(self) -> float:
         self.look()
@@ -170,12 +170,19 @@ class HandClock:
     def look(self) -> None:
         """One step of whoever is looked at; too many are a hang."""
         self.looks += 1
-        self.now += 5e-6
+        self.now += 2e-5
         assert self.looks <= self.most_looks, f"still at it after {self.looks} steps"
+        assert self.now <= self.end_s, f"still at it after {self.most_s} s"
+
+    def hurry(self) -> float:
+        """The time for somebody who spins: his looks are long and are not counted."""
+        self.now += 1e-4
+        return self.now
 
     def begin(self) -> None:
         """Count anew."""
         self.looks = 0
+        self.end_s = self.now + self.most_s
 
 
 class End:
@@ -192,12 +199,17 @@ class End:
         self.ended: OSError | bool = False
         """The other end has closed, or reset, once what has arrived is read."""
         self.closed = False
+        self.flood = b""
+        """What arrives for ever, as fast as it is read."""
 
     def fileno(self) -> int:
         return -1 if self.closed else self.number
 
     def recv(self, most: int) -> bytes:
         self.clock.look()
+        if self.flood and not self.arrived:
+            self.arrived += self.flood
+            self.clock.now += 0.02
         if self.arrived:
             data = bytes(self.arrived[:most])
             del self.arrived[:most]
@@ -295,7 +307,7 @@ def inline_worker() -> Inline:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     """Take clock, waits and sockets of the control channel's waits into the test's hands."""
-    made = World(HandClock(most_looks=60_000))
+    made = World(HandClock(most_looks=100_000, most_s=30.0))
     selects = SimpleNamespace(poll=made.poller, POLLIN=select.POLLIN, POLLOUT=select.POLLOUT)
     for module in ("p2prw.engine.control.channel", "p2prw.engine.waiting"):
         monkeypatch.setattr(f"{module}.select", selects)

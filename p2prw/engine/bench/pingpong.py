@@ -14,7 +14,7 @@ from p2prw.engine.memory.host import open_scratch
 from p2prw.engine.model import Access
 from p2prw.engine.providers.base import Device
 from p2prw.engine.waiting import looks_at, watch
-from p2prw.errors import HostError, PeerRefusedError
+from p2prw.errors import HostError, PeerRefusedError, RemoteProtocolError
 
 _PATIENCE_S = 0.1
 """An answer that takes longer is waited for asleep."""
@@ -113,4 +113,6 @@ def ask_for(one: Attached, table: Table, size_bytes: int, idle_s: float) -> None
     """Have the server answer messages of this size from now on; both sides count from the first."""
     table.sink[size_bytes - 1] = 0
     one.link.channel.send(Pingpong(one.grant.lease, size_bytes, table.address, table.rkey))
-    one.link.expect(Ponging, "the server's readiness for a ping-pong", idle_s)
+    answer: Ponging = one.link.expect(Ponging, "the server's readiness for a ping-pong", idle_s)
+    if answer.lease != one.grant.lease:
+        raise RemoteProtocolError("a ping-pong with a lease that is not ours", code="bad_lease")

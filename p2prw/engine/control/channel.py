@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_QUEUED_BYTES = 1024 * 1024
 """Frames queued towards a peer that does not read; beyond it the peer is dropped."""
+MESSAGES_PER_LOOK = 512
+"""Taken in at most before a loop looks at its clock again: more than a staged region has slots to answer for."""
 
 STRANGER_LINE = b"p2prw: this port takes p2prw control connections only, see `p2prw --help`\r\n"
 
@@ -130,7 +132,8 @@ class Channel:
     @property
     def queued_bytes(self) -> int:
         """Bytes queued; a sender of many pages goes on when it is small."""
-        return len(self._queue) + (self._tls.unsent_bytes if self._tls is not None else 0)
+        tls = self._tls
+        return len(self._queue) + (tls.unsent_bytes + tls.untaken_bytes if tls is not None else 0)
 
     def send(self, message: Message) -> None:
         """Queue a message and write what the socket takes. PeerGone when the peer does not read for too long.
@@ -146,17 +149,20 @@ class Channel:
         body = encode(message)
         data = frame(body if self._seal is None else self._seal.close(body))
         if self.queued_bytes + len(data) > MAX_QUEUED_BYTES:
-            raise PeerGone(
-                f"{self.peer_address} stopped reading the control channel",
-                why=f"{self.queued_bytes} bytes wait for it, at most {MAX_QUEUED_BYTES} may",
-                fix="look at the peer: is it stopped, or swamped?",
-                code="peer_not_reading",
-            )
+            raise self._not_reading()
         if self._tls is not None:
             self._tls.write(data)
         else:
             self._queue += data
         self.flush()
+
+    def _not_reading(self) -> PeerGone:
+        return PeerGone(
+            f"{self.peer_address} stopped reading the control channel",
+            why=f"{self.queued_bytes} bytes wait for it, at most {MAX_QUEUED_BYTES} may",
+            fix="look at the peer: is it stopped, or swamped?",
+            code="peer_not_reading",
+        )
 
     def flush(self) -> bool:
         """Write what the socket takes; return True when nothing is left to write."""
@@ -218,6 +224,9 @@ class Channel:
         if tls is None:
             self._parser.feed(data)
         elif tls.begun or data[0] in _TLS_RECORD_TYPES:
+            if self.queued_bytes > MAX_QUEUED_BYTES:
+                # TLS answers by itself (KeyUpdate, RFC 8446 section 4.6.3): who asks for that must read, too.
+                raise self._not_reading()
             try:
                 tls.feed(data)
             finally:
@@ -267,17 +276,21 @@ class Channel:
                 raise InterruptedTransfer(signal_number=stop.signal_number or 2)
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
-                raise DeadlineExceeded(
-                    f"waited {deadline_s:g} s for {name} from {self.peer_address}",
-                    why="the peer is there but does not answer",
-                    fix="look at the peer's own output; is it busy, or stopped?",
-                    code="deadline",
-                )
+                raise self.overdue(deadline_s, name)
             if pump:
                 pump()
             self.flush()
             poll.register(self._sock, select.POLLIN | (select.POLLOUT if self._queue else 0))
             poll.poll(max(1.0, min(remaining_s, slice_s) * 1000))
+
+    def overdue(self, waited_s: float, name: str) -> DeadlineExceeded:
+        """Return the error of a wait for `name` that ran out."""
+        return DeadlineExceeded(
+            f"waited {waited_s:g} s for {name} from {self.peer_address}",
+            why="the peer is there but does not answer",
+            fix="look at the peer's own output; is it busy, or stopped?",
+            code="deadline",
+        )
 
     def _expected(self, message: Message, types: tuple[type[Message], ...], name: str) -> Message:
         if isinstance(message, types):

@@ -35,6 +35,17 @@ def integer(low: int, high: int) -> Check:
     return check
 
 
+def one_of(*numbers: int) -> Check:
+    """Accept one of these ints."""
+
+    def check(value: Any, name: str) -> int:
+        if type(value) is not int or value not in numbers:
+            raise bad_field(name, value, f"one of {', '.join(map(str, numbers))}")
+        return value
+
+    return check
+
+
 def printable(value: str) -> str:
     """Return `value` with what a terminal would act on (escapes, lone surrogates) replaced; new lines stay."""
     if value.isprintable():

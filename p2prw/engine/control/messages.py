@@ -241,7 +241,7 @@ class Digests:
     offset: int = required_field(LENGTH)
     digests: tuple[str, ...] = required_field(list_of(HEX_DIGEST, DIGESTS_PER_PAGE))
     more: bool = required_field(boolean)
-    method: str = optional_field(text(max_chars=32), "owner-cpu")
+    method: str = optional_field(text(r"owner-cpu|owner-loopback-read|client-read-back", 32), "owner-cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,4 +354,5 @@ def refuse_from(error: P2prwError) -> Refuse:
 
 def error_from(refuse: Refuse) -> PeerRefusedError:
     """Return the error that shows a peer's refusal to our user."""
-    return PeerRefusedError(refuse.what, why=refuse.why, fix=refuse.fix, code=refuse.code, side="remote")
+    what, why = refuse.what or "the peer refused", refuse.why or "it gave no reason"
+    return PeerRefusedError(what, why=why, fix=refuse.fix, code=refuse.code, side="remote")

@@ -8,6 +8,7 @@ from p2prw.engine.control.checks import (
     boolean,
     integer,
     list_of,
+    one_of,
     optional,
     optional_field,
     record,
@@ -19,6 +20,8 @@ U63 = (1 << 63) - 1
 _U24, U32, U64 = (1 << 24) - 1, (1 << 32) - 1, (1 << 64) - 1
 
 HEX_GID = text(r"[0-9a-f]{32}", 32)
+UNICAST_GID = text(r"(?!0{32}|ff|0{20}ffff(?:00|[ef]))[0-9a-f]{32}", 32)
+"""Nobody, everybody and groups have no queue pair: not ::, 0.0.0.0/8, ff00::/8 and what is above 224.0.0.0."""
 HEX_NONCE = text(r"[0-9a-f]{64}", 64)
 HEX_MAC = text(r"[0-9a-f]{64}", 64)
 HEX_DIGEST = text(r"([0-9a-f]{32})?", 32)
@@ -45,10 +48,10 @@ class Gid:
 class QueuePairInfo:
     """The sender's end of the queue pair (`model.QueuePairAttributes` on the wire)."""
 
-    qpn: int = required_field(integer(0, _U24))
+    qpn: int = required_field(integer(1, _U24))
     psn: int = required_field(integer(0, _U24))
-    gid: str = required_field(HEX_GID)
-    mtu_bytes: int = required_field(integer(256, 4096))
+    gid: str = required_field(UNICAST_GID)
+    mtu_bytes: int = required_field(one_of(256, 512, 1024, 2048, 4096))
     max_rd_atomic: int = required_field(integer(0, 255))
     max_dest_rd_atomic: int = required_field(integer(0, 255))
     udp_port: int = optional_field(integer(1, 65535), 4791)
@@ -99,7 +102,7 @@ class Via:
 class RouteInfo:
     """How the server reaches the region (`model.RouteReport` on the wire)."""
 
-    chosen: str = required_field(text(max_chars=16))
+    chosen: str = required_field(text(r"dmabuf|pin|odp|dm|cpu|bounce", 16))
     mover: str = required_field(text(r"nic|cpu", 3))
     peer_to_peer: bool = required_field(boolean)
     memory: str = required_field(text(max_chars=32))

@@ -69,6 +69,11 @@ class TlsFilter:
         """Plain bytes that wait for the end of the handshake."""
         return len(self._unsent)
 
+    @property
+    def untaken_bytes(self) -> int:
+        """Bytes that wait for `take`."""
+        return self._outgoing.pending
+
     def feed(self, data: bytes) -> None:
         """Take bytes of the socket. PeerRefusedError or RemoteProtocolError where TLS ends here."""
         self.begun = True
@@ -90,12 +95,17 @@ class TlsFilter:
         return data
 
     def write(self, data: bytes) -> None:
-        """Take plain bytes to send; before the end of the handshake they wait."""
-        if self.established:
+        """Take plain bytes to send; before the end of the handshake they wait, after an error they are dropped."""
+        if self.failed:
+            return
+        if not self.established:
+            self._unsent += data
+            return
+        try:
             while data:
                 data = data[self._tls.write(data) :]
-        else:
-            self._unsent += data
+        except ssl.SSLError as error:
+            raise self._failure(error) from error
 
     def take(self) -> bytes:
         """Return what is to be sent now."""

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from p2prw.engine.control.channel import MESSAGES_PER_LOOK
 from p2prw.engine.control.messages import Filled, GoOn, Refuse, Window
 from p2prw.engine.model import Operation
 from p2prw.errors import DeadlineExceeded, PeerRefusedError, RemoteProtocolError
@@ -32,6 +33,16 @@ def test_a_refusal_in_the_middle_is_the_peers_word(make_bench):
     with pytest.raises(PeerRefusedError) as refused:
         rig.attendant.attend(0.1, 0)
     assert refused.value.code == "idle"
+
+
+def test_a_flood_of_windows_does_not_hide_that_nothing_completes(make_bench, monkeypatch):
+    rig = make_bench(idle_s=1.0)
+    monkeypatch.setattr(rig.attendant.peers[0][0], "receive", lambda: Window(4242))
+    rig.attendant.begin(0.0)
+    rig.attendant.attend(0.5, 1)
+    with pytest.raises(DeadlineExceeded, match="nothing completed"):
+        rig.attendant.attend(1.6, 1)
+    assert len(rig.device.counts.windows) == 2 * MESSAGES_PER_LOOK
 
 
 def test_anything_else_breaks_the_protocol(make_bench):

@@ -74,3 +74,14 @@ def test_an_older_server_is_named(served, monkeypatch):
 def test_what_has_no_ping_pong_is_usage(served, wishes):
     with pytest.raises(RequestError, match="ping-pong"):
         measure(f"{served}/mem", **wishes)
+
+
+def test_a_server_that_is_ready_for_another_lease_is_not_ready(served, monkeypatch):
+    answer = messages.Ponging
+
+    def lie(lease: str) -> messages.Ponging:
+        return answer("f" * 16)
+
+    monkeypatch.setattr("p2prw.engine.server.client.Ponging", lie)
+    result = measure(f"{served}/mem", sizes=(8,))
+    assert result.exit_code == 7 and result.error is not None and result.error.code == "bad_lease"

@@ -487,3 +487,33 @@ def test_accepted_and_gone_again(tcp_pair: tuple[Channel, Channel]) -> None:
         accepted, _ = listener.accept()
         with Channel(accepted) as channel, pytest.raises(PeerGone):
             wait_for(channel)
+
+
+def test_a_peer_that_makes_tls_answer_and_does_not_read_is_dropped(pair: tuple[Channel, socket.socket]) -> None:
+    """OpenSSL answers each KeyUpdate by itself, with as many bytes: nobody else would count them."""
+
+    class Chatty:
+        begun, server_side, ended, unsent_bytes, untaken_bytes = True, True, False, 0, 0
+
+        def feed(self, data: bytes) -> None:
+            self.untaken_bytes += len(data)
+
+        def read(self, most_bytes: int) -> bytes:
+            return b""
+
+        def take(self) -> bytes:
+            taken, self.untaken_bytes = bytes(self.untaken_bytes), 0
+            return taken
+
+        def close(self) -> None:
+            pass
+
+    channel, peer = pair
+    channel._tls = Chatty()  # type: ignore[assignment]
+    with pytest.raises(PeerGone) as caught:
+        for _ in range(1000):
+            with contextlib.suppress(BlockingIOError):
+                peer.send(b"x" * 65536)
+            assert channel.receive() is None
+            assert channel.queued_bytes <= MAX_QUEUED_BYTES + 65536
+    assert caught.value.code == "peer_not_reading"

@@ -41,10 +41,10 @@ gid = st.builds(
 )
 queue_pair = st.builds(
     m.QueuePairInfo,
-    qpn=st.integers(0, U24),
+    qpn=st.integers(1, U24),
     psn=st.integers(0, U24),
-    gid=hex_digits(32),
-    mtu_bytes=st.integers(256, 4096),
+    gid=hex_digits(32).map(lambda digits: "20" + digits[2:]),
+    mtu_bytes=st.sampled_from([256, 512, 1024, 2048, 4096]),
     max_rd_atomic=st.integers(0, 255),
     max_dest_rd_atomic=st.integers(0, 255),
     udp_port=st.integers(1, 65535),
@@ -256,7 +256,7 @@ def test_the_longest_pages_fit_a_frame() -> None:
         segments,
         U63,
         m.RouteInfo("cpu", "cpu", False, "host", "d" * 64, "e" * 64),
-        m.QueuePairInfo(U24, U24, "f" * 32, 4096, 255, 255),
+        m.QueuePairInfo(U24, U24, "e" * 32, 4096, 255, 255),
         m.Staging(1 << 30, segments),
         U63,
     )
@@ -311,3 +311,43 @@ def test_every_field_of_every_message_is_checked() -> None:
         for item in fields(cls):
             assert callable(item.metadata["check"]), f"{cls.__name__}.{item.name}"
             assert ("required" in item.metadata) == (item.default is MISSING)
+
+
+def test_a_refusal_without_words_still_says_something() -> None:
+    error = m.error_from(m.Refuse("busy", ""))
+    assert error.what == "the peer refused" and error.why == "it gave no reason"
+
+
+PAIR = {"qpn": 5, "psn": 0, "gid": "0" * 31 + "1", "mtu_bytes": 1024, "max_rd_atomic": 1, "max_dest_rd_atomic": 1}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("mtu_bytes", size) for size in (0, 257, 1500, 4095, 8192)),
+        *(("qpn", 0), ("qpn", 1 << 24), ("psn", 1 << 24), ("psn", -1)),
+        *(("gid", gid) for gid in ("0" * 32, "ff02" + "0" * 27 + "1", "f" * 32)),
+        *(("gid", "0" * 20 + "ffff" + address) for address in ("00000000", "e0000001", "ffffffff")),
+    ],
+)
+def test_a_queue_pair_that_cannot_be_is_no_queue_pair(field: str, value: Any) -> None:
+    check = checks.record(records.QueuePairInfo)
+    assert check(PAIR, "pair").qpn == 5
+    with pytest.raises(RemoteProtocolError, match=f"pair.{field}"):
+        check({**PAIR, field: value}, "pair")
+
+
+@pytest.mark.parametrize("gid", ["0" * 31 + "1", "fe80" + "0" * 27 + "1", "0" * 20 + "ffff7f000001", "20" + "0" * 30])
+def test_a_gid_of_one_host_is_taken(gid: str) -> None:
+    assert checks.record(records.QueuePairInfo)({**PAIR, "gid": gid}, "pair").gid == gid
+
+
+def test_words_of_a_result_are_those_of_its_schema() -> None:
+    """What a peer says goes into our document: a word that the schema does not know would break it."""
+    digests = {"type": "digests", "lease": "0" * 16, "offset": 0, "digests": [], "more": False, "method": "an-oracle"}
+    with pytest.raises(RemoteProtocolError, match="method"):
+        m.decode(json.dumps(digests).encode())
+    route = {"mover": "nic", "peer_to_peer": True, "memory": "x", "device": "y", "driver": "z"}
+    assert checks.record(records.RouteInfo)({**route, "chosen": "dmabuf"}, "route").chosen == "dmabuf"
+    with pytest.raises(RemoteProtocolError, match="chosen"):
+        checks.record(records.RouteInfo)({**route, "chosen": "teleport"}, "route")

@@ -159,6 +159,10 @@ def test_garbage_after_a_good_start_is_blamed_on_the_peer(folder: Path) -> None:
         server.read(1)
     assert server.failed and server.take(), "the alert goes out"
     assert repr(server) == "<TlsFilter server failed>"
+    # What is said after that, a goodbye perhaps, goes nowhere and raises nothing.
+    server.write(b"goodbye")
+    server.close()
+    assert server.take() == b"" and server.unsent_bytes == 0
 
 
 def test_files_that_cannot_be_used_are_explained(folder: Path, tmp_path: Path) -> None:
