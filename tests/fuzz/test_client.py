@@ -743,7 +743,7 @@ def choose(dice: random.Random) -> tuple[str, Any, int]:
         ask = dice.choices(TRANSFERS, [one.weight for one in TRANSFERS])[0]
         return "transfer", ask, ask.frames
     if choice < 0.95:
-        return "bench", dice.choice(MEASUREMENTS), 8
+        return "bench", dice.choices(MEASUREMENTS, (4, 4, 4, 4, 1))[0], 8
     return "list", None, 2
 
 
