@@ -120,10 +120,10 @@ LIES: dict[str, dict[str, Callable[[random.Random, Any], Any]]] = {
         "staging": of(
             None,
             {"chunk_bytes": 4096, "slots": []},
-            {"chunk_bytes": 1, "slots": [{"address": 0, "length": 1, "rkey": 0}]},
+            {"chunk_bytes": 512, "slots": [{"address": 0, "length": 512, "rkey": 0}]},
             {"chunk_bytes": 1 << 30, "slots": [{"address": 4096, "length": 1 << 30, "rkey": 0x1000}] * 256},
         ),
-        "staging.chunk_bytes": of(0, 1, 4095, 1 << 30, (1 << 30) + 1, 1 << 62),
+        "staging.chunk_bytes": of(0, 512, 4095, 1 << 30, (1 << 30) + 1, 1 << 62),
         "staging.slots": of([]),
         "staging.slots.length": of(*NUMBERS),
         "staging.slots.address": of(0, (1 << 64) - 1, 0x10_0000_0000),
