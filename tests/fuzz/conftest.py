@@ -311,7 +311,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     selects = SimpleNamespace(poll=made.poller, POLLIN=select.POLLIN, POLLOUT=select.POLLOUT)
     for module in ("p2prw.engine.control.channel", "p2prw.engine.waiting"):
         monkeypatch.setattr(f"{module}.select", selects)
-    monkeypatch.setattr("p2prw.engine.control.channel.time", SimpleNamespace(monotonic=made.clock))
+    for module in ("p2prw.engine.control.channel", "p2prw.engine.control.last_words", "p2prw.engine.peer"):
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=made.clock))
     # Nobody pulls the plug here, and a disk that is asked to make sure takes most of the time.
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(os, "fdatasync", lambda _: None)

@@ -72,17 +72,19 @@ class Oncoming:
     def settle(self, drain_s: float) -> Reversed | None:
         """The same after Ctrl-C or a limit, which `result` would raise; None where it did not come in time."""
         link = self.one.link
+        end_s = link.deadline.clock() + drain_s
         try:
             self.halt()
-            while True:
+            while (left_s := end_s - link.deadline.clock()) > 0:
                 message = link.channel.expect(
-                    Reversed, Window, deadline_s=drain_s, name="the end", pump=link.device.pump,
+                    Reversed, Window, deadline_s=left_s, name="the end", pump=link.device.pump,
                     filenos=link.device.filenos(),
                 )  # fmt: skip
                 if isinstance(message, Reversed):
                     return message
         except P2prwError:
-            return None
+            pass
+        return None
 
     def fill(self, generation: int, size_bytes: int) -> None:
         """Put a generation there: what the server READs, or what its WRITEs must replace."""
