@@ -291,6 +291,7 @@ def storm(kit: Any, flat: Any, dice: random.Random, count: int, make: Maker, *, 
     assert codes["peer_lost"] and (codes["bad_seal"] or codes["tls_failed"]), codes
 
 
+@pytest.mark.timeout(3600)
 def test_sealed_frames(kit, flat, world, made_up_end) -> None:
     dice = random.Random("sealed")
     storm(

@@ -19,7 +19,7 @@ from p2prw.engine.memory.prepare import prepare_memory
 from p2prw.engine.model import Access, Operation, RemoteSegment, VerifyReport
 from p2prw.engine.mover import Mover
 from p2prw.engine.verify import Verifier
-from p2prw.errors import HostError, P2prwError, PeerRefusedError
+from p2prw.errors import HostError, P2prwError, PeerRefusedError, RemoteProtocolError
 
 _ALLOCATED = frozenset({"host", "p2pmem", "udmabuf", "dmaheap", "dm", "cuda"})
 """Kinds of which there is a second piece for the asking."""
@@ -58,7 +58,8 @@ class Oncoming:
 
     def ready(self, idle_s: float) -> None:
         """Wait until it has begun. PeerRefusedError where it will not."""
-        self.one.link.expect(Reversing, "the server's readiness for both directions", idle_s)
+        answer: Reversing = self.one.link.expect(Reversing, "the server's readiness for both directions", idle_s)
+        self._check_lease(answer)
 
     def halt(self) -> None:
         """Ask the server to end."""
@@ -67,7 +68,12 @@ class Oncoming:
     def result(self, idle_s: float) -> Reversed:
         """Wait until nothing is on its way any more."""
         answer: Reversed = self.one.link.expect(Reversed, "the end of the other direction", idle_s)
+        self._check_lease(answer)
         return answer
+
+    def _check_lease(self, answer: Reversing | Reversed) -> None:
+        if answer.lease != self.one.grant.lease:
+            raise RemoteProtocolError(f"{answer.TYPE} for a lease that is not ours", code="bad_lease")
 
     def settle(self, drain_s: float) -> Reversed | None:
         """The same after Ctrl-C or a limit, which `result` would raise; None where it did not come in time."""

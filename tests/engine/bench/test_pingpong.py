@@ -82,6 +82,6 @@ def test_a_server_that_is_ready_for_another_lease_is_not_ready(served, monkeypat
     def lie(lease: str) -> messages.Ponging:
         return answer("f" * 16)
 
-    monkeypatch.setattr("p2prw.engine.server.client.Ponging", lie)
+    monkeypatch.setattr("p2prw.engine.server.posting.Ponging", lie)
     result = measure(f"{served}/mem", sizes=(8,))
     assert result.exit_code == 7 and result.error is not None and result.error.code == "bad_lease"

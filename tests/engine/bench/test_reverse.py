@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from p2prw import api
 from p2prw.engine.bench.model import BenchRequest, BenchResult
-from p2prw.engine.bench.reverse import incoming_of
+from p2prw.engine.bench.reverse import Oncoming, incoming_of
 from p2prw.engine.bench.session import run_bench
 from p2prw.engine.control import messages
+from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import Reversed
 from p2prw.engine.model import Operation
-from p2prw.engine.providers.scripted import Fault, Script, ScriptedDevice, ScriptedFabric
+from p2prw.engine.providers.scripted import Fault, ManualClock, Script, ScriptedDevice, ScriptedFabric
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import RequestError
 
@@ -166,3 +168,38 @@ def test_a_server_that_limits_rates_posts_nothing_by_itself():
     with api.serving({"mem": "host,size=64KiB"}, client_rate_limit_bytes_per_s=1e9) as address:
         result = measure(f"{address}/mem", sizes=(8,))
     assert result.error is not None and (result.error.code, result.exit_code) == ("rate_limited", 7)
+
+
+@pytest.mark.parametrize("answer", ["Reversing", "Reversed"])
+def test_an_answer_for_another_lease_is_none(served, monkeypatch, answer):
+    make_answer = messages.MESSAGE_TYPES[answer.lower()]
+    monkeypatch.setattr(Channel, "send", lying(Channel.send, make_answer))
+    result = measure(f"{served}/mem", sizes=(8,))
+    assert result.exit_code == 7 and result.error is not None and result.error.code == "bad_lease"
+
+
+def lying(send: Any, kind: type[Any]) -> Any:
+    def lie(channel: Channel, message: Any) -> None:
+        send(channel, replace(message, lease="f" * 16) if isinstance(message, kind) else message)
+
+    return lie
+
+
+def test_windows_for_ever_do_not_keep_who_was_stopped():
+    """After Ctrl-C the end of the other direction is waited for as long as a drain may take, whatever else is said."""
+    clock, said = ManualClock(), []
+
+    def window(*_: Any, **__: Any) -> messages.Window:
+        clock.advance(0.1)
+        said.append(1)
+        return messages.Window(5)
+
+    link = SimpleNamespace(
+        channel=SimpleNamespace(expect=window, send=lambda _: None),
+        deadline=SimpleNamespace(clock=clock),
+        device=SimpleNamespace(pump=None, filenos=lambda: ()),
+    )
+    one: Any = SimpleNamespace(link=link, grant=SimpleNamespace(lease="0" * 16))
+    nothing: Any = None
+    assert Oncoming(one, nothing, nothing, (), 1, WRITE).settle(1.0) is None
+    assert 9 <= len(said) <= 11
