@@ -44,8 +44,9 @@ from p2prw.engine.model import (
 from p2prw.engine.peer import list_regions
 from p2prw.engine.providers.scripted import ScriptedDevice, ScriptedFabric, ScriptedQueuePair
 from p2prw.engine.roce.device import RoceDevice
-from p2prw.engine.server import pingpong, posting
+from p2prw.engine.server import pingpong
 from p2prw.engine.server.client import ServedClient
+from p2prw.engine.server.reverse import start_reverse
 from p2prw.engine.server.server import Server
 from p2prw.engine.session import run_transfer
 from p2prw.engine.staging import StagingJob, StagingRing
@@ -743,8 +744,8 @@ def rig(kit, world, made_up_end, inline_worker, tmp_path, monkeypatch) -> Iterat
             made.append(Rig(kit, random.Random("client"), world, made_up_end, server, folder))
             monkeypatch.setattr("p2prw.engine.control.channel.connect_socket", made[0].connect)
             monkeypatch.setattr("p2prw.engine.client.prepare_memory", made[0].prepare)
-            hurried = functools.partial(posting.start_reverse, clock=world.clock.hurry)
-            monkeypatch.setattr(posting, "start_reverse", hurried)
+            hurried = functools.partial(start_reverse, clock=world.clock.hurry)
+            monkeypatch.setattr("p2prw.engine.server.posting.start_reverse", hurried)
             monkeypatch.setattr(pingpong, "Pingpong", functools.partial(pingpong.Pingpong, clock=world.clock.hurry))
             yield made[0]
     finally:
