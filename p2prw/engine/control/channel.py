@@ -7,7 +7,6 @@ How the connection comes to stand (names, retries) is `connect.py`.
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from p2prw.engine.control.connect import connect_socket, plain_address
+from p2prw.engine.control.connect import connect_socket, plain_address, set_tcp_options
 from p2prw.engine.control.framing import READ_BYTES, FrameParser, frame, not_p2prw
 from p2prw.engine.control.handshake import Handshake
 from p2prw.engine.control.messages import Hello, Message, Refuse, decode, encode, error_from
@@ -33,10 +32,6 @@ MESSAGES_PER_LOOK = 512
 """Taken in at most before a loop looks at its clock again: more than a staged region has slots to answer for."""
 
 STRANGER_LINE = b"p2prw: this port takes p2prw control connections only, see `p2prw --help`\r\n"
-
-# A dead host is noticed after 10 + 3 x 5 seconds, or 30 seconds after data that nobody acknowledges.
-KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 10, 5, 3
-USER_TIMEOUT_MS = 30_000
 
 _TLS_RECORD_TYPES = range(20, 24)
 """First byte of what a TLS peer may say (RFC 8446 section 5.1, ContentType); a frame begins with 0."""
@@ -68,7 +63,7 @@ class Channel:
         self.local_address = PeerAddress("local", 0)
         self.peer_address = PeerAddress("local", 0)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            _set_tcp_options(sock)
+            set_tcp_options(sock)
             self.local_address = plain_address(sock.getsockname())
             try:
                 self.peer_address = plain_address(sock.getpeername())
@@ -387,20 +382,3 @@ def _no_tls_there() -> PeerRefusedError:
         fix="start the server with --tls-cert, or leave --tls-ca and --tls-fingerprint away at the client",
         code="tls_not_used",
     )
-
-
-def _set_tcp_options(sock: socket.socket) -> None:
-    for level, option, value in (
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
-    ):
-        try:
-            sock.setsockopt(level, option, value)
-        except OSError as error:
-            # Some sandboxes know only the first two; a missing keepalive is no reason to refuse to work.
-            if error.errno not in (errno.ENOPROTOOPT, errno.EINVAL, errno.EOPNOTSUPP):
-                raise

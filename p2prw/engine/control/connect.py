@@ -18,6 +18,10 @@ from p2prw.engine.model import PeerAddress
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import HostError, InterruptedTransfer
 
+# A dead host is noticed after 10 + 3 x 5 seconds, or 30 seconds after data that nobody acknowledges.
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 10, 5, 3
+USER_TIMEOUT_MS = 30_000
+
 MIN_ATTEMPT_S = 1.0
 """Every address gets at least this long, also with `--connect-retry 0`."""
 _RETRY_PAUSES_S = (0.05, 0.1, 0.2, 0.5)
@@ -50,6 +54,24 @@ def connect_socket(peer: PeerAddress, connect_retry_s: float, *, stop: StopReque
                 raise
         attempt += 1
         _sleep(pause_s, stop)
+
+
+def set_tcp_options(sock: socket.socket) -> None:
+    """Have a dead peer noticed, and small frames sent at once."""
+    for level, option, value in (
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
+    ):
+        try:
+            sock.setsockopt(level, option, value)
+        except OSError as error:
+            # Some sandboxes know only the first two; a missing keepalive is no reason to refuse to work.
+            if error.errno not in (errno.ENOPROTOOPT, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
 
 
 def _connect_once(peer: PeerAddress, deadline: float, stop: StopRequest | None) -> socket.socket:
