@@ -87,7 +87,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_no_space_for_a_sink_here(small_disk, scratch, server, p2prw, parts, still_serves):
-    one = server("--region=a=host,size=16MiB")
+    # Zeros would take no room: they become holes.
+    one = server("--region=a=host,size=16MiB,pattern=words:1")
     for words in (("--size", "16MiB"), ()):
         error = p2prw("read", f"{one.address}/a", "--to", f"file:{small_disk}/sink.bin", *words).failed(3, "no_space")
         assert error["side"] == "local" and error["errno"] == "ENOSPC"
