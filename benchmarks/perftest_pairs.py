@@ -112,7 +112,15 @@ def perftest_command(args: argparse.Namespace, case: Case) -> list[str]:
 
 
 def run_perftest(args: argparse.Namespace, case: Case) -> float:
-    """Messages per second."""
+    """Messages per second. In an emulated guest perftest now and then calls its own time 0 and prints a rate of 0."""
+    for _ in range(3):
+        if rate := run_perftest_once(args, case):
+            return rate
+        print(f"{TOOLS[case.operation]} printed a rate of 0: again", file=sys.stderr)
+    raise SystemExit(f"{TOOLS[case.operation]} printed a rate of 0 three times")
+
+
+def run_perftest_once(args: argparse.Namespace, case: Case) -> float:
     command = perftest_command(args, case)
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:

@@ -34,6 +34,7 @@ from p2prw.engine.providers.soft_watch import GsoWatch
 from p2prw.engine.providers.soft_wire import Wire
 from p2prw.engine.roce.device import RoceDevice
 from p2prw.engine.roce.remote import address_of
+from p2prw.engine.roce.requester import DEFAULT_WINDOW_BYTES
 from p2prw.errors import HostError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 # lost packet.
 WRITE_WINDOW_BYTES = {True: 2 * 1024 * 1024, False: 512 * 1024}
 READ_WINDOW_BYTES = {True: 2 * 1024 * 1024, False: 256 * 1024}
+LEAST_WINDOW_BYTES = 128 * 1024
 GSO_SEGMENTS = 64
 """UDP_MAX_SEGMENTS of every kernel since 4.18."""
 # By "is IPv4": IP, UDP, and the largest RoCE packet around a full path MTU: WRITE_ONLY_WITH_IMM.
@@ -88,6 +90,7 @@ class SoftQueuePair:
         self.counters: QueuePairCounters = core.counters
         self.watch = GsoWatch()
         self._completed_bytes = 0
+        self._granted_bytes = DEFAULT_WINDOW_BYTES
 
     def __repr__(self) -> str:
         return f"<SoftQueuePair {self._core!r}>"
@@ -96,7 +99,7 @@ class SoftQueuePair:
         """Go to RTR and RTS. HostError where the address family differs or the way there is too narrow."""
         self._device.check_path(self.local, remote)
         self._core.connect(remote, time.monotonic())
-        self._core.set_read_window(self._device.read_window_bytes())
+        self.share_windows()
 
     def post_rdma(
         self, wr_id: int, opcode: Opcode, sges: Sequence[Sge], remote_addr: int, rkey: int, *, signaled: bool
@@ -108,7 +111,12 @@ class SoftQueuePair:
 
     def set_window(self, window_bytes: int) -> None:
         """Bound the bytes on the wire towards the peer; READ responses are bounded by our own receive buffer."""
-        self._core.set_window(min(window_bytes, WRITE_WINDOW_BYTES[self._device.gso]))
+        self._granted_bytes = window_bytes
+        self.share_windows()
+
+    def share_windows(self) -> None:
+        """Take this queue pair's share of what the device may have under way."""
+        self._core.set_window(min(self._granted_bytes, self._device.write_window_bytes()))
         self._core.set_read_window(self._device.read_window_bytes())
 
     def stop_gso(self) -> None:
@@ -202,12 +210,16 @@ class SoftDevice:
             # One socket serves all queue pairs, so the class given last holds for all.
             set_traffic_class(self.wire.sock, options.traffic_class)
         self._queue_pairs.append(pair)
+        for other in self._queue_pairs:
+            other.share_windows()
         return pair
 
     def forget(self, pair: SoftQueuePair) -> None:
         """Drop a queue pair that closed itself."""
         if pair in self._queue_pairs:
             self._queue_pairs.remove(pair)
+            for other in self._queue_pairs:
+                other.share_windows()
             self._retransmitted_by_the_gone += pair.counters.retransmitted_packets
 
     def check_path(self, ours: QueuePairAttributes, remote: QueuePairAttributes) -> None:
@@ -241,6 +253,14 @@ class SoftDevice:
         of 1024 bytes 2304 (net/core/sock.c charges truesize), and SO_RCVBUF's own doubling covers only the first part.
         """
         return self.receive_buffer_bytes // 2
+
+    def write_window_bytes(self) -> int:
+        """Return what one queue pair may have under way: many of them together no more than one, but whole bursts.
+
+        What waits in a socket is copied twice; more of it than a cache holds is copied from memory.
+        """
+        window_bytes = WRITE_WINDOW_BYTES[self.gso]
+        return max(window_bytes // max(1, len(self._queue_pairs)), min(LEAST_WINDOW_BYTES, window_bytes))
 
     def read_window_bytes(self) -> int:
         """Return what READ responses to one queue pair may take of the receive buffer: an even share, but not all."""

@@ -175,6 +175,23 @@ def test_read_window_is_a_share_of_our_own_buffer(connect: Connect) -> None:
     assert device.read_window_bytes() == 100_000
 
 
+def test_queue_pairs_share_what_one_may_have_under_way(connect: Connect) -> None:
+    """More of it than a cache holds is copied from memory; less than two bursts would wait for every ACK."""
+    pair = connect()
+    pairs = pair.client.core._queue_pairs
+    pair.queue.set_window(64 << 20)
+    others = [pair.client.create_queue_pair(QueuePairOptions()) for _ in range(3)]
+    assert pairs[pair.queue.local.qpn].requester.window_bytes == 512 * 1024
+    others += [pair.client.create_queue_pair(QueuePairOptions()) for _ in range(60)]
+    assert pairs[pair.queue.local.qpn].requester.window_bytes == 128 * 1024
+    for other in others:
+        other.close()
+    assert pairs[pair.queue.local.qpn].requester.window_bytes == 2 << 20
+    pair.queue.set_window(10_000)
+    others = [pair.client.create_queue_pair(QueuePairOptions()) for _ in range(3)]
+    assert pairs[pair.queue.local.qpn].requester.window_bytes == 10_000, "never more than the peer granted"
+
+
 def test_timers_wait_for_what_has_arrived(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that slept past its timeout reads the answers in its socket before it resends anything."""
     monkeypatch.setattr(soft_device, "_TIMER_GRACE_S", 60.0)
