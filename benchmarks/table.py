@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, Case
+from p2prw.units import format_size
 
 BEGIN, END = "<!-- benchmarks: begin (python -m benchmarks.table --write README.md) -->", "<!-- benchmarks: end -->"
 HEAD = ("what", "p2prw", "other", "ratio (95 % interval)", "wanted", "")
+PERFTEST_HEAD = ("messages a second on the kernel's rxe", "p2prw", "perftest", *HEAD[3:])
 
 
 def found(results: dict[str, Any], case: Case) -> dict[str, Any] | None:
@@ -44,6 +47,10 @@ def missed(results: dict[str, Any]) -> list[str]:
         else:
             rate, least = figures["p2prw_median_bytes_per_s"] / 1e9, (case.least_bytes_per_s or 0) / 1e9
             sentences.append(f"{case.name}: {rate:.2f} GB/s, wanted {least:g}")
+    for one in results.get("perftest", {}).get("cases", ()):
+        if not one["holds"]:
+            low = one["ratio_of_medians"]["low"]
+            sentences.append(f"{_name(one)}: low end of the ratio {low:.2f}, wanted {one['least_ratio']:g}")
     return sentences
 
 
@@ -72,6 +79,8 @@ def table(results: dict[str, Any]) -> Iterator[str]:
         )
         yield f"A bare loop over the same sockets reached {bare / 1e9:.2f} GB/s, the device's share of it: {shares}."
         yield ""
+    if perftest := results.get("perftest"):
+        yield from _perftest(perftest)
     setups = list(results.get("setup", {}).values())
     if setups:
         last = setups[0]
@@ -82,6 +91,37 @@ def table(results: dict[str, Any]) -> Iterator[str]:
             f"packets by {' or '.join(sorted(filter(None, codecs)))}; "
             f"{last['cpus']} x {last['cpu']}, Linux {last['kernel']}, Python {last['python']}, {last['measured_at']}."
         )
+
+
+def _name(case: dict[str, Any]) -> str:
+    lanes = f", {case['queue_pairs']} queue pairs" if case["queue_pairs"] > 1 else ""
+    tool = case["command"].partition(" ")[0]
+    return f"{case['operation'].upper()} {format_size(case['size_bytes'])}{lanes} / {tool}"
+
+
+def _perftest(document: dict[str, Any]) -> Iterator[str]:
+    """Yield the rows of perftest_pairs.py; what is wanted there is wanted of the lower end of the interval."""
+    yield _line(PERFTEST_HEAD)
+    yield _line(("---",) * len(PERFTEST_HEAD))
+    for case in document["cases"]:
+        rates = [statistics.median(case[f"{tool}_msg_rate_per_s"]) for tool in ("p2prw", "perftest")]
+        found = case["ratio_of_medians"]
+        yield _line(
+            (
+                _name(case),
+                *(f"{rate:,.0f}" for rate in rates),
+                f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
+                f"{case['least_ratio']:g} x at the low end",
+                "yes" if case["holds"] else "**no**",
+            )
+        )
+    yield ""
+    kernel = document["environment"]["kernel"]
+    yield (
+        f"An emulated guest (lab/README.md, Linux {kernel}), {document['pairs']} pairs by turns, "
+        f"{document['tx_depth']} outstanding, one in {document['signal_every']} signalled; the ratio counts."
+    )
+    yield ""
 
 
 def _rates(values: list[float], median: float) -> str:

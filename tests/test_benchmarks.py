@@ -52,6 +52,20 @@ def test_the_table_says_what_was_missed_and_by_how_much():
     assert missed(results) == []
 
 
+def test_perftests_pairs_have_a_table_of_their_own():
+    case = {"operation": "write", "size_bytes": 65536, "queue_pairs": 4, "command": "ib_write_bw -d rxe0",
+            "holds": False, "p2prw_msg_rate_per_s": [900.0, 1100.0, 1000.0], "perftest_msg_rate_per_s": [2000.0],
+            "least_ratio": 0.95,
+            "ratio_of_medians": {"ratio": 0.5, "low": 0.45, "high": 0.55}}  # fmt: skip
+    document = {"environment": {"kernel": "6"}, "pairs": 3, "tx_depth": 128, "signal_every": 32}
+    results = {"perftest": {"cases": [case, {**case, "holds": True, "queue_pairs": 1}], **document}}
+    lines = list(table(results))
+    ratio = "0.50 (0.45 to 0.55) | 0.95 x at the low end | **no** |"
+    assert f"| WRITE 64 KiB, 4 queue pairs / ib_write_bw | 1,000 | 2,000 | {ratio}" in lines
+    assert any(line.startswith("| WRITE 64 KiB / ib_write_bw") and line.endswith("| yes |") for line in lines)
+    assert missed(results) == ["WRITE 64 KiB, 4 queue pairs / ib_write_bw: low end of the ratio 0.45, wanted 0.95"]
+
+
 def test_only_the_table_of_a_page_is_rewritten():
     page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
     made = rewritten(page, {})
