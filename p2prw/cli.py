@@ -154,8 +154,9 @@ def _run(group: P2prwGroup, arguments: list[str]) -> int:
         restore()
 
 
-_DIRECTION = {"--from": "--to", "--to": "--from"}
-"""`read --from` is no misspelling: it is the other command's word."""
+_OTHERS_WORDS = ("--from", "--to", "--memory", "--local-memory", "--region", "--buffer")
+_OUR_WORDS = ("--from", "--to", "--local-memory", "--region")
+"""`read --from` is no misspelling: it is another command's word for memory; the first that a command has is its own."""
 
 
 def _report_error(app: App, error: Exception) -> int:
@@ -224,8 +225,8 @@ def _usage_error(error: click.ClickException) -> Any:
             for name in parameter.opts
         ]
         near = nearest(error.option_name, options)
-        twin = _DIRECTION.get(error.option_name)
-        near = twin if twin in options else near
+        if error.option_name in _OTHERS_WORDS:
+            near = next((word for word in _OUR_WORDS if word in options), near)
         if near:
             fix = f"did you mean {near}?   ({path} --help lists all)"
         return RequestError(

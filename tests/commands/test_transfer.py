@@ -302,6 +302,19 @@ def test_unknown_option_names_the_nearest(run, engine):
     assert "did you mean --tx-depth?" in run(*WRITE, "--tx-depht", "3").stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        (("read", "h/x", "--from", "host"), "--to"),
+        (("write", "h/x", "--memory", "host"), "--from"),
+        (("bench", "h/x", "--memory", "host"), "--local-memory"),
+        (("serve", "--memory", "host"), "--region"),
+    ],
+)
+def test_another_commands_word_for_memory_brings_this_ones(run, engine, words, own):
+    assert f"did you mean {own}?" in run(*words).stderr
+
+
 def test_bare_v6_is_told_about_brackets(run, engine):
     assert "[::1]:18515" in run("write", "::1/x", "--from", "host").stderr
 
