@@ -11,6 +11,14 @@ MOST_CPUS = 8192
 """CONFIG_NR_CPUS of the largest distribution kernels."""
 
 
+_processors_before: list[int] = []
+
+
+def processors() -> int:
+    """Return on how many CPUs this process might run, were it not for `--cpu`: then the other end has another one."""
+    return max([len(os.sched_getaffinity(0)), *_processors_before])
+
+
 def pin(cpus: Iterable[int]) -> None:
     """Bind this thread, and those it starts, to `cpus`. HostError where one is not there or not allowed."""
     wanted = set(cpus)
@@ -22,6 +30,7 @@ def pin(cpus: Iterable[int]) -> None:
         # EINVAL: none of them is there.
         got = set()
     if got == wanted:
+        _processors_before[:] = [len(before)]
         return
     # sched_setaffinity(2) takes what it can of a set; all there are is what is allowed here (cpusets, containers).
     os.sched_setaffinity(0, range(MOST_CPUS))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import select
 import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from p2prw.engine import affinity
 from p2prw.engine.providers.base import Device
 
 _LONGEST_WAIT_S = 0.25
@@ -25,7 +25,7 @@ class Spinner:
 
     def __init__(self, processors: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """`processors`: that this process may use; on one alone, who looks keeps the other from working."""
-        self._may_spin = (len(os.sched_getaffinity(0)) if processors is None else processors) > 1
+        self._may_spin = (affinity.processors() if processors is None else processors) > 1
         self._clock = clock
         self._comes = False
 

@@ -6,12 +6,14 @@ import os
 
 import pytest
 
-from p2prw.engine.affinity import current_cpus, format_cpus, pin
+from p2prw.engine import affinity
+from p2prw.engine.affinity import current_cpus, format_cpus, pin, processors
 from p2prw.errors import HostError
 
 
 @pytest.fixture(autouse=True)
-def _restored():
+def _restored(monkeypatch):
+    monkeypatch.setattr(affinity, "_processors_before", [])
     before = os.sched_getaffinity(0)
     yield
     os.sched_setaffinity(0, before)
@@ -21,6 +23,13 @@ def test_one_cpu_of_those_that_are_there():
     cpu = max(os.sched_getaffinity(0))
     pin([cpu])
     assert os.sched_getaffinity(0) == {cpu} and current_cpus() == str(cpu)
+
+
+def test_who_is_pinned_leaves_the_others_to_the_other_end():
+    before = len(os.sched_getaffinity(0))
+    assert processors() == before
+    pin([max(os.sched_getaffinity(0))])
+    assert len(os.sched_getaffinity(0)) == 1 and processors() == before
 
 
 @pytest.mark.parametrize("with_a_good_one", [True, False])
