@@ -387,8 +387,14 @@ class TransferLoop:
         self._waiter.wait(at_most_s)
 
 
-def signal_interval(depth: int, chunk_bytes: int, wanted: int | None) -> int:
-    """Return N of "one in N is signalled": at most depth / 2, and a completion at least every 4 MiB for progress."""
-    if wanted is not None:
-        return max(1, min(wanted, max(1, depth // 2)))
-    return max(1, min(depth // 4, (4 * 1024 * 1024) // max(1, chunk_bytes)))
+def signal_interval(depth: int, chunk_bytes: int, wanted: int | None, post_list: int | None = None) -> int:
+    """Return N of "one in N is signalled": at most depth / 2, and a completion at least every 4 MiB for progress.
+
+    `post_list`: work requests leave in chains of so many.
+    """
+    most = min(depth // 4, (4 * 1024 * 1024) // max(1, chunk_bytes)) if wanted is None else min(wanted, depth // 2)
+    every = max(1, most)
+    if post_list and post_list % every:
+        # What a chain leaves unsignalled must not take the room that the next one waits for.
+        every = min(every, max(1, depth - post_list + 1))
+    return every

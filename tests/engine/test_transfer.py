@@ -225,6 +225,11 @@ def test_signal_interval(depth, chunk, wanted, expected):
     assert signal_interval(depth, chunk, wanted) == expected
 
 
+@pytest.mark.parametrize(("post_list", "expected"), [(None, 8), (16, 8), (12, 8), (30, 3), (31, 2), (32, 8), (100, 1)])
+def test_what_a_chain_leaves_unsignalled_does_not_take_the_room_of_the_next(post_list, expected):
+    assert signal_interval(32, 4096, 8, post_list) == expected
+
+
 class Sleeper:
     """Sleeps on the rig's clock."""
 

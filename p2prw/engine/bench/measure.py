@@ -226,10 +226,7 @@ class Measurement:
     def _signal_every(self, depth: int, size_bytes: int, chain: int | None) -> int:
         """Return the interval; under a limit a completion should come a few times a second all the same."""
         wanted = self.request.connection.signal_every
-        every = signal_interval(depth, size_bytes, wanted)
-        if chain and chain % every:
-            # What a chain leaves unsignalled must not take the room that the next one waits for.
-            every = min(every, max(1, depth - chain + 1))
+        every = signal_interval(depth, size_bytes, wanted, chain)
         if self.pace is not None and wanted is None:
             every = min(every, max(1, int(self.pace.rate_bytes_per_s / size_bytes / _PACED_COMPLETIONS_PER_S)))
         return every

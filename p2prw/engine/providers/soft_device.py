@@ -210,16 +210,18 @@ class SoftDevice:
             # One socket serves all queue pairs, so the class given last holds for all.
             set_traffic_class(self.wire.sock, options.traffic_class)
         self._queue_pairs.append(pair)
-        for other in self._queue_pairs:
-            other.share_windows()
+        self._share_windows()
         return pair
+
+    def _share_windows(self) -> None:
+        for pair in self._queue_pairs:
+            pair.share_windows()
 
     def forget(self, pair: SoftQueuePair) -> None:
         """Drop a queue pair that closed itself."""
         if pair in self._queue_pairs:
             self._queue_pairs.remove(pair)
-            for other in self._queue_pairs:
-                other.share_windows()
+            self._share_windows()
             self._retransmitted_by_the_gone += pair.counters.retransmitted_packets
 
     def check_path(self, ours: QueuePairAttributes, remote: QueuePairAttributes) -> None:

@@ -85,10 +85,7 @@ class Incoming:
         is_write = word0 >> 24 == RcOpcode.WRITE_MIDDLE
         if self._state not in (TAKES_REQUESTS if is_write else TAKES_RESPONSES):
             return 0
-        seeds = None
-        if check:
-            masked = bytes(view[position : position + 4]) + b"\xff" + bytes(view[position + 5 : position + 8])
-            seeds = flow.prefixed_seeds(masked, segment_bytes, index + count)
+        seeds = _seeds(flow, view, position, segment_bytes, index + count) if check else None
         receive = self._responder.receive_middle_run if is_write else self._completer.receive_middle_run
         prefix = word0 << 32 | word1
         taken = receive(view, position, count, prefix, word2 & PSN_MASK, seeds, index, now)
@@ -118,8 +115,7 @@ class Incoming:
         count = min(count, _MOST_SEGMENTS - index)
         if not 0 < length_bytes <= self.mtu_bytes or pad_bytes != -length_bytes & 3 or count < 1:
             return 0
-        masked = bytes(view[position : position + 4]) + b"\xff" + bytes(view[position + 5 : position + 8])
-        seeds = flow.prefixed_seeds(masked, segment_bytes, index + count) if check else None
+        seeds = _seeds(flow, view, position, segment_bytes, index + count) if check else None
         run = (view, position, count, length_bytes, prefix, psn, seeds, index)
         taken = 0
         if is_write and self._state in TAKES_REQUESTS:
@@ -145,3 +141,9 @@ class Incoming:
                 self._completer.receive_aeth(view, word2 & PSN_MASK, now)
             elif traits & IS_READ_RESPONSE:
                 self._completer.receive_read_response(opcode, view, pad_bytes, word2 & PSN_MASK, now)
+
+
+def _seeds(flow: Flow, view: memoryview, position: int, segment_bytes: int, count: int) -> list[int]:
+    """Return the CRCs up to and with the first 8 bytes of the packet at `position`, for `count` places of a burst."""
+    masked = bytes(view[position : position + 4]) + b"\xff" + bytes(view[position + 5 : position + 8])
+    return flow.prefixed_seeds(masked, segment_bytes, count)

@@ -53,11 +53,8 @@ class ReverseRun:
     def begin(self, postings: tuple[Posting, ...], message: Reverse) -> None:
         """Post from the next `step` on."""
         lane, size_bytes = self.lane, message.length
-        signal_every = signal_interval(lane.depth, size_bytes, message.signal_every)
         post_list = min(message.post_list, lane.depth) if message.post_list else None
-        if post_list and post_list % signal_every:
-            # What a chain leaves unsignalled must not take the room that the next one waits for.
-            signal_every = min(signal_every, max(1, lane.depth - post_list + 1))
+        signal_every = signal_interval(lane.depth, size_bytes, message.signal_every, post_list)
         lane.begin(postings, size_bytes, messages=None, signal_every=signal_every, post_list=post_list)
         self._retransmitted = lane.queue_pair.counters.retransmitted_packets
         self._started_s = self._completed_s = self._heard_s = self.clock()
