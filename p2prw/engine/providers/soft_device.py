@@ -136,7 +136,8 @@ class SoftQueuePair:
 
     def look(self) -> str | None:
         """Return why segmented sends seem not to arrive, or None."""
-        return self.watch.look(self.counters, self._completed_bytes // self._core.mtu_bytes)
+        completed_packets = self._completed_bytes // self._core.mtu_bytes
+        return self.watch.look(self.counters, completed_packets, self._device.wire.segmented_sends)
 
     def close(self) -> None:
         """Destroy the queue pair. Safe to call twice."""
@@ -295,8 +296,11 @@ class SoftDevice:
         if at is not None and at <= (now if drained else now - _TIMER_GRACE_S):
             self.core.handle_timer(now)
             worked = True
+            # Timeouts are looked at one by one: three between two looks would pass for three in a row.
+            self._watch_gso()
         self._pumps += 1
-        if self._pumps % _PUMPS_PER_LOOK == 0:
+        if self._pumps % _PUMPS_PER_LOOK == 0 and self.wire.segmented_sends != self._segmented_before:
+            self._segmented_before = self.wire.segmented_sends
             self._watch_gso()
         worked |= self.wire.release_held(now)
         return self.wire.send(self.core.bursts_to_send(now), now) or worked
@@ -311,12 +315,12 @@ class SoftDevice:
             self.warnings.append(f"segmented sends (UDP_SEGMENT) are off, expect a third of the rate: {why}")
 
     def _watch_gso(self) -> None:
-        if self.gso and self.wire.segmented_sends != self._segmented_before:
-            self._segmented_before = self.wire.segmented_sends
+        if self.gso:
             for pair in self._queue_pairs:
                 why = pair.look()
                 if why:
-                    self.stop_gso(f"{why}; perhaps the NIC's segmentation does not count the IPv4 identification up")
+                    perhaps = "; perhaps the NIC's segmentation does not count the IPv4 identification up"
+                    self.stop_gso(why + perhaps * self.wire.is_ipv4)
                     return
 
     def usage(self) -> DeviceUsage:

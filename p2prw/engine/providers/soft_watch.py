@@ -33,20 +33,22 @@ class Counters(Protocol):
 
 @dataclass(slots=True)
 class GsoWatch:
-    """One queue pair's history; `look` is called now and then with its cumulative counters."""
+    """One queue pair's history; `look` is called now and then, and after each timer, with its cumulative counters."""
 
     is_trusted: bool = False
     """Segmented sends were seen to arrive: from here on losses are just losses."""
     timeouts: int = 0
     barren_timeouts: int = 0
     received: int = 0
+    segmented_sends: int = 0
     naks: int = 0
     fresh_packets: int = 0
 
-    def look(self, counters: Counters, completed_packets: int) -> str | None:
+    def look(self, counters: Counters, completed_packets: int, segmented_sends: int) -> str | None:
         """Return why segmented sends should stop, or None while they seem to work.
 
         `completed_packets` are those of WRITEs that completed; a crawl of one packet for each NAK earns no trust.
+        `segmented_sends` are the device's so far: a timeout before which none left says nothing about them.
         """
         if self.is_trusted:
             return None
@@ -55,10 +57,13 @@ class GsoWatch:
             self.is_trusted = True
             return None
         if counters.timeouts > self.timeouts:
-            silent = counters.packets_received == self.received
-            self.barren_timeouts = counters.timeouts - self.timeouts + (self.barren_timeouts if silent else 0)
+            if counters.packets_received != self.received:
+                self.barren_timeouts = 0
+            elif segmented_sends != self.segmented_sends:
+                self.barren_timeouts += 1
             self.timeouts = counters.timeouts
             self.received = counters.packets_received
+            self.segmented_sends = segmented_sends
             if self.barren_timeouts >= BARREN_TIMEOUTS:
                 return f"{self.barren_timeouts} retransmission timeouts in a row brought no answer"
         naks = counters.sequence_naks - self.naks

@@ -107,6 +107,7 @@ class FakeSocket:
         self.send_errors: list[int] = []
         self.receive_errors: list[int] = []
         self.refuse_segments: int | None = None
+        self.loses_segments = False
         self.sent: list[tuple[int, bool]] = []
         """(bytes, segmented) of each send that went out."""
         device.wire.sock = self  # type: ignore[assignment]
@@ -118,6 +119,8 @@ class FakeSocket:
         if ancillary and self.refuse_segments is not None:
             raise OSError(self.refuse_segments, "no segmentation here")
         self.sent.append((sum(map(len, buffers)), bool(ancillary)))
+        if ancillary and self.loses_segments:
+            return self.sent[-1][0]
         return self.real.sendmsg(buffers, ancillary, flags, destination)
 
     def recvmsg_into(self, *args: Any) -> Any:

@@ -110,6 +110,34 @@ def test_silent_peer_ends_by_timeout(connect: Connect) -> None:
     assert pair.queue.counters.timeouts == 2
 
 
+@pytest.mark.parametrize(("address", "why"), [("127.0.0.1", "identification up"), ("::1", "brought no answer")])
+def test_segmented_sends_that_never_arrive_are_given_up(
+    connect: Connect, fake_socket: Wires, address: str, why: str
+) -> None:
+    pair = connect(address, options=QueuePairOptions(timeout=12))
+    wire = fake_socket(pair.client)
+    wire.loses_segments = True
+    assert pair.run(Opcode.RDMA_WRITE) is WcStatus.SUCCESS
+    assert pair.far.bytes == PATTERN
+    assert pair.client.gso is False
+    (warning,) = pair.client.warnings
+    assert "3 retransmission timeouts in a row brought no answer" in warning
+    assert warning.endswith(why)
+
+
+def test_a_reader_whose_peer_sleeps_keeps_segmentation(connect: Connect) -> None:
+    """Its request is one packet: that nothing comes back says nothing about segmented sends."""
+    pair = connect(options=QueuePairOptions(timeout=12))
+    assert pair.run(Opcode.RDMA_READ) is WcStatus.SUCCESS
+    pair.post(Opcode.RDMA_READ)
+    while pair.queue.counters.timeouts < 5:
+        if not pair.client.pump():
+            time.sleep(0.002)
+    pair.settle()
+    assert pair.client.gso is True
+    assert pair.client.warnings == []
+
+
 def test_timer_is_told_in_seconds_from_now(connect: Connect) -> None:
     pair = connect(options=QueuePairOptions(timeout=17))
     assert pair.client.next_timer_s() is None
