@@ -729,9 +729,7 @@ def rig(kit, world, made_up_end, inline_worker, tmp_path, monkeypatch) -> Iterat
     monkeypatch.setattr("p2prw.engine.client.open_device", opened[0])
     monkeypatch.setattr("p2prw.engine.server.server.open_device", lambda *a, **o: (ScriptedDevice(), "scripted"))
     monkeypatch.setattr("p2prw.engine.attach.StagingRing", InlineRing)
-    server = Server(request, clock=world.clock)
-    server._selector.close()
-    server._selector = NoSelector()  # type: ignore[assignment]
+    server = Server(request, clock=world.clock, selector=NoSelector())  # type: ignore[arg-type]
     server.worker.close()
     server.worker = inline_worker
     # What a lie about a length may take from this machine's disk.

@@ -456,10 +456,8 @@ def test_a_server_in_a_storm(kit, flat, served, inline_worker, monkeypatch) -> N
     dice = random.Random("server")
     stop = StopRequest()
     storm: Storm
-    server = Server(request, clock=lambda: storm.now)
-    server._selector.close()
     selector = Stepped()
-    server._selector = selector  # type: ignore[assignment]
+    server = Server(request, clock=lambda: storm.now, selector=selector)
     server.worker.close()
     server.worker = inline_worker
     with server:

@@ -1,11 +1,12 @@
-"""The serving end: one process, one loop, one UDP socket for each local address, many regions, many clients."""
+"""The serving end: one process, one loop, one UDP socket for each local address, many regions, many clients.
+
+How clients come in is `acceptor.py`, what one of them may do is `client.py`.
+"""
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import selectors
-import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,20 +15,17 @@ from types import TracebackType
 from p2prw import __version__
 from p2prw.engine import routes
 from p2prw.engine.control.channel import Channel
-from p2prw.engine.control.messages import refuse_from
-from p2prw.engine.control.tls import TlsDoor
 from p2prw.engine.devices import open_device
 from p2prw.engine.events import ServeEvent
 from p2prw.engine.memory.via import check_via
 from p2prw.engine.model import PeerAddress, ServeRequest
 from p2prw.engine.providers.base import Device
 from p2prw.engine.server import refusals
+from p2prw.engine.server.acceptor import Acceptor
 from p2prw.engine.server.admission import Networks
 from p2prw.engine.server.client import ServedClient
 from p2prw.engine.server.counters import ServerCounters, ServerState
-from p2prw.engine.server.ending import Ending
 from p2prw.engine.server.leases import Lease, LeaseTable
-from p2prw.engine.server.listener import check_exposure, open_listeners, take_listeners
 from p2prw.engine.server.metrics import Metrics
 from p2prw.engine.server.regions import OfferedRegion, open_region
 from p2prw.engine.server.systemd import ServiceManager
@@ -35,11 +33,10 @@ from p2prw.engine.server.worker import Worker
 from p2prw.engine.stop import StopRequest
 from p2prw.engine.waiting import Spinner
 from p2prw.engine.whole_file import write_whole
-from p2prw.errors import P2prwError, PeerRefusedError, RequestError
+from p2prw.errors import RequestError
 
 _LONGEST_WAIT_S = 0.25
 _HOUSEKEEPING_S = 0.25
-_OUT_OF_SOMETHING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Server:
@@ -51,6 +48,7 @@ class Server:
         *,
         clock: Callable[[], float] = time.monotonic,
         manager: ServiceManager | None = None,
+        selector: selectors.BaseSelector | None = None,
     ) -> None:
         self.request = request
         self.counters = ServerCounters()
@@ -60,24 +58,27 @@ class Server:
         self.warnings: list[str] = []
         self.now = clock
         self._stack = ExitStack()
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.DefaultSelector() if selector is None else selector
         self._spinner = Spinner()
         self._devices: dict[str, Device] = {}
         self._clients: dict[int, ServedClient] = {}
         self._watched: set[int] = set()
-        self._listeners: list[socket.socket] = []
-        self._tls_door: TlsDoor | None = None
         self.networks = Networks(request.allow)
         self._on_event: Callable[[ServeEvent], None] | None = None
         self._finished: ServedClient | None = None
-        self._accepting = True
-        self._out_of_something = False
         self._stop_at_s: float | None = None
         """Once asked to stop: when the transfers that still run are told to end."""
-        self.address = request.listen
         self.worker = Worker()
         self._manager = manager or ServiceManager({}, pid=0)
+        self._acceptor = Acceptor(
+            request, self._manager.listen_fds, self._selector, self._check_newcomer, self.counters, self.event
+        )
         self._metrics: Metrics | None = None
+
+    @property
+    def address(self) -> PeerAddress:
+        """Where clients come; with the port that was picked once it is open."""
+        return self._acceptor.address
 
     def __enter__(self) -> Server:
         try:
@@ -94,9 +95,9 @@ class Server:
 
     def _open(self) -> None:
         request = self.request
-        self._tls_door = TlsDoor(request.tls) if request.tls is not None else None
         self._stack.callback(self._selector.close)
-        self._listen()
+        self._stack.callback(self._acceptor.close)
+        self._acceptor.open()
         self.watch(self.worker.fileno())
         if request.via is not None:
             kinds = [offered.memory.kind for offered in request.regions]
@@ -113,8 +114,7 @@ class Server:
             self._stack.callback(region.close)
             self.regions[offered.name] = region
             self.warnings += region.warnings
-        for listener in self._listeners:
-            host = listener.getsockname()[0]
+        for host in self._acceptor.hosts:
             if not ipaddress.ip_address(host.split("%")[0]).is_unspecified:
                 # Opened now, so that a UDP port that cannot be had is said before "ready".
                 device = self.device_for(host)
@@ -131,19 +131,6 @@ class Server:
                 lambda text: self.event("warning", text),
             )
             self._stack.callback(self._metrics.close)
-
-    def _listen(self) -> None:
-        request, given = self.request, self._manager.listen_fds
-        if not given:
-            check_exposure(request, request.listen)
-        self._listeners = take_listeners(given) if given else open_listeners(request.listen)
-        for listener in self._listeners:
-            self._stack.callback(listener.close)
-            self._selector.register(listener, selectors.EVENT_READ, "listener")
-        host, port = self._listeners[0].getsockname()[:2]
-        self.address = PeerAddress(host if given else request.listen.host, port)
-        for listener in self._listeners if given else ():
-            check_exposure(request, PeerAddress(*listener.getsockname()[:2]))
 
     def close(self) -> None:
         """Drop clients, close devices and memory. Safe to call twice."""
@@ -243,7 +230,7 @@ class Server:
         self._on_event = on_event
         for warning in self.warnings:
             self.event("warning", warning)
-        fingerprint = self._tls_door.fingerprint if self._tls_door is not None else None
+        fingerprint = self._acceptor.fingerprint
         text = f"listening on {self.address}" + (f", TLS certificate sha256:{fingerprint}" if fingerprint else "")
         self.event("listening", text, address=str(self.address), port=self.address.port, tls_fingerprint=fingerprint)
         if self._metrics is not None:
@@ -264,7 +251,7 @@ class Server:
                 break
             if now >= next_housekeeping_s:
                 next_housekeeping_s = now + _HOUSEKEEPING_S
-                self._resume_accepting()
+                self._acceptor.resume()
                 self._manager.tick(now, self._status())
                 if self._metrics is not None:
                     self._metrics.housekeeping(now)
@@ -276,7 +263,7 @@ class Server:
             ready = self._selector.select(0) if busy else self._spinner.wait(self._selector.select, self._wait_s())
             for key, _ in ready:
                 if key.data == "listener":
-                    self._accept(key.fileobj)  # type: ignore[arg-type]
+                    self._take_in(self._acceptor.accept(key.fileobj))  # type: ignore[arg-type]
                 elif key.data != "wake":
                     key.data.hear(now)
         if self._finished is not None:
@@ -296,7 +283,7 @@ class Server:
             self._manager.stopping(self._status(), limit_s)
             if self._manager.listen_fds:
                 # They are the manager's too: who comes now waits there for the next server.
-                self._stop_accepting()
+                self._acceptor.stop()
             if running:
                 transfers = "1 transfer" if running == 1 else f"{running} transfers"
                 text = f"stopping: {transfers} may take another {limit_s:g} s; a second signal ends them at once"
@@ -345,55 +332,13 @@ class Server:
                 self._selector.modify(fileno, events, client)
         return max(0.0, min(waits))
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            sock, _ = listener.accept()
-        except OSError as error:
-            if error.errno in _OUT_OF_SOMETHING:
-                # It stays readable: without a pause the loop would spin until somebody leaves.
-                self._pause_accepting(error)
-            return  # or it went away before we looked
-        self._out_of_something = False
-        channel = Channel(sock, self._tls_door.filter() if self._tls_door is not None else None)
-        try:
-            self.networks.check(channel.peer_address.host)
-            self.check_staying()
-            if len(self._clients) >= self.request.max_clients:
-                raise refusals.full(self.request.max_clients)
-        except PeerRefusedError as error:
-            self._turn_away(channel, error)
-            return
-        client = self._clients[channel.fileno()] = ServedClient(self, channel, self.now())
-        self._selector.register(client.fileno, selectors.EVENT_READ, client)
+    def _take_in(self, channel: Channel | None) -> None:
+        if channel is not None:
+            client = self._clients[channel.fileno()] = ServedClient(self, channel, self.now())
+            self._selector.register(client.fileno, selectors.EVENT_READ, client)
 
-    def _turn_away(self, channel: Channel, error: PeerRefusedError) -> None:
-        name = str(channel.peer_address)
-        try:
-            channel.send(refuse_from(error))
-        except P2prwError:
-            pass
-        channel.close()
-        self.counters.connections["turned_away"] += 1
-        self.counters.errors[error.code] += 1
-        self.event("refused", f"{name}: {error.what}", client=name, code=error.code)
-        text, fields = Ending(name).describe(error.code, error.exit_code, 0.0)
-        self.event("ended", text, **fields)
-
-    def _pause_accepting(self, error: OSError) -> None:
-        self._stop_accepting()
-        if not self._out_of_something:
-            self._out_of_something = True
-            cure = "where that is open files: ulimit -n, LimitNOFILE=, or a lower --max-clients"
-            self.event("warning", f"cannot take new clients for now: {error.strerror}; {cure}")
-
-    def _stop_accepting(self) -> None:
-        if self._accepting:
-            self._accepting = False
-            for listener in self._listeners:
-                self._selector.unregister(listener)
-
-    def _resume_accepting(self) -> None:
-        if not self._accepting and not (self._stop_at_s is not None and self._manager.listen_fds):
-            self._accepting = True
-            for listener in self._listeners:
-                self._selector.register(listener, selectors.EVENT_READ, "listener")
+    def _check_newcomer(self, host: str) -> None:
+        self.networks.check(host)
+        self.check_staying()
+        if len(self._clients) >= self.request.max_clients:
+            raise refusals.full(self.request.max_clients)
