@@ -75,6 +75,8 @@ class ActiveLease:
         self.length_bytes = length_bytes
         self.device = device
         self.queue_pair = queue_pair
+        self.prepare = opened.prepare
+        """Off the loop, before the grant; None: there is nothing to do."""
         self.filenos: list[int] = []
         self.waiting_for_worker = False
         self.client_can: tuple[str, ...] = ()

@@ -9,8 +9,6 @@ from __future__ import annotations
 import secrets
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from p2prw.engine import gids
@@ -32,21 +30,18 @@ from p2prw.engine.control.messages import (
     refuse_from,
 )
 from p2prw.engine.model import Operation
-from p2prw.engine.peer import attributes_from_wire, source_from_wire
 from p2prw.engine.providers.base import Device
 from p2prw.engine.server import refusals
 from p2prw.engine.server.active import ActiveLease
 from p2prw.engine.server.admission import Allowance
 from p2prw.engine.server.ending import Ending
-from p2prw.engine.server.leases import Lease
+from p2prw.engine.server.opening import open_lease
 from p2prw.engine.server.regions import regions_page
-from p2prw.engine.server.source import choose_source
 from p2prw.errors import P2prwError, PeerGone, ProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
     from p2prw.engine.server.server import Server
 
-_WHOLE_REGION_BYTES = 1 << 62
 _MESSAGES_PER_TURN = 16
 """Of one client before the next one has its turn: who asks without end must not keep the others from being heard."""
 
@@ -271,52 +266,25 @@ class ServedClient:
             self._refused(error.what, error.code)
 
     def _grant(self, message: Open) -> None:
-        server, operation = self.server, Operation(message.op)
-        region = server.find_region(message.region)
-        length = region.check(operation, message.offset, message.length, message.limit)
-        self._allowance.check(region.name, length)
-        whole = region.exclusive_whole and operation is Operation.WRITE
-        lease = Lease(
-            id=secrets.token_hex(8),
-            region=region.name,
-            offset=0 if whole else message.offset,
-            length_bytes=_WHOLE_REGION_BYTES if whole else length,
-            operation=operation,
-            shared=message.shared,
-            holder=self.name,
-        )
-        server.check_conflict(lease)
         device, peer = self.device, self.handshake.peer if self.handshake else None
         assert device is not None and peer is not None
-        source = choose_source(
-            device.info,
-            peer.gid_table,
-            message.queue_pair.gid,
-            control_host=self.channel.peer_address.host,
-            has_token=server.request.token is not None,
-            networks=server.networks,
-            wanted_index=server.request.queue_pair.gid_index,
+        active = self.active = open_lease(
+            self.server,
+            message,
+            peer=peer,
+            address=self.channel.peer_address,
+            device=device,
+            allowance=self._allowance,
         )
-        with ExitStack() as guard:
-            opened = region.open_for(operation, message.offset, length, source_from_wire(message.source))
-            guard.callback(opened.close)
-            queue_pair = device.create_queue_pair(replace(server.request.queue_pair, gid_index=source))
-            guard.callback(queue_pair.close)
-            queue_pair.connect(attributes_from_wire(message.queue_pair))
-            if message.window_bytes is not None:
-                queue_pair.set_window(message.window_bytes)
-            guard.pop_all()
-        active = self.active = ActiveLease(lease, region, opened, length, device, queue_pair)
-        active.client_can, active.account = peer.capabilities, self._allowance.account
-        server.leases.add(lease)
-        self._allowance.take(region.name, length)
-        self._ending.operations.setdefault(operation.value)
+        self.server.leases.add(active.lease)
+        self._allowance.take(active.region.name, active.length_bytes)
+        self._ending.operations.setdefault(active.lease.operation.value)
         self.exit_code = 1  # until it is released with keep
-        if opened.prepare is None:
+        if active.prepare is None:
             self._send_grant(active, message)
             return
         active.waiting_for_worker = True
-        server.worker.submit(opened.prepare, lambda error: self._prepared(active, message, error))
+        self.server.worker.submit(active.prepare, lambda error: self._prepared(active, message, error))
 
     def _prepared(self, active: ActiveLease, message: Open, error: BaseException | None) -> None:
         if self.active is not active or self.gone:
