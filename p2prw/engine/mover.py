@@ -16,9 +16,11 @@ from p2prw.engine.model import DmaSegment, Operation, RouteReport, TransferReque
 from p2prw.engine.pace import Pace, lower_limit, pace_at
 from p2prw.engine.peer import PeerLink
 from p2prw.engine.phases import PhaseClock
+from p2prw.engine.progress import PROGRESS_INTERVAL_S, LoopStats
 from p2prw.engine.resume import Survey
 from p2prw.engine.rw import RwLimits
-from p2prw.engine.transfer import PROGRESS_INTERVAL_S, LoopSettings, LoopStats, TransferLoop, signal_interval
+from p2prw.engine.signalling import signal_interval
+from p2prw.engine.transfer import LoopSettings, TransferLoop
 from p2prw.engine.verify import Previous, Verifier
 from p2prw.errors import P2prwError, VerifyError
 

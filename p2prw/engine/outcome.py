@@ -18,8 +18,8 @@ from p2prw.engine.model import (
     TransferStats,
 )
 from p2prw.engine.pace import RateLimit
+from p2prw.engine.progress import LoopStats
 from p2prw.engine.providers.base import QueuePairCounters
-from p2prw.engine.transfer import LoopStats
 from p2prw.errors import InterruptedTransfer, P2prwError
 
 

@@ -34,8 +34,9 @@ from p2prw.engine.mover import Mover, verify_error
 from p2prw.engine.peer import list_regions
 from p2prw.engine.phases import PhaseClock
 from p2prw.engine.plan import describe_plan
+from p2prw.engine.progress import PROGRESS_INTERVAL_S, LoopStats
+from p2prw.engine.signalling import signal_interval
 from p2prw.engine.stop import StopRequest
-from p2prw.engine.transfer import PROGRESS_INTERVAL_S, LoopStats, signal_interval
 from p2prw.engine.verify import UNVERIFIED
 from p2prw.errors import P2prwError, RequestError, VerifyError
 

@@ -18,52 +18,14 @@ from p2prw.engine.ends import LocalEnd, RemoteEnd, Span, StagedRemote, contexts_
 from p2prw.engine.events import Progress
 from p2prw.engine.model import Completion, Opcode, Operation, RemoteSegment, Sge, WcStatus
 from p2prw.engine.pace import Pace
+from p2prw.engine.progress import PROGRESS_INTERVAL_S, LoopStats, RecentRate
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.rw import RwLimits
 from p2prw.engine.waiting import Waiter
-from p2prw.errors import (
-    DeadlineExceeded,
-    RemoteProtocolError,
-)
+from p2prw.errors import DeadlineExceeded, RemoteProtocolError
 
-PROGRESS_INTERVAL_S = 0.125
 FLUSH_BYTES = 8
 _CHANNEL_CHECK_INTERVAL_S = 0.005
-_RATE_WINDOW_S = 1.0
-
-
-@dataclass(slots=True)
-class LoopStats:
-    """What the loop counted; filled while it runs, so that a failure can say what was moved."""
-
-    bytes_done: int = 0
-    wqes_posted: int = 0
-    wqes_signalled: int = 0
-    kernel_wqes: int = 0
-    wqes_in_flight: int = 0
-    first_post_s: float | None = None
-    first_completion_s: float | None = None
-    last_completion_s: float | None = None
-
-    @property
-    def elapsed_s(self) -> float:
-        """First post to last data completion."""
-        if self.first_post_s is None or self.last_completion_s is None:
-            return 0.0
-        return max(0.0, self.last_completion_s - self.first_post_s)
-
-    def add(self, later: LoopStats) -> None:
-        """Take in what a later loop of the same transfer counted."""
-        self.bytes_done += later.bytes_done
-        self.wqes_posted += later.wqes_posted
-        self.wqes_signalled += later.wqes_signalled
-        self.kernel_wqes += later.kernel_wqes
-        self.wqes_in_flight = later.wqes_in_flight
-        self.first_post_s = self.first_post_s if self.first_post_s is not None else later.first_post_s
-        if self.first_completion_s is None:
-            self.first_completion_s = later.first_completion_s
-        if later.last_completion_s is not None:
-            self.last_completion_s = later.last_completion_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +68,7 @@ class TransferLoop:
     """(context, WR) of the span at the head of `_unposted`."""
     _last_activity_s: float = 0.0
     _packets_seen: int = 0
-    _samples: deque[tuple[float, int]] = field(default_factory=deque)
+    _rate: RecentRate = field(default_factory=RecentRate)
     _waiter: Waiter | None = None
 
     def run(self) -> Generator[Progress, None, None]:
@@ -331,23 +293,18 @@ class TransferLoop:
     # --- time ---------------------------------------------------------------------------------------------
 
     def _progress(self, phase: str, now: float) -> Progress:
-        stats, samples = self.stats, self._samples
-        samples.append((now, stats.bytes_done))
-        while len(samples) > 2 and samples[1][0] < now - _RATE_WINDOW_S:
-            samples.popleft()
-        span_s = now - samples[0][0]
+        stats = self.stats
         stats.wqes_in_flight = len(self._outstanding)
-        counters = self.queue_pair.counters
         return Progress(
             phase=phase,
             bytes_done=stats.bytes_done,
             bytes_total=self.total_bytes,
             elapsed_s=now - stats.first_post_s if stats.first_post_s is not None else 0.0,
-            bw_bytes_per_s=(stats.bytes_done - samples[0][1]) / span_s if span_s > 0 else 0.0,
-            wqes_in_flight=len(self._outstanding),
+            bw_bytes_per_s=self._rate.at(now, stats.bytes_done),
+            wqes_in_flight=stats.wqes_in_flight,
             wqes_total=stats.wqes_posted,
             route=self.settings.route,
-            retries=counters.retransmitted_packets,
+            retries=self.queue_pair.counters.retransmitted_packets,
         )
 
     def _check_deadlines(self, now: float) -> None:
@@ -385,16 +342,3 @@ class TransferLoop:
         if self._waiter is None:
             self._waiter = Waiter(self.device, (self.channel.fileno(), *self.extra_filenos))
         self._waiter.wait(at_most_s)
-
-
-def signal_interval(depth: int, chunk_bytes: int, wanted: int | None, post_list: int | None = None) -> int:
-    """Return N of "one in N is signalled": at most depth / 2, and a completion at least every 4 MiB for progress.
-
-    `post_list`: work requests leave in chains of so many.
-    """
-    most = min(depth // 4, (4 * 1024 * 1024) // max(1, chunk_bytes)) if wanted is None else min(wanted, depth // 2)
-    every = max(1, most)
-    if post_list and post_list % every:
-        # What a chain leaves unsignalled must not take the room that the next one waits for.
-        every = min(every, max(1, depth - post_list + 1))
-    return every

@@ -9,9 +9,9 @@ import pytest
 from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import Operation, PeerAddress, TransferRequest
 from p2prw.engine.outcome import environment, error_report, parameters, stats_row, status_of
+from p2prw.engine.progress import LoopStats
 from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.providers.scripted import ScriptedDevice
-from p2prw.engine.transfer import LoopStats
 from p2prw.errors import HostError, InterruptedTransfer
 
 REQUEST = TransferRequest(

@@ -8,7 +8,6 @@ from p2prw.engine.control.messages import Filled, Refuse, Window
 from p2prw.engine.model import Opcode, Operation, WcStatus
 from p2prw.engine.pace import Pace
 from p2prw.engine.providers.scripted import Fault, Script
-from p2prw.engine.transfer import signal_interval
 from p2prw.errors import (
     CompletionError,
     DeadlineExceeded,
@@ -215,19 +214,6 @@ def test_the_rate_is_first_post_to_last_completion(make_rig):
     rig = make_rig(1 << 20, tick_s=0.0001, script=Script(bytes_per_s=4e6))
     list(rig.loop.run())
     assert rig.loop.stats.elapsed_s == pytest.approx((1 << 20) / 4e6, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("depth", "chunk", "wanted", "expected"),
-    [(128, 1 << 20, None, 4), (128, 4096, None, 32), (2, 1 << 20, None, 1), (128, 4096, 1000, 64), (1, 1, 5, 1)],
-)
-def test_signal_interval(depth, chunk, wanted, expected):
-    assert signal_interval(depth, chunk, wanted) == expected
-
-
-@pytest.mark.parametrize(("post_list", "expected"), [(None, 8), (16, 8), (12, 8), (30, 3), (31, 2), (32, 8), (100, 1)])
-def test_what_a_chain_leaves_unsignalled_does_not_take_the_room_of_the_next(post_list, expected):
-    assert signal_interval(32, 4096, 8, post_list) == expected
 
 
 class Sleeper:

@@ -23,7 +23,7 @@ from p2prw.engine.model import Operation, RemoteSegment, VerifyReport
 from p2prw.engine.mover import verify_error
 from p2prw.engine.pace import pace_at
 from p2prw.engine.phases import PhaseClock
-from p2prw.engine.transfer import signal_interval
+from p2prw.engine.signalling import signal_interval
 from p2prw.engine.verify import UNVERIFIED
 from p2prw.engine.waiting import Waiter
 from p2prw.errors import P2prwError

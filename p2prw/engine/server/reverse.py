@@ -20,7 +20,7 @@ from p2prw.engine.memory.host import open_scratch
 from p2prw.engine.model import Access, DmaVec, Operation, RemoteSegment
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.rw import RwLimits
-from p2prw.engine.transfer import signal_interval
+from p2prw.engine.signalling import signal_interval
 from p2prw.errors import PeerRefusedError, RemoteProtocolError
 from p2prw.units import MIB
 
