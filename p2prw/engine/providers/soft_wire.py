@@ -22,6 +22,8 @@ RECEIVES_PER_PUMP = 16
 """Bursts taken from the socket before timers and sends get their turn, so that acknowledgements are not late."""
 SENDS_PER_PUMP = 32
 _RECEIVE_BYTES = 65536
+_KNOWN_SEGMENTS = 64
+"""Sizes that are remembered: a stranger may send any."""
 _GSO_REFUSALS = (errno.EIO, errno.EINVAL, errno.EMSGSIZE)
 
 Endpoint = tuple[str, int]
@@ -66,6 +68,7 @@ class Wire:
         self._on_gso_refused = on_gso_refused
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._view = memoryview(self._buffer)
+        self._segments: dict[tuple[int, int, bytes], int] = {}
         self._ancillary: dict[int, list[tuple[int, int, bytes]]] = {}
         self._told: set[int | None] = set()
 
@@ -82,7 +85,7 @@ class Wire:
     def receive(self, now: float) -> tuple[bool, bool]:
         """Take at most RECEIVES_PER_PUMP bursts; return whether there were any, and whether there are no more."""
         recvmsg_into, deliver = self.sock.recvmsg_into, self._deliver
-        buffers, view = [self._buffer], self._view
+        buffers, view, segments = [self._buffer], self._view, self._segments
         is_plain = self.injector is None and self.capture is None
         for received in range(RECEIVES_PER_PUMP):
             try:
@@ -94,15 +97,25 @@ class Wire:
                 self.receive_failures += 1
                 continue
             segment_bytes = length_bytes
-            for level, kind, data in ancillary:
-                if kind == UDP_GRO and level == SOL_UDP:
-                    segment_bytes = int.from_bytes(data[:4], sys.byteorder)
+            if ancillary:
+                # fast path: what the kernel says of a burst is nearly always what it said of the one before.
+                segment_bytes = segments.get(ancillary[0]) or self._segment_bytes(ancillary[0], length_bytes)
             if is_plain:
                 # fast path: no copy, no look at single packets.
                 deliver(view[:length_bytes], segment_bytes, source[:2], now)
             else:
                 self._receive_examined(view[:length_bytes], segment_bytes, source[:2], now)
         return True, False
+
+    def _segment_bytes(self, told: tuple[int, int, bytes], length_bytes: int) -> int:
+        """Read the first ancillary message of a burst; UDP_GRO is the only one that was asked for."""
+        level, kind, data = told
+        if kind != UDP_GRO or level != SOL_UDP:
+            return length_bytes
+        if len(self._segments) >= _KNOWN_SEGMENTS:
+            self._segments.clear()
+        segment_bytes = self._segments[told] = int.from_bytes(data[:4], sys.byteorder)
+        return segment_bytes
 
     def _receive_examined(self, view: memoryview, segment_bytes: int, source: Endpoint, now: float) -> None:
         if self.capture:

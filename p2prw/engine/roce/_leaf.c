@@ -87,13 +87,35 @@ static uint32_t crc_copy_tables(uint32_t crc, uint8_t *to, const uint8_t *from, 
 #define LOAD(place) _mm_loadu_si128((const __m128i *)(place))
 #define STORE(place, x) _mm_storeu_si128((__m128i *)(place), x)
 
+#define BY(high, low) _mm_set_epi64x(high, low)
+
+/* Folds what is left (fewer than 64 bytes) into `a`, the remainder of all before it, and reduces it to 32 bits. */
+__attribute__((target("pclmul,sse4.1"))) static uint32_t
+crc_copy_last(__m128i a, uint8_t *to, const uint8_t *from, size_t length) {
+    const __m128i by128 = BY(0x0ccaa009e, 0x1751997d0), by64 = BY(0, 0x163cd6124), barrett = BY(0x1f7011641, 0x1db710641);
+    const __m128i low32 = _mm_setr_epi32(~0, 0, ~0, 0);
+    for (; length >= 16; length -= 16, from += 16) {
+        __m128i e = LOAD(from);
+        if (to) {
+            STORE(to, e);
+            to += 16;
+        }
+        a = FOLD(a, by128, e);
+    }
+    /* 128 bits to 64, to 32 */
+    a = _mm_xor_si128(_mm_srli_si128(a, 8), _mm_clmulepi64_si128(a, by128, 0x10));
+    a = _mm_xor_si128(_mm_srli_si128(a, 4), _mm_clmulepi64_si128(_mm_and_si128(a, low32), by64, 0x00));
+    __m128i b = _mm_clmulepi64_si128(_mm_and_si128(a, low32), barrett, 0x10);
+    b = _mm_clmulepi64_si128(_mm_and_si128(b, low32), barrett, 0x00);
+    uint32_t crc = (uint32_t)_mm_extract_epi32(_mm_xor_si128(a, b), 1);
+    return length ? crc_copy_tables(crc, to, from, length) : crc;
+}
+
 __attribute__((target("pclmul,sse4.1"))) static uint32_t
 crc_copy_pclmulqdq(uint32_t crc, uint8_t *to, const uint8_t *from, size_t length) {
     if (length < 64)
         return crc_copy_tables(crc, to, from, length);
-    const __m128i by512 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4), by128 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
-    const __m128i by64 = _mm_set_epi64x(0, 0x163cd6124), barrett = _mm_set_epi64x(0x1f7011641, 0x1db710641);
-    const __m128i low32 = _mm_setr_epi32(~0, 0, ~0, 0);
+    const __m128i by512 = BY(0x1c6e41596, 0x154442bd4), by128 = BY(0x0ccaa009e, 0x1751997d0);
     __m128i a = LOAD(from), b = LOAD(from + 16), c = LOAD(from + 32), d = LOAD(from + 48);
     if (to) {
         STORE(to, a), STORE(to + 16, b), STORE(to + 32, c), STORE(to + 48, d);
@@ -114,22 +136,59 @@ crc_copy_pclmulqdq(uint32_t crc, uint8_t *to, const uint8_t *from, size_t length
         }
     }
     a = FOLD(a, by128, b), a = FOLD(a, by128, c), a = FOLD(a, by128, d);
-    for (; length >= 16; length -= 16, from += 16) {
-        __m128i e = LOAD(from);
-        if (to) {
-            STORE(to, e);
-            to += 16;
-        }
-        a = FOLD(a, by128, e);
-    }
-    /* 128 bits to 64, to 32 */
-    a = _mm_xor_si128(_mm_srli_si128(a, 8), _mm_clmulepi64_si128(a, by128, 0x10));
-    a = _mm_xor_si128(_mm_srli_si128(a, 4), _mm_clmulepi64_si128(_mm_and_si128(a, low32), by64, 0x00));
-    b = _mm_clmulepi64_si128(_mm_and_si128(a, low32), barrett, 0x10);
-    b = _mm_clmulepi64_si128(_mm_and_si128(b, low32), barrett, 0x00);
-    crc = (uint32_t)_mm_extract_epi32(_mm_xor_si128(a, b), 1);
-    return length ? crc_copy_tables(crc, to, from, length) : crc;
+    return crc_copy_last(a, to, from, length);
 }
+
+#if __GNUC__ >= 9 || (defined(__clang_major__) && __clang_major__ >= 8)
+#define HAS_VPCLMULQDQ 1
+#define WIDE_FOLD(x, by, next)                                                                                          \
+    _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(x, by, 0x00), _mm512_clmulepi64_epi128(x, by, 0x11), next, 0x96)
+#define WIDE_LOAD(place) _mm512_loadu_si512(place)
+#define WIDE_STORE(place, x) _mm512_storeu_si512(place, x)
+#define LANE(x, place) _mm512_extracti32x4_epi32(x, place)
+
+/* The same, four times as wide. */
+__attribute__((target("vpclmulqdq,avx512f,pclmul,sse4.1"))) static uint32_t
+crc_copy_vpclmulqdq(uint32_t crc, uint8_t *to, const uint8_t *from, size_t length) {
+    if (length < 256)
+        return crc_copy_pclmulqdq(crc, to, from, length);
+    const __m512i by2048 = _mm512_broadcast_i32x4(BY(0x1322d1430, 0x11542778a));
+    const __m512i by512 = _mm512_broadcast_i32x4(BY(0x1c6e41596, 0x154442bd4));
+    const __m128i by128 = BY(0x0ccaa009e, 0x1751997d0);
+    __m512i a = WIDE_LOAD(from), b = WIDE_LOAD(from + 64), c = WIDE_LOAD(from + 128), d = WIDE_LOAD(from + 192);
+    if (to) {
+        WIDE_STORE(to, a), WIDE_STORE(to + 64, b), WIDE_STORE(to + 128, c), WIDE_STORE(to + 192, d);
+        to += 256;
+    }
+    a = _mm512_xor_si512(a, _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)));
+    from += 256, length -= 256;
+    if (to) {
+        for (; length >= 256; length -= 256, from += 256, to += 256) {
+            __m512i e = WIDE_LOAD(from), f = WIDE_LOAD(from + 64), g = WIDE_LOAD(from + 128), h = WIDE_LOAD(from + 192);
+            WIDE_STORE(to, e), WIDE_STORE(to + 64, f), WIDE_STORE(to + 128, g), WIDE_STORE(to + 192, h);
+            a = WIDE_FOLD(a, by2048, e), b = WIDE_FOLD(b, by2048, f);
+            c = WIDE_FOLD(c, by2048, g), d = WIDE_FOLD(d, by2048, h);
+        }
+    } else {
+        for (; length >= 256; length -= 256, from += 256) {
+            a = WIDE_FOLD(a, by2048, WIDE_LOAD(from)), b = WIDE_FOLD(b, by2048, WIDE_LOAD(from + 64));
+            c = WIDE_FOLD(c, by2048, WIDE_LOAD(from + 128)), d = WIDE_FOLD(d, by2048, WIDE_LOAD(from + 192));
+        }
+    }
+    a = WIDE_FOLD(a, by512, b), a = WIDE_FOLD(a, by512, c), a = WIDE_FOLD(a, by512, d);
+    for (; length >= 64; length -= 64, from += 64) {
+        __m512i e = WIDE_LOAD(from);
+        if (to) {
+            WIDE_STORE(to, e);
+            to += 64;
+        }
+        a = WIDE_FOLD(a, by512, e);
+    }
+    __m128i last = FOLD(LANE(a, 0), by128, LANE(a, 1));
+    last = FOLD(last, by128, LANE(a, 2)), last = FOLD(last, by128, LANE(a, 3));
+    return crc_copy_last(last, to, from, length);
+}
+#endif
 #endif
 
 #if defined(__aarch64__) && defined(__linux__) && defined(__GNUC__)
@@ -154,9 +213,13 @@ static uint32_t crc_copy_arm(uint32_t crc, uint8_t *to, const uint8_t *from, siz
 #endif
 
 static crc_copy_function crc_copy = crc_copy_tables;
-static const char *const engine_names[] = {"pclmulqdq", "arm-crc32", "slice-by-8", NULL}; /* fastest first */
+static const char *const engine_names[] = {"vpclmulqdq", "pclmulqdq", "arm-crc32", "slice-by-8", NULL}; /* fastest first */
 
 static crc_copy_function find_engine(const char *name) {
+#ifdef HAS_VPCLMULQDQ
+    if (!strcmp(name, "vpclmulqdq") && __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("avx512f"))
+        return crc_copy_vpclmulqdq;
+#endif
 #ifdef HAS_PCLMULQDQ
     if (!strcmp(name, "pclmulqdq") && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1"))
         return crc_copy_pclmulqdq;

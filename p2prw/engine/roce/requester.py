@@ -14,25 +14,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from struct import Struct
 
-from p2prw.engine.model import Completion, Opcode, WcStatus
+from p2prw.engine.model import Completion, WcStatus
 from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.memory_table import MemoryFault
 from p2prw.engine.roce.opcodes import BTH_BYTES, ICRC_BYTES, IMMDT_BYTES, RETH_BYTES, RcOpcode
+from p2prw.engine.roce.outgoing import ASKS_OF_A_WINDOW, Run, small_writes
 from p2prw.engine.roce.packet import ACK_REQUEST, PSN_WORD, push_reth
 from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK
-from p2prw.engine.roce.runs import Buffer
 from p2prw.engine.roce.singles import WRITE_OVERHEAD_BYTES
 from p2prw.engine.roce.work import ReadPiece, SendWqe
 
 DEFAULT_WINDOW_BYTES = 512 * 1024
 """Until the peer grants one: 128 packets of 4096 bytes, what rxe itself keeps outstanding."""
-
-_ASKS_OF_A_WINDOW = 8
-"""An ACK is asked for when this part of the window was sent. A window that shrinks at once to less than that, while
-nothing on the way asks, would wait for the timer; a server's shares shrink in smaller steps."""
 
 
 class Requester:
@@ -58,6 +53,7 @@ class Requester:
         # things to send
         self.queue: deque[SendWqe] = deque()
         self._unsent: deque[SendWqe] = deque()
+        self._run: Run | None = None
         self.next_psn = psn
         self.send_psn = psn
         self.max_sent_psn = psn
@@ -69,9 +65,9 @@ class Requester:
         self.reads: deque[ReadPiece] = deque()
         self.posted_bytes = 0
         """WRITE and SEND data posted so far."""
-        self._sent_bytes = 0
-        self._acked_bytes = 0
-        self._asked_bytes = 0
+        self.sent_bytes = 0
+        self.acked_bytes = 0
+        self.asked_bytes = 0
         """Where in the stream of WRITE and SEND data an ACK was last asked for."""
         # loss recovery
         self.timeout_s = timeout_s
@@ -87,7 +83,7 @@ class Requester:
     @property
     def bytes_in_flight(self) -> int:
         """Data of WRITEs and SENDs on the wire and not acknowledged."""
-        return self._sent_bytes - self._acked_bytes
+        return self.sent_bytes - self.acked_bytes
 
     @property
     def read_psns_in_flight(self) -> int:
@@ -115,8 +111,12 @@ class Requester:
         wqe = self._unsent[0]
         if wqe.local_error is not None:
             return None
+        run = self._run
         try:
-            if wqe.is_read:
+            if run is not None and run.wqe is wqe:
+                # fast path: more of what went out last
+                burst = run.next_burst(self) or self._message(connection, wqe)
+            elif wqe.is_read:
                 burst = self._asks(connection, wqe)
             elif wqe.psns == 1:
                 burst = self._small_writes(connection, wqe) or self._message(connection, wqe)
@@ -158,7 +158,7 @@ class Requester:
         pieces = wqe.data.gather(offset, run_bytes)
         end_bytes = wqe.start_bytes + offset + run_bytes
         # A window that is full is opened by an ACK only; before that, every ACK costs both ends as much as a burst.
-        asks = middles == packets or end_bytes - self._asked_bytes >= self.window_bytes // _ASKS_OF_A_WINDOW
+        asks = middles == packets or end_bytes - self.asked_bytes >= self.window_bytes // ASKS_OF_A_WINDOW
         tail_bytes = left - run_bytes
         takes_last = (
             middles == after
@@ -167,7 +167,7 @@ class Requester:
             and tail_bytes + (IMMDT_BYTES if wqe.has_imm else 0) <= mtu
         )
         if asks or takes_last:
-            self._asked_bytes = end_bytes
+            self.asked_bytes = end_bytes
         middle = _SEND_MIDDLE if wqe.is_send else _WRITE_MIDDLE
         buffers = connection.middle_run(middle, psn, pieces, middles, ack_last=asks and not takes_last)
         total, count = middles * connection.segment_bytes, middles
@@ -179,6 +179,8 @@ class Requester:
             )
             buffers, total, count = buffers + more, total + size, count + 1
         self._sent(wqe, count)
+        if wqe.psns > 2 * connection.max_segments > 2 and (self._run is None or self._run.wqe is not wqe):
+            self._run = Run.of(connection, middle, wqe)
         return Burst(buffers, min(connection.segment_bytes, total), total, connection.destination, count)
 
     def _small_writes(self, connection: Connection, first: SendWqe) -> Burst | None:
@@ -191,36 +193,20 @@ class Requester:
             return None
         most = self._packets_allowed(length, length)
         most = min(most, connection.singles_of(length + (-length & 3) + WRITE_OVERHEAD_BYTES))
-        heads: list[bytes] = []
-        pieces: list[Buffer] = []
-        pack, rest, psn = _WRITE_HEAD.pack, PSN_MASK, self.send_psn
-        for wqe in self._unsent:
-            if len(heads) >= most:
-                break
-            if wqe.length_bytes != length or wqe.opcode != _WRITE or wqe.psns != 1 or wqe.local_error is not None:
-                break
-            try:
-                found = wqe.data.gather(0, length)
-            except MemoryFault:
-                # Its turn comes when it is the first; what stands before it still goes out.
-                break
-            pieces.append(found[0] if len(found) == 1 else b"".join(found))
-            heads.append(pack(psn & rest, wqe.remote_addr, wqe.rkey, length))
-            psn += 1
+        heads, pieces = small_writes(self._unsent, self.send_psn, most)
         count = len(heads)
         if count < 2:
             return None
         for _ in range(count - 1):
             self._unsent.popleft()
         last = self._unsent[0]
-        heads[-1] = pack(psn - 1 & rest | ACK_REQUEST, last.remote_addr, last.rkey, length)
         self._sent(last, count)
         return connection.singles(_WRITE_ONLY, heads, pieces)
 
     def _packets_allowed(self, next_bytes: int, mtu_bytes: int) -> int:
         """Return how many packets window and PSN space leave room for; one always may go when nothing is out."""
         psns = MAX_OUTSTANDING_PSNS - (self.send_psn - self.una_psn)
-        in_flight = self._sent_bytes - self._acked_bytes
+        in_flight = self.sent_bytes - self.acked_bytes
         room = self.window_bytes - in_flight
         if next_bytes > room:
             return min(1, psns) if not in_flight else 0
@@ -285,7 +271,7 @@ class Requester:
         if not wqe.is_read:
             done = (psn - wqe.first_psn) * (self.connection.mtu_bytes if self.connection else 1)
             length = wqe.length_bytes
-            self._sent_bytes = wqe.start_bytes + (done if done < length else length)
+            self.sent_bytes = wqe.start_bytes + (done if done < length else length)
         if psn >= wqe.end_psn:
             self._unsent.popleft()
 
@@ -310,10 +296,10 @@ class Requester:
                 break
             del queue[0]
             self.una_psn = una
-            self._acked_bytes = wqe.start_bytes + wqe.length_bytes
+            self.acked_bytes = wqe.start_bytes + wqe.length_bytes
             if wqe.signaled:
                 complete(Completion(wqe.wr_id, _SUCCESS, wqe.opcode, wqe.length_bytes, self._qpn))
-        self._sent_bytes = max(self._sent_bytes, self._acked_bytes)
+        self.sent_bytes = max(self.sent_bytes, self.acked_bytes)
         return True
 
     def acknowledged(self, wqe: SendWqe, end_psn: int) -> None:
@@ -322,8 +308,8 @@ class Requester:
         if not wqe.is_read:
             mtu = self.connection.mtu_bytes if self.connection else 1
             done = min((end_psn - wqe.first_psn) * mtu, wqe.length_bytes)
-            self._acked_bytes = wqe.start_bytes + done
-            self._sent_bytes = max(self._sent_bytes, self._acked_bytes)
+            self.acked_bytes = wqe.start_bytes + done
+            self.sent_bytes = max(self.sent_bytes, self.acked_bytes)
         if end_psn >= wqe.end_psn:
             self.queue.popleft()
             if wqe.signaled:
@@ -346,7 +332,7 @@ class Requester:
     def go_back(self) -> None:
         """Send everything from `una_psn` on again. The timer starts with the first packet."""
         self.is_going_back = True
-        self._sent_bytes = self._asked_bytes = self._acked_bytes
+        self.sent_bytes = self.asked_bytes = self.acked_bytes
         self.deadline = None
         self.seek(self.una_psn)
 
@@ -385,7 +371,7 @@ class Requester:
         self.queue.clear()
         self._unsent.clear()
         self.reads.clear()
-        self._sent_bytes = self._acked_bytes
+        self.sent_bytes = self.acked_bytes
         self.send_psn = self.una_psn = self.max_sent_psn = self.next_psn
         self.deadline = self.rnr_deadline = None
 
@@ -393,7 +379,5 @@ class Requester:
 # Plain ints: looking an enum member up by name costs more than the rest of a table access.
 _WRITE_MIDDLE, _SEND_MIDDLE = int(RcOpcode.WRITE_MIDDLE), int(RcOpcode.SEND_MIDDLE)
 _WRITE_ONLY, _READ_REQUEST = int(RcOpcode.WRITE_ONLY), int(RcOpcode.READ_REQUEST)
-_WRITE, _SUCCESS = Opcode.RDMA_WRITE, WcStatus.SUCCESS
-_WRITE_HEAD = Struct(">IQII")
-"""PSN word and RETH."""
+_SUCCESS = WcStatus.SUCCESS
 _ASK_BYTES = BTH_BYTES + RETH_BYTES + ICRC_BYTES

@@ -1,0 +1,126 @@
+"""Bulk of one kind that a requester sends: the middle of a long message, and many WRITEs of one packet.
+
+The requester decides what goes out (`requester.py`). Where a message has room for several full bursts of MIDDLE
+packets, a `Run` makes them without asking again what they are, as long as nothing comes between: no resend, no narrow
+window, no memory that went.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from p2prw.engine.model import Opcode
+from p2prw.engine.roce.burst import Burst, Connection
+from p2prw.engine.roce.memory_table import MemoryFault
+from p2prw.engine.roce.packet import ACK_REQUEST
+from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK
+from p2prw.engine.roce.runs import Buffer
+
+if TYPE_CHECKING:
+    from p2prw.engine.roce.requester import Requester
+    from p2prw.engine.roce.work import SendWqe
+
+ASKS_OF_A_WINDOW = 8
+"""An ACK is asked for when this part of the window was sent. A window that shrinks at once to less than that, while
+nothing on the way asks, would wait for the timer; a server's shares shrink in smaller steps."""
+
+_WRITE = Opcode.RDMA_WRITE
+_WRITE_HEAD = Struct(">IQII")
+"""PSN word and RETH."""
+
+
+class Run:
+    """Full bursts of MIDDLE packets of one message whose data is one piece of memory."""
+
+    __slots__ = (
+        "_burst_bytes",
+        "_connection",
+        "_count",
+        "_end_psn",
+        "_first_psn",
+        "_offset",
+        "_opcode",
+        "_view",
+        "wqe",
+    )
+
+    def __init__(self, connection: Connection, opcode: int, wqe: SendWqe, view: memoryview, offset: int) -> None:
+        """The data of the message begins at `view[offset]`."""
+        self.wqe = wqe
+        self._connection = connection
+        self._opcode = opcode
+        self._count = count = connection.max_segments
+        self._burst_bytes = count * connection.mtu_bytes
+        self._view = view
+        self._offset = offset
+        self._first_psn = wqe.first_psn
+        self._end_psn = wqe.end_psn - 1 - count
+        """The last PSN from which a full burst ends before the LAST packet."""
+
+    @classmethod
+    def of(cls, connection: Connection, opcode: int, wqe: SendWqe) -> Run | None:
+        """Return one for the message, None where its data is not one piece of plain memory."""
+        window = wqe.data.plain_window(0)
+        if window is None or window[2] < wqe.length_bytes:
+            return None
+        return cls(connection, opcode, wqe, window[0], window[1])
+
+    def next_burst(self, requester: Requester) -> Burst | None:
+        """Return the next one; None: something came between, or it is over, and the careful way decides."""
+        psn, count, connection = requester.send_psn, self._count, self._connection
+        sent_bytes, burst_bytes = requester.sent_bytes, self._burst_bytes
+        window_bytes, mtu_bytes = requester.window_bytes, connection.mtu_bytes
+        if (
+            window_bytes - (sent_bytes - requester.acked_bytes) < burst_bytes + mtu_bytes
+            or psn > self._end_psn
+            or psn <= self._first_psn
+            or psn != requester.max_sent_psn
+            or connection.max_segments != count
+            or psn + count - requester.una_psn >= MAX_OUTSTANDING_PSNS
+        ):
+            return None
+        offset = self._offset + (psn - self._first_psn) * mtu_bytes
+        try:
+            data = self._view[offset : offset + burst_bytes]
+        except ValueError:
+            # Released: the key was revoked.
+            return None
+        sent_bytes += burst_bytes
+        asks = sent_bytes - requester.asked_bytes >= window_bytes // ASKS_OF_A_WINDOW
+        if asks:
+            requester.asked_bytes = sent_bytes
+        buffers = connection.middle_run(self._opcode, psn, [data], count, ack_last=asks)
+        requester.send_psn = requester.max_sent_psn = psn + count
+        requester.sent_bytes = sent_bytes
+        requester.counters.packets_sent += count
+        segment_bytes = connection.segment_bytes
+        return Burst(buffers, segment_bytes, segment_bytes * count, connection.destination, count)
+
+
+def small_writes(unsent: Iterable[SendWqe], psn: int, most: int) -> tuple[list[bytes], list[Buffer]]:
+    """Return PSN word with RETH, and data, of the WRITEs of one packet and one length that come first, at most `most`.
+
+    Only the last asks for an ACK, which speaks for all.
+    """
+    heads: list[bytes] = []
+    pieces: list[Buffer] = []
+    pack, length, last = _WRITE_HEAD.pack, 0, None
+    for wqe in unsent:
+        length = length or wqe.length_bytes
+        if len(heads) >= most or wqe.length_bytes != length:
+            break
+        if wqe.opcode != _WRITE or wqe.psns != 1 or wqe.local_error is not None:
+            break
+        try:
+            found = wqe.data.gather(0, length)
+        except MemoryFault:
+            # Its turn comes when it is the first; what stands before it still goes out.
+            break
+        pieces.append(found[0] if len(found) == 1 else b"".join(found))
+        heads.append(pack(psn & PSN_MASK, wqe.remote_addr, wqe.rkey, length))
+        psn, last = psn + 1, wqe
+    if last is not None:
+        heads[-1] = pack(psn - 1 & PSN_MASK | ACK_REQUEST, last.remote_addr, last.rkey, length)
+    return heads, pieces
