@@ -51,8 +51,8 @@ class MovingView:
         self.live: Live | None = None
         self.next_s = 0.0
 
-    def begin(self, first: RenderableType) -> None:
-        """Start drawing."""
+    def begin(self, first: RenderableType | None = None) -> None:
+        """Start drawing; without `first`, with the first thing that is drawn."""
         # auto_refresh would redraw from a thread of its own: one thread owns the screen here.
         self.live = Live(
             first,
@@ -62,7 +62,7 @@ class MovingView:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._guard(self.live.start, True)
+        self._guard(self.live.start, first is not None)
 
     def redraw(self, make: Callable[[], RenderableType]) -> None:
         """Redraw, at most every `REDRAW_S`; `make` is called only then."""
@@ -70,7 +70,12 @@ class MovingView:
         if self.live is None or now < self.next_s:
             return
         self.next_s = now + REDRAW_S
-        self._guard(self.live.update, make(), refresh=True)
+        self.draw(make())
+
+    def draw(self, lines: RenderableType) -> None:
+        """Draw at once."""
+        if self.live is not None:
+            self._guard(self.live.update, lines, refresh=True)
 
     def warning(self, text: str) -> None:
         """Print above the moving lines."""

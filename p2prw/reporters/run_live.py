@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from p2prw.reporters.live import Terminal
+from p2prw.reporters.live import MovingView
 from p2prw.reporters.output import Output
 from p2prw.reporters.run_rows import MARKS, rate_text
 from p2prw.reporters.sanitise import clean
@@ -22,8 +21,8 @@ LINES_AROUND = 4
 """Title, head, sum and the line under it."""
 
 
-class RunView:
-    """A table that vanishes when the run ends: what stays is the result on stdout."""
+class RunView(MovingView):
+    """A table of rows, redrawn when one begins or ends; what stays is the result on stdout."""
 
     def __init__(
         self,
@@ -35,38 +34,21 @@ class RunView:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.stderr = stderr
+        super().__init__(stderr, environ, clock=clock, console=console)
         self.title = clean(title)
         self.total = total
-        self.clock = clock
         self.rows: dict[int, tuple[str, Mapping[str, Any], float]] = {}
-        self.console = console or Terminal(file=stderr.stream, _environ=environ, markup=False, highlight=False)
-        # auto_refresh would redraw from a thread of its own.
-        self.live: Live | None = Live(
-            console=self.console, transient=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-        )
-        self._guard(self.live.start)
+        self.begin()
 
     def started(self, row: Mapping[str, Any]) -> None:
         """Show a row as running."""
         self.rows[row["number"]] = ("running", row, self.clock())
-        self.redraw()
+        self.draw(self.render(self.console.height))
 
     def finished(self, row: Mapping[str, Any]) -> None:
         """Show what came of it."""
         self.rows[row["number"]] = (row["status"], row, self.clock())
-        self.redraw()
-
-    def redraw(self) -> None:
-        """Draw the table as it is now."""
-        if self.live is not None:
-            self._guard(self.live.update, self.render(self.console.height), refresh=True)
-
-    def close(self) -> None:
-        """Remove the table and show the cursor again."""
-        live, self.live = self.live, None
-        if live is not None:
-            self._guard(live.stop)
+        self.draw(self.render(self.console.height))
 
     def render(self, height: int) -> Table:
         """Return the table: what runs, and as many of the last rows as fit."""
@@ -103,11 +85,3 @@ class RunView:
         if running:
             words.append(f"{len(running)} running")
         return ", ".join(words)
-
-    def _guard(self, call: Callable[..., object], *arguments: object, **named: object) -> None:
-        """Draw; a terminal that has gone is no reason to end a run."""
-        try:
-            call(*arguments, **named)
-        except (BrokenPipeError, OSError):
-            self.live = None
-            self.stderr.broken = True
