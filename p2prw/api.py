@@ -16,7 +16,7 @@ import secrets
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from p2prw.engine.events import Progress
 from p2prw.engine.model import (
@@ -27,6 +27,7 @@ from p2prw.engine.model import (
     TransferRequest,
     TransferResult,
 )
+from p2prw.engine.steps import finish as finish
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import RequestError
 from p2prw.targets import parse_host, parse_target
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from p2prw.engine.smoke.model import SmokeResult
 
 DEFAULT_PORT = 18515
-Result = TypeVar("Result")
 
 
 def parse_peer(text: str, default_port: int = DEFAULT_PORT) -> tuple[PeerAddress, str | None, int]:
@@ -84,16 +84,6 @@ def transfer(
     from p2prw.engine.session import run_transfer
 
     return (yield from run_transfer(request, dry_run=dry_run, stop=stop))
-
-
-def finish(steps: Generator[Any, None, Result]) -> Result:
-    """Run a transfer, a smoke test or a measurement to its end without looking at its progress."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as finished:
-            result: Result = finished.value
-            return result
 
 
 def write(target: str, source: str, **options: Any) -> TransferResult:

@@ -5,9 +5,10 @@ Made once, in `p2prw.cli`; commands never look at `sys` or `os.environ` themselv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from p2prw.engine.stop import StopRequest
 from p2prw.reporters.base import Format, Mode, is_live_terminal
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
     from p2prw.commands.report import Report
     from p2prw.config import Settings
+
+
+class Closing(Protocol):
+    """A view or a reporter."""
+
+    def close(self) -> None:
+        """Stop drawing; what is on the screen is whole."""
 
 
 @dataclass(slots=True)
@@ -74,6 +82,26 @@ class App:
             from p2prw.engine.affinity import pin
 
             pin(settings["cpu"])
+
+    @contextmanager
+    def drawing(self, view: Closing | None) -> Iterator[None]:
+        """While `view` draws on stderr, and may have hidden the cursor; it is closed afterwards."""
+        self.live = is_live_terminal(self.stderr.stream, self.environ) and not self.mode.quiet
+        try:
+            yield
+        finally:
+            if view is not None:
+                view.close()
+            self.live = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While the engine looks at `stop`: a signal is its to answer."""
+        self.stop_is_watched = True
+        try:
+            yield
+        finally:
+            self.stop_is_watched = False
 
     def note(self, text: str) -> None:
         """Say something on stderr, unless --quiet."""

@@ -11,7 +11,6 @@ import click
 from p2prw.commands.app import App
 from p2prw.commands.options import HelpfulCommand, settings_options
 from p2prw.commands.show import show_config
-from p2prw.reporters.base import is_live_terminal
 
 if TYPE_CHECKING:
     from p2prw.config import Settings
@@ -59,6 +58,7 @@ def bench(app: App, /, target: str | None, **line: Any) -> int:
     app.pin(settings)
     from p2prw.commands.report import reported_result
     from p2prw.engine.bench.model import BenchRow
+    from p2prw.engine.steps import finish
     from p2prw.reporters.bench import BenchReporter, choose_printer
     from p2prw.reporters.bench_text import describe_bench
     from p2prw.reporters.choose import choose_view
@@ -76,27 +76,18 @@ def bench(app: App, /, target: str | None, **line: Any) -> int:
         peak=not settings["no_peak"],
     )
     reporter = BenchReporter(choose_view(app.mode, app.stderr, app.environ), printer)
-    app.live = is_live_terminal(app.stderr.stream, app.environ) and not app.mode.quiet
-    app.stop_is_watched = True
-    try:
+
+    def show(event: Event) -> None:
+        if isinstance(event, BenchRow):
+            reporter.row(event)
+        else:
+            reporter.progress(event)
+
+    with app.drawing(reporter), app.watching():
         reporter.started(request)
-        while True:
-            try:
-                event = next(events)
-            except StopIteration as end:
-                result: BenchResult = end.value
-                break
-            if isinstance(event, BenchRow):
-                reporter.row(event)
-            else:
-                reporter.progress(event)
-        result = reported_result(app, result)
+        result = reported_result(app, finish(events, show))
         app.reported = True
         reporter.finished(result)
-    finally:
-        app.stop_is_watched = False
-        reporter.close()
-        app.live = False
     if settings["plot"] and result.results:
         _draw(app, Path(settings["plot"]), result)
     return result.exit_code

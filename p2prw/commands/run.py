@@ -138,8 +138,7 @@ def _run(app: App, scenario: Scenario, settings: Settings) -> int:
 
     started_s, started_at = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
     # To the very end: a signal while the outcome is written must not put another document in its place.
-    app.stop_is_watched = True
-    try:
+    with app.watching():
         runner = Runner(scenario, app.environ, ThisHost(app.environ), app.stop)
         _follow(app, runner)
         parts: dict[str, Any] = {
@@ -156,8 +155,6 @@ def _run(app: App, scenario: Scenario, settings: Settings) -> int:
         code = app.listing(document, run_lines(document, summary_line(document)))
         _say_what_failed(app, document)
         return code
-    finally:
-        app.stop_is_watched = False
 
 
 def _compared(path: str | None, tolerance: float, document: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -186,18 +183,13 @@ def _follow(app: App, runner: Any) -> None:
 
     stream = StreamPrinter(app.stdout) if app.mode.format is Format.STREAM else None
     view = _view(app, runner.scenario)
-    app.live = bool(view) and is_live_terminal(app.stderr.stream, app.environ)
-    try:
+    with app.drawing(view):
         for event in runner.run():
             row = row_object(event.result or RowResult(event.row, "running"))
             if stream is not None:
                 stream.event("row", state=event.kind, row=row)
             if view is not None:
                 (view.started if event.kind == "started" else view.finished)(row)
-    finally:
-        if view is not None:
-            view.close()
-        app.live = False
 
 
 def _view(app: App, scenario: Scenario) -> Any:

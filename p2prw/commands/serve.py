@@ -81,13 +81,10 @@ def serve(app: App, /, **line: Any) -> int:
             app.stderr.line(event.text)
 
     # The second one still closes in good order, at once; the third is for a server that hangs.
-    app.stop_is_watched, app.signals_heeded = True, 2
-    try:
-        with Server(request, manager=ServiceManager(app.environ, pid=os.getpid())) as server:
-            address = str(server.address)
-            code = server.run(app.stop, on_event)
-    finally:
-        app.stop_is_watched = False
+    app.signals_heeded = 2
+    with app.watching(), Server(request, manager=ServiceManager(app.environ, pid=os.getpid())) as server:
+        address = str(server.address)
+        code = server.run(app.stop, on_event)
     params = {
         "listen": address,
         "device": request.device,

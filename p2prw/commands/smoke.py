@@ -10,7 +10,7 @@ import click
 from p2prw.commands.app import App
 from p2prw.commands.options import HelpfulCommand, settings_options
 from p2prw.commands.show import show_config
-from p2prw.reporters.base import Format, is_live_terminal
+from p2prw.reporters.base import Format
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,11 +57,8 @@ def smoke(app: App, /, peer: str | None, **line: Any) -> int:
         return show_config(app, settings, make_request)
     request = make_request()
     # To the very end: a signal while the outcome is written must not put another document in its place.
-    app.stop_is_watched = True
-    try:
+    with app.watching():
         return _test(app, request, settings["junit"])
-    finally:
-        app.stop_is_watched = False
 
 
 def _test(app: App, request: SmokeRequest, junit_path: str | None) -> int:
@@ -99,6 +96,7 @@ def _test(app: App, request: SmokeRequest, junit_path: str | None) -> int:
 def _run(app: App, request: SmokeRequest) -> SmokeResult:
     from p2prw.engine.smoke.model import CellDone
     from p2prw.engine.smoke.session import smoke as run_smoke
+    from p2prw.engine.steps import finish
     from p2prw.reporters.json import StreamPrinter
     from p2prw.reporters.smoke_rows import cell_row, describe_cell
     from p2prw.reporters.smoke_view import choose_smoke_view
@@ -118,18 +116,8 @@ def _run(app: App, request: SmokeRequest) -> SmokeResult:
         if stream is not None and isinstance(event, CellDone):
             stream.event("cell", cell=cell_row(event.result))
 
-    app.live = is_live_terminal(app.stderr.stream, app.environ) and not app.mode.quiet
-    try:
-        events = run_smoke(request, stop=app.stop, on_plan=on_plan)
-        while True:
-            try:
-                show(next(events))
-            except StopIteration as end:
-                result: SmokeResult = end.value
-                return result
-    finally:
-        view.close()
-        app.live = False
+    with app.drawing(view):
+        return finish(run_smoke(request, stop=app.stop, on_plan=on_plan), show)
 
 
 def _write_junit(path: str, result: SmokeResult, began_iso: str) -> P2prwError | None:

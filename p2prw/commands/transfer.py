@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from p2prw.commands.app import App
 from p2prw.commands.show import show_config
-from p2prw.reporters.base import is_live_terminal
 
 if TYPE_CHECKING:
     from p2prw.engine.model import TransferResult
@@ -24,30 +23,18 @@ def run_data_command(app: App, command: str, target: str | None, line: Mapping[s
     request = transfer_request(settings, target)
     app.pin(settings)
     from p2prw.engine.session import run_transfer
+    from p2prw.engine.steps import finish
     from p2prw.reporters.choose import choose_reporter
 
     reporter = choose_reporter(app.mode, app.stdout, app.stderr, app.environ)
-    app.live = is_live_terminal(app.stderr.stream, app.environ) and not app.mode.quiet
     if request.resume or request.retries:
         app.parting = "p2prw: left at once; what has arrived at a file is kept: --resume goes on from there"
-    app.stop_is_watched = True
-    try:
+    with app.drawing(reporter), app.watching():
         reporter.started(request)
         events = run_transfer(request, dry_run=settings["dry_run"], stop=app.stop, keep_plan=app.report is not None)
-        while True:
-            try:
-                progress = next(events)
-            except StopIteration as end:
-                result = end.value
-                break
-            reporter.progress(progress)
-        result = _reported(app, result, planned=settings["dry_run"])
+        result = _reported(app, finish(events, reporter.progress), planned=settings["dry_run"])
         app.reported = True
         reporter.finished(result)
-    finally:
-        app.stop_is_watched = False
-        reporter.close()
-        app.live = False
     return int(result.exit_code)
 
 

@@ -18,6 +18,7 @@ from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.memory.prepare import prepare_memory
 from p2prw.engine.model import Access, Operation, RemoteSegment, VerifyReport
 from p2prw.engine.mover import Mover
+from p2prw.engine.steps import finish
 from p2prw.engine.verify import Verifier
 from p2prw.errors import HostError, P2prwError, PeerRefusedError, RemoteProtocolError
 
@@ -123,13 +124,7 @@ class Oncoming:
             tick=tick,
             reverse=reading,
         )
-        steps = verifier.run()
-        while True:
-            try:
-                next(steps)
-            except StopIteration as finished:
-                report: VerifyReport = finished.value
-                return report
+        return finish(verifier.run())
 
 
 def set_oncoming(client: LeaseClient, one: Attached, lane: Lane, lanes: int) -> Oncoming:

@@ -17,6 +17,7 @@ from p2prw.engine.memory.base import MemorySource
 from p2prw.engine.model import Opcode, Operation, RemoteSegment, Sge, TransferRequest, VerifyReport
 from p2prw.engine.mover import Mover
 from p2prw.engine.pattern import STEP_BYTES, Pattern
+from p2prw.engine.steps import finish
 
 _FLUSH_BYTES = 8
 
@@ -75,10 +76,4 @@ class GenerationCheck:
 
     def compare(self, size_bytes: int) -> VerifyReport:
         """Compare the first `size_bytes` of both ends; return what was found."""
-        steps = self.mover(size_bytes).verify(self.attached.memory)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as finished:
-                report: VerifyReport = finished.value
-                return report
+        return finish(self.mover(size_bytes).verify(self.attached.memory))
