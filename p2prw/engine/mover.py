@@ -103,19 +103,29 @@ class Mover:
         yield from self._compared(survey.run(), "resume")
         return survey
 
-    def verify(self, memory: MemorySource) -> Generator[Progress, None, VerifyReport]:
-        """Compare both ends and return the report, whatever it says. Raises what the waits raise."""
+    def verify(self, memory: MemorySource, *, reverse: bool = False) -> Generator[Progress, None, VerifyReport]:
+        """Compare both ends and return the report, whatever it says. Raises what the waits raise.
+
+        `reverse`: what the server did with `memory` of ours, by the same operation.
+        """
+        operation = self.request.operation
+        # What the server READ is in memory of its own, to which we have no key.
+        read_by_peer = reverse and operation is Operation.READ
+        if reverse:
+            # Seen from here the bytes went the other way.
+            operation = Operation.WRITE if read_by_peer else Operation.READ
         verifier = Verifier(
             channel=self.link.channel,
             lease=self.grant.lease,
-            operation=self.request.operation,
+            operation=operation,
             local=memory,
             length_bytes=self.grant.length,
             clock=self.link.deadline.clock,
             expect=self._expect_digests,
-            read_remote=self.read_back,
+            read_remote=(lambda _offset, _length: None) if read_by_peer else self.read_back,
             tick=self._tick,
-            previous=self._previous(memory),
+            previous=() if reverse else self._previous(memory),
+            reverse=read_by_peer,
         )
         return (yield from self._compared(verifier.run(), "verify"))
 

@@ -84,7 +84,6 @@ class Measurement:
                 set_oncoming(client, one, lane, len(self.lanes))
                 for client, one, lane in zip(clients, attached, self.lanes, strict=True)
             ]
-        self.clients = clients
         self.checks: list[GenerationCheck] = []
         if request.verify:
             scratch = make_scratch(stack, self.device)
@@ -151,8 +150,8 @@ class Measurement:
                 pass
         for check in self.checks:
             self._book(check.compare(step.size_bytes))
-        for oncoming, client, check in zip(self.oncoming, self.clients, self.checks, strict=False):
-            self._book(oncoming.compare(client, check.mover(step.size_bytes), step.size_bytes))
+        for oncoming, check in zip(self.oncoming, self.checks, strict=False):
+            self._book(oncoming.compare(check.mover(step.size_bytes)))
 
     def _book(self, report: VerifyReport) -> None:
         ledger = self.ledger

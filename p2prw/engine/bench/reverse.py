@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from p2prw.engine.bench.verify import fill_generation
 from p2prw.engine.client import Attached, LeaseClient
-from p2prw.engine.control.messages import REVERSE, Digests, Halt, Reverse, Reversed, Reversing, Segment, Window
+from p2prw.engine.control.messages import REVERSE, Halt, Reverse, Reversed, Reversing, Segment, Window
 from p2prw.engine.ladder import climb
 from p2prw.engine.lane import Lane
 from p2prw.engine.memory.base import MemorySource
@@ -19,7 +19,6 @@ from p2prw.engine.memory.prepare import prepare_memory
 from p2prw.engine.model import Access, Operation, RemoteSegment, VerifyReport
 from p2prw.engine.mover import Mover
 from p2prw.engine.steps import finish
-from p2prw.engine.verify import Verifier
 from p2prw.errors import HostError, P2prwError, PeerRefusedError, RemoteProtocolError
 
 _ALLOCATED = frozenset({"host", "p2pmem", "udmabuf", "dmaheap", "dm", "cuda"})
@@ -97,34 +96,9 @@ class Oncoming:
         """Put a generation there: what the server READs, or what its WRITEs must replace."""
         fill_generation(self.memory, generation, size_bytes)
 
-    def compare(self, client: LeaseClient, mover: Mover, size_bytes: int) -> VerifyReport:
+    def compare(self, mover: Mover) -> VerifyReport:
         """Compare what the last message left with where it came from."""
-        link, request = self.one.link, client.request
-
-        def expect(name: str) -> Digests:
-            page: Digests = link.expect(Digests, name, request.timeouts.idle_s)
-            return page
-
-        def tick() -> None:
-            link.device.pump()
-            link.deadline.check("while comparing digests")
-
-        reading = self.operation is Operation.READ
-        verifier = Verifier(
-            channel=link.channel,
-            lease=self.one.grant.lease,
-            # Seen from here the bytes went the other way.
-            operation=Operation.WRITE if reading else Operation.READ,
-            local=self.memory,
-            length_bytes=size_bytes,
-            clock=link.deadline.clock,
-            expect=expect,
-            # What the server READ is in memory of its own, to which we have no key.
-            read_remote=(lambda _offset, _length: None) if reading else mover.read_back,
-            tick=tick,
-            reverse=reading,
-        )
-        return finish(verifier.run())
+        return finish(mover.verify(self.memory, reverse=True))
 
 
 def set_oncoming(client: LeaseClient, one: Attached, lane: Lane, lanes: int) -> Oncoming:
