@@ -1,15 +1,15 @@
-"""How fast is the software device on one host, and how much of what Python can do at all is that?
+"""How fast is the software device on one host, and how much of what the kernel's sockets can do at all is that?
 
     python benchmarks/loopback.py [--size 1GiB] [--runs 5] [--read] [--json PATH]
 
 The measurements alternate, each between two processes over loopback UDP with segmentation offload, 4096 byte packets:
 
-    bare    builds headers and ICRCs, sends; the other side checks ICRCs and copies payloads to their place. No
-            protocol: a window that counts acknowledgements, nothing else.
-    device  one-sided WRITEs of 1 MiB between two `soft` devices through the device interface, ICRC made and checked.
-    read    the same with READs (only with --read).
+    prebuilt  one burst, made beforehand, is sent again and again and thrown away: no packet is made, checked or placed.
+              A window that counts acknowledgements, nothing else.
+    device    one-sided WRITEs of 1 MiB between two `soft` devices through the device interface, ICRC made and checked.
+    read      the same with READs (only with --read).
 
-Each side has its own memory (`--region`, walked over and over, larger than caches), touched before the clock starts.
+Each side of a device has its own memory (`--region`, walked over and over), touched before the clock starts.
 Rate = bytes / (first send to last acknowledgement), monotonic clock. Peak memory is VmHWM of each process. The figures
 are bound by one core a side: they say nothing about a network. `median_cpu_s_of_busier_side` is steadier than the rate
 on a machine that others use too.
@@ -31,13 +31,14 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 from p2prw.engine.model import Access, Opcode, QueuePairOptions, Sge
 from p2prw.engine.providers.soft import open_soft_device
 from p2prw.engine.providers.soft_address import resolve_device
-from p2prw.engine.providers.soft_socket import UDP_GRO, UDP_SEGMENT, open_socket
-from p2prw.engine.roce.icrc import CRC32_LIBRARY, ICRC_RESIDUE, Flow, crc32
+from p2prw.engine.providers.soft_socket import UDP_SEGMENT, open_socket
+from p2prw.engine.roce.leaf import choose_codec
 from p2prw.units import MIB, parse_size
 
 MTU = 4096
@@ -48,8 +49,6 @@ DEPTH = 32
 RUN_LIMIT_S = 120
 WINDOW_BYTES = 2 * MIB
 ACK_EVERY_BYTES = WINDOW_BYTES // 8
-PREFIX = struct.pack(">BBHI", 0x07, 0x40, 0xFFFF, 0x11)
-MASKED = PREFIX[:4] + b"\xff" + PREFIX[5:]
 
 
 class HostBuffer:
@@ -96,78 +95,57 @@ def bare_socket(role: Any) -> tuple[socket.socket, tuple[str, int]]:
     return bound.sock, (bound.local.address, bound.udp_port)
 
 
-# --- bare: build, CRC, copy -----------------------------------------------------------------------------------
+# --- prebuilt: the kernel alone -------------------------------------------------------------------------------
 
 
-def bare_receiver(pipe: Connection, total: int, region: int) -> None:
-    target = HostBuffer(region, bytes(MIB)).bytes
-    sock, here = bare_socket("server")
+def plain_socket(role: Any) -> tuple[socket.socket, tuple[str, int]]:
+    bound = open_socket(
+        resolve_device("soft0", None),
+        udp_port=0,
+        role=role,
+        gso=True,
+        pinned=False,
+        random_bits=SystemRandom().getrandbits,
+    )
+    return bound.sock, (bound.local.address, bound.udp_port)
+
+
+def prebuilt_receiver(pipe: Connection, total: int, region: int) -> None:
+    sock, here = plain_socket("server")
     pipe.send(here)
     peer = pipe.recv()
-    flow = Flow((socket.inet_aton(peer[0]), peer[1]), (socket.inet_aton(here[0]), here[1]))
-    seeds = flow.prefixed_seeds(MASKED, SEGMENT, PER_BURST)
-    scratch = bytearray(65536)
-    view, buffers = memoryview(scratch), [scratch]
-    unpack = struct.Struct(f">QI{SEGMENT - 12}x").iter_unpack
-    prefix = int.from_bytes(PREFIX, "big")
-    done = acked = psn = offset = 0
+    buffers, ancillary_bytes = [bytearray(65536)], socket.CMSG_SPACE(4)
+    done = acked = 0
     pipe.send("ready")
     cpu = time.process_time()
     while done < total:
         try:
-            length, ancillary, _, _ = sock.recvmsg_into(buffers, socket.CMSG_SPACE(4))
+            done += sock.recvmsg_into(buffers, ancillary_bytes)[0]
         except BlockingIOError:
-            select.select([sock], [], [])
             continue
-        segment = length
-        for level, kind, data in ancillary:
-            if level == socket.SOL_UDP and kind == UDP_GRO:
-                segment = int.from_bytes(data[:4], sys.byteorder)
-        if segment != SEGMENT:
-            raise RuntimeError(f"segments of {segment} bytes")
-        position = 0
-        for index, (head, word) in enumerate(unpack(view[:length])):
-            end = position + SEGMENT
-            if head != prefix or word != psn or crc32(view[position + 8 : end], seeds[index]) != ICRC_RESIDUE:
-                raise RuntimeError(f"packet {psn} is lost or wrong: more than this benchmark can mend")
-            target[offset : offset + MTU] = view[position + 12 : end - 4]
-            offset = offset + MTU if offset + MTU < region else 0
-            psn = (psn + 1) & 0xFFFFFF
-            position = end
-            done += MTU
         if done - acked >= ACK_EVERY_BYTES or done >= total:
             acked = done
             sock.sendto(struct.pack(">Q", done), peer)
     pipe.send(own_use(cpu))
 
 
-def bare_sender(pipe: Connection, total: int, region: int) -> dict[str, Any]:
-    source = HostBuffer(region, os.urandom(MIB)).bytes
-    sock, here = bare_socket("client")
+def prebuilt_sender(pipe: Connection, total: int, region: int) -> dict[str, Any]:
+    sock, here = plain_socket("client")
     peer = pipe.recv()
     pipe.send(here)
-    flow = Flow((socket.inet_aton(here[0]), here[1]), (socket.inet_aton(peer[0]), peer[1]))
-    seeds = flow.prefixed_seeds(MASKED, SEGMENT, PER_BURST)
+    buffers = [os.urandom(PER_BURST * SEGMENT)]
     ancillary = [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("H", SEGMENT))]
-    word_of, seam = struct.Struct(">I").pack, struct.Struct("<I").pack
     pipe.recv()
-    sent = acked = psn = offset = 0
+    sent = acked = 0
     start, cpu = time.monotonic(), time.process_time()
     while acked < total:
         while sent < total and sent - acked < WINDOW_BYTES:
-            buffers: list[bytes | memoryview] = []
-            for index in range(min(PER_BURST, (total - sent) // MTU)):
-                word = word_of(psn)
-                payload = source[offset : offset + MTU]
-                buffers += (PREFIX + word, payload, seam(crc32(payload, crc32(word, seeds[index]))))
-                psn = (psn + 1) & 0xFFFFFF
-                offset = offset + MTU if offset + MTU < region else 0
-                sent += MTU
             sock.sendmsg(buffers, ancillary, 0, peer)
+            sent += PER_BURST * SEGMENT
         try:
             acked = struct.unpack(">Q", sock.recv(64))[0]
         except BlockingIOError:
-            select.select([sock], [], [])
+            continue
     elapsed = time.monotonic() - start
     return {"elapsed_s": elapsed, "sender": own_use(cpu), "receiver": pipe.recv()}
 
@@ -238,7 +216,7 @@ def read_client(pipe: Connection, total: int, region: int) -> dict[str, Any]:
 # --- running --------------------------------------------------------------------------------------------------
 
 SIDES = {
-    "bare": (bare_sender, bare_receiver),
+    "prebuilt": (prebuilt_sender, prebuilt_receiver),
     "device": (device_sender, device_receiver),
     "read": (read_client, device_receiver),
 }
@@ -289,7 +267,7 @@ def main() -> None:
     for _ in range(args.runs):
         for kind in kinds:
             runs[kind].append(measure(kind, total, region))
-            print(f"{kind:6} {runs[kind][-1]['bw_bytes_per_s'] / 1e9:.3f} GB/s", file=sys.stderr)
+            print(f"{kind:8} {runs[kind][-1]['bw_bytes_per_s'] / 1e9:.3f} GB/s", file=sys.stderr)
     cpu = {
         kind: statistics.median(max(run["sender"]["cpu_s"], run["receiver"]["cpu_s"]) for run in rows)
         for kind, rows in runs.items()
@@ -302,13 +280,13 @@ def main() -> None:
         "path_mtu_bytes": MTU,
         "window_bytes": WINDOW_BYTES,
         "median_bw_bytes_per_s": medians,
-        "device_to_bare": medians["device"] / medians["bare"],
+        "device_to_prebuilt": medians["device"] / medians["prebuilt"],
         "median_cpu_s_of_busier_side": cpu,
         "runs": runs,
         "environment": {
             "kernel": platform.release(),
             "python": platform.python_version(),
-            "crc32": CRC32_LIBRARY,
+            "codec": choose_codec().name,
             "cpus": os.cpu_count(),
             "load_1min": os.getloadavg()[0],
         },
