@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 
 from p2prw.engine.memory.device_access import DeviceBuffer
+from p2prw.engine.memory.kernel_errors import kernel_error
 from p2prw.engine.memory.mapped import MappedMemory, close_mapping
 from p2prw.engine.memory.spec import format_memory_spec, size_option
 from p2prw.engine.model import MemorySpec, Offer
@@ -239,7 +240,7 @@ def _map(wanted: BarRange, sysfs: SysfsRoot, writable: bool) -> tuple[mmap.mmap,
 
 
 def _open_error(error: OSError, path: str) -> HostError:
-    code, why, fix = {
+    reasons = {
         errno.EACCES: ("not_permitted", "the file is mode 0600, root's", "sudo"),
         errno.EPERM: (
             "not_permitted",
@@ -249,42 +250,31 @@ def _open_error(error: OSError, path: str) -> HostError:
         errno.EROFS: ("read_only", "sysfs is mounted read-only, as in containers", "docker run --privileged"),
         errno.ENOENT: ("no_device", "the device was removed a moment ago", "p2prw devices"),
         errno.ENODEV: ("no_device", "the device was removed a moment ago", "p2prw devices"),
-    }.get(error.errno or 0, ("cannot_open", "the kernel gave no other reason", "dmesg | tail"))
-    return HostError(
-        f"cannot open {path}: {os.strerror(error.errno or 0)}", why=why, fix=fix, code=code, errno=error.errno
-    )
+    }
+    return kernel_error(f"cannot open {path}", error, reasons)
 
 
 def _map_error(error: OSError | ValueError, path: str, wanted: BarRange) -> HostError:
-    number = error.errno if isinstance(error, OSError) else errno.EINVAL
     address, driver = wanted.device.address, wanted.device.driver
-    if number == errno.EINVAL:
-        why = (
-            f"driver {driver} holds the BAR and the kernel keeps others out (CONFIG_IO_STRICT_DEVMEM)"
-            if driver
-            else "somebody holds the BAR exclusively (CONFIG_IO_STRICT_DEVMEM), or the range is not in it"
-        )
-        unbind = (
-            f"vfio:{address}/{wanted.bar.index}, or "
-            if is_vfio_driver(driver)
-            else f"echo {address} | sudo tee /sys/bus/pci/devices/{address}/driver/unbind, or "
-        )
-        code, fix = "bar_held", (unbind if driver else "") + "boot with iomem=relaxed"
-    else:
-        code, why, fix = {
-            errno.EPERM: (
-                "not_permitted",
-                "kernel lockdown (Secure Boot) forbids mapping BARs, to root too",
-                "cat /sys/kernel/security/lockdown; switch Secure Boot off, or use vfio-pci",
-            ),
-            errno.EACCES: ("not_permitted", "a security module forbids it", "sudo dmesg | tail"),
-            errno.ENOMEM: ("not_enough_memory", "the address space limit (ulimit -v) is in the way", "a smaller size="),
-            errno.ENODEV: ("no_device", "the device is being removed", "p2prw devices"),
-        }.get(number or 0, ("cannot_map", "the kernel gave no other reason", "dmesg | tail"))
-    return HostError(
-        f"cannot map {format_size(wanted.length_bytes)} of {path}: {os.strerror(number or 0)}",
-        why=why,
-        fix=fix,
-        code=code,
-        errno=number,
+    held_by = (
+        f"driver {driver} holds the BAR and the kernel keeps others out (CONFIG_IO_STRICT_DEVMEM)"
+        if driver
+        else "somebody holds the BAR exclusively (CONFIG_IO_STRICT_DEVMEM), or the range is not in it"
     )
+    unbind = (
+        f"vfio:{address}/{wanted.bar.index}, or "
+        if is_vfio_driver(driver)
+        else f"echo {address} | sudo tee /sys/bus/pci/devices/{address}/driver/unbind, or "
+    )
+    reasons = {
+        errno.EINVAL: ("bar_held", held_by, (unbind if driver else "") + "boot with iomem=relaxed"),
+        errno.EPERM: (
+            "not_permitted",
+            "kernel lockdown (Secure Boot) forbids mapping BARs, to root too",
+            "cat /sys/kernel/security/lockdown; switch Secure Boot off, or use vfio-pci",
+        ),
+        errno.EACCES: ("not_permitted", "a security module forbids it", "sudo dmesg | tail"),
+        errno.ENOMEM: ("not_enough_memory", "the address space limit (ulimit -v) is in the way", "a smaller size="),
+        errno.ENODEV: ("no_device", "the device is being removed", "p2prw devices"),
+    }
+    return kernel_error(f"cannot map {format_size(wanted.length_bytes)} of {path}", error, reasons, code="cannot_map")

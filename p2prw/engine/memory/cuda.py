@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from p2prw.engine.memory.cuda_driver import ATTRIBUTE_DMA_BUF_SUPPORTED, CudaDoor, CudaDriver, CudaError
-from p2prw.engine.memory.mapped import MappedMemory, fill_with_pattern
+from p2prw.engine.memory.mapped import MappedMemory, fill_as_asked
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.engine.topology.pci import normalise_bdf, read_numa_node
 from p2prw.engine.topology.sysfs import SysfsRoot
@@ -181,13 +181,7 @@ def open_cuda(
     except BaseException:
         allocation.close()
         raise
-    try:
-        if "pattern" in spec.options:
-            fill_with_pattern(memory, spec.options["pattern"])
-    except BaseException:
-        memory.close()
-        raise
-    return memory
+    return fill_as_asked(memory)
 
 
 def _explained(what: str, call: Callable[[], _T], length_bytes: int | None = None) -> _T:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from p2prw.engine.memory.base import MappedBuffer
+from p2prw.engine.memory.mapped import check_range
 from p2prw.engine.model import Access, DeviceInfo, MemorySpec, Offer
 from p2prw.engine.providers.base import Registration
 from p2prw.errors import HostError
@@ -89,13 +90,7 @@ class NicMemory:
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """Have the NIC copy `data` in."""
-        if offset < 0 or offset + len(data) > self.length_bytes:
-            raise HostError(
-                f"{len(data)} bytes at {offset} do not fit into {self.spec.text}",
-                why=f"it is {self.length_bytes} bytes",
-                fix="a size and an offset that lie in the range",
-                code="out_of_range",
-            )
+        check_range(self, offset, len(data))
         if len(data):
             self._bound().copy_in(offset, data)
 

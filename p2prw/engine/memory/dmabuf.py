@@ -6,20 +6,18 @@ SYNC END, which move ownership between CPU caches and the devices that imported 
 
 from __future__ import annotations
 
-import errno
 import mmap
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from p2prw.engine.memory.host import HostBuffer
 from p2prw.engine.memory.kernel_door import KernelDoor
+from p2prw.engine.memory.kernel_errors import kernel_error
 from p2prw.engine.memory.limits import check_host_memory
-from p2prw.engine.memory.mapped import MappedMemory, fill_with_pattern
+from p2prw.engine.memory.mapped import MappedMemory, check_pattern, fill_as_asked
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.engine.topology.sysfs import SysfsRoot
-from p2prw.errors import HostError
 from p2prw.units import format_size
 
 DMA_BUF_IOCTL_SYNC = 0x40086200  # _IOW('b', 0, struct dma_buf_sync): one u64
@@ -76,12 +74,11 @@ class DmabufMemory(MappedMemory):
             except (InterruptedError, BlockingIOError):
                 continue  # dma-buf.rst: EINTR and EAGAIN are to be tried again
             except OSError as error:
-                raise HostError(
-                    f"the CPU may not touch {self.spec.text}: {os.strerror(error.errno or 0)}",
-                    why="DMA_BUF_IOCTL_SYNC failed, so what devices and CPU see could differ",
-                    fix="dmesg | tail",
+                raise kernel_error(
+                    f"the CPU may not touch {self.spec.text}",
+                    error,
                     code="dmabuf_sync",
-                    errno=error.errno,
+                    why="DMA_BUF_IOCTL_SYNC failed, so what devices and CPU see could differ",
                 ) from error
             return
 
@@ -94,10 +91,7 @@ def page_rounded(length_bytes: int) -> int:
 def check_allocation(spec: MemorySpec, length_bytes: int, sysfs: SysfsRoot, proc: Path) -> None:
     """Raise where host memory of that size is not to be had, or the pattern cannot be read."""
     check_host_memory(length_bytes, sysfs, proc=proc, what=f"{spec.kind} memory")
-    if "pattern" in spec.options:
-        from p2prw.engine.pattern import parse_pattern
-
-        parse_pattern(spec.options["pattern"])
+    check_pattern(spec)
 
 
 def map_fresh(
@@ -117,19 +111,11 @@ def map_fresh(
         mapping = door.map(mapped_from, page_rounded(length_bytes), 0, writable=True)
     except (OSError, ValueError) as error:
         door.close(descriptor)
-        number = error.errno if isinstance(error, OSError) else errno.EINVAL
-        raise HostError(
-            f"cannot map {format_size(length_bytes)} of {spec.kind} memory: {os.strerror(number or 0)}",
+        raise kernel_error(
+            f"cannot map {format_size(length_bytes)} of {spec.kind} memory",
+            error,
+            code="cannot_map",
             why="the address space limit (ulimit -v) is in the way, or this exporter cannot be mapped",
             fix="a smaller size=, or ulimit -v unlimited",
-            code="cannot_map",
-            errno=number,
         ) from error
-    memory = kind(spec, length_bytes, mapping, descriptor, door)
-    try:
-        if "pattern" in spec.options:
-            fill_with_pattern(memory, spec.options["pattern"])
-    except BaseException:
-        memory.close()
-        raise
-    return memory
+    return fill_as_asked(kind(spec, length_bytes, mapping, descriptor, door))

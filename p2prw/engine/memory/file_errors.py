@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
+from p2prw.engine.memory.kernel_errors import Reason, kernel_error
 from p2prw.errors import HostError
 
-# errno -> (code, why, try)
-_MEANINGS: dict[int, tuple[str, str | None, str]] = {
+_MEANINGS: dict[int, Reason] = {
     errno.ENOENT: ("not_found", "it, or a directory on the way to it, does not exist", "ls -l {parent}"),
     errno.ENOTDIR: ("not_found", "a part of the path is a file, not a directory", "ls -l {parent}"),
     errno.EACCES: (
@@ -39,13 +39,8 @@ _MEANINGS: dict[int, tuple[str, str | None, str]] = {
 
 def file_error(action: str, path: str, error: OSError) -> HostError:
     """Return the HostError for `error` met while doing `action` ("read", "create") to `path`; the caller raises it."""
-    number = error.errno or 0
-    code, why, fix = _MEANINGS.get(number, ("io_error", "the kernel gave no other reason", "dmesg | tail"))
     parent = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 (text in a message)
-    return HostError(
-        f"cannot {action} {path}: {os.strerror(number)}",
-        why=why,
-        fix=fix.format(path=path, parent=parent),
-        code=code,
-        errno=number or None,
-    )
+    meanings = {
+        number: (code, why, fix.format(path=path, parent=parent)) for number, (code, why, fix) in _MEANINGS.items()
+    }
+    return kernel_error(f"cannot {action} {path}", error, meanings, code="io_error")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from p2prw.engine.memory.limits import check_host_memory, check_hugepages, check_numa_node, hugepage_advice
-from p2prw.engine.memory.mapped import MappedMemory, address_of, close_mapping
+from p2prw.engine.memory.mapped import MappedMemory, address_of, check_pattern, close_mapping
 from p2prw.engine.memory.spec import HUGEPAGE_BYTES, make_spec, size_option
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.engine.topology.sysfs import SysfsRoot
@@ -104,10 +104,7 @@ def check_host(spec: MemorySpec, length_bytes: int, sysfs: SysfsRoot, proc: Path
         check_hugepages(length_bytes, spec.options["hugepages"], sysfs, node)
     else:
         check_host_memory(length_bytes, sysfs, proc=proc)
-    if "pattern" in spec.options:
-        from p2prw.engine.pattern import parse_pattern
-
-        parse_pattern(spec.options["pattern"])
+    check_pattern(spec)
 
 
 def open_host(

@@ -5,13 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Mapping
 from typing import Protocol
-
-from p2prw.errors import HostError
-
-Reason = tuple[str, str, str]
-"""(code, why, fix) of an error."""
 
 
 class KernelDoor(Protocol):
@@ -68,10 +62,3 @@ class Kernel:
 
 
 KERNEL: KernelDoor = Kernel()
-
-
-def kernel_error(what: str, error: OSError, reasons: Mapping[int, Reason], *, code: str = "cannot_open") -> HostError:
-    """Return what the kernel's errno means here: "`what`: its words", by `reasons`, or `code` where they lack it."""
-    number = error.errno or 0
-    code, why, fix = reasons.get(number, (code, "the kernel gave no other reason", "dmesg | tail"))
-    return HostError(f"{what}: {os.strerror(number)}", why=why, fix=fix, code=code, errno=error.errno)

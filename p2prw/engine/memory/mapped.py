@@ -1,15 +1,16 @@
-"""What all mapped kinds share: one buffer, copies in and out of it, and a mapping that outlives its last user."""
+"""What all mapped kinds share: one buffer, copies in and out of it, its pattern, a mapping that outlives its users."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from p2prw.engine.memory.base import MappedBuffer, MemorySource
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.errors import HostError
 
+Memory = TypeVar("Memory", bound=MemorySource)
 _FILL_BYTES = 4 * 1024**2
 """Most bytes of one `write_at`, see `MemorySource`."""
 
@@ -34,15 +35,42 @@ def address_of(buffer: memoryview | mmap.mmap) -> int:
     return int(numpy.frombuffer(view, dtype=numpy.uint8).__array_interface__["data"][0])
 
 
-def fill_with_pattern(memory: MemorySource, text: str) -> None:
-    """Store a pattern's bytes in all of `memory`, by its own `write_at`."""
-    # Imported here: most memory has no pattern.
+def check_pattern(spec: MemorySpec) -> None:
+    """RequestError where `pattern=` cannot be read."""
+    if "pattern" in spec.options:
+        # Imported here: most memory has no pattern.
+        from p2prw.engine.pattern import parse_pattern
+
+        parse_pattern(spec.options["pattern"])
+
+
+def fill_as_asked(memory: Memory) -> Memory:
+    """Store the bytes of `pattern=` in all of `memory`, by its own `write_at`; it is closed where that fails."""
+    text = memory.spec.options.get("pattern")
+    if text is None:
+        return memory
     from p2prw.engine.pattern import parse_pattern
 
-    pattern = parse_pattern(text)
-    for offset in range(0, memory.length_bytes, _FILL_BYTES):
-        piece = pattern.bytes_at(offset, min(_FILL_BYTES, memory.length_bytes - offset))
-        memory.write_at(offset, memoryview(piece))
+    try:
+        pattern = parse_pattern(text)
+        for offset in range(0, memory.length_bytes, _FILL_BYTES):
+            piece = pattern.bytes_at(offset, min(_FILL_BYTES, memory.length_bytes - offset))
+            memory.write_at(offset, memoryview(piece))
+    except BaseException:
+        memory.close()
+        raise
+    return memory
+
+
+def check_range(memory: MemorySource, offset: int, length_bytes: int) -> None:
+    """HostError `out_of_range` where [offset, offset + length) is not all of it in `memory`."""
+    if offset < 0 or offset + length_bytes > memory.length_bytes:
+        raise HostError(
+            f"{length_bytes} bytes at {offset} do not fit into {memory.spec.text or memory.spec.kind}",
+            why=f"it is {memory.length_bytes} bytes",
+            fix="a size and an offset that lie in the range",
+            code="out_of_range",
+        )
 
 
 def close_mapping(mapping: mmap.mmap) -> None:
@@ -120,13 +148,7 @@ class MappedMemory:
                 fix="name it as the sink (--to, or access=w)",
                 code="not_writable",
             )
-        if offset < 0 or offset + len(data) > self.length_bytes:
-            raise HostError(
-                f"{len(data)} bytes at {offset} do not fit into {self.spec.text or self.spec.kind}",
-                why=f"it is {self.length_bytes} bytes",
-                fix="a size and an offset that lie in the range",
-                code="out_of_range",
-            )
+        check_range(self, offset, len(data))
         if len(data):
             self.buffer.store(offset, data)
 

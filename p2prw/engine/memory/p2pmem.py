@@ -11,10 +11,10 @@ import mmap
 import os
 
 from p2prw.engine.memory.device_access import DeviceBuffer
-from p2prw.engine.memory.mapped import MappedMemory, close_mapping, fill_with_pattern
+from p2prw.engine.memory.kernel_errors import kernel_error
+from p2prw.engine.memory.mapped import MappedMemory, check_pattern, close_mapping, fill_as_asked
 from p2prw.engine.memory.spec import size_option
 from p2prw.engine.model import MemorySpec, Offer
-from p2prw.engine.pattern import parse_pattern
 from p2prw.engine.topology.pci import device_path, list_pci_devices, read_numa_node, read_p2pmem
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
@@ -75,8 +75,7 @@ def check_p2pmem(spec: MemorySpec, sysfs: SysfsRoot) -> int:
             code="not_enough_memory",
             errno=errno.ENOMEM,
         )
-    if "pattern" in spec.options:
-        parse_pattern(spec.options["pattern"])
+    check_pattern(spec)
     os.close(_open(sysfs, address))
     return length
 
@@ -105,12 +104,10 @@ def open_p2pmem(spec: MemorySpec, sysfs: SysfsRoot, *, uninitialised_matters: bo
             if uninitialised_matters and "pattern" not in spec.options
             else (),
         )
-        if "pattern" in spec.options:
-            fill_with_pattern(memory, spec.options["pattern"])
-        return memory
     except BaseException:
         close_mapping(mapping)
         raise
+    return fill_as_asked(memory)
 
 
 def _open(sysfs: SysfsRoot, address: str) -> int:
@@ -118,21 +115,18 @@ def _open(sysfs: SysfsRoot, address: str) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        code, why, fix = {
+        reasons = {
             errno.EACCES: ("not_permitted", "the file is mode 0660, root's", f"sudo, or sudo chgrp $USER {path}"),
             errno.EPERM: ("not_permitted", "kernel lockdown or a security module forbids it", "mokutil --sb-state"),
             errno.ENOENT: ("no_device", "its driver was unbound a moment ago", "p2prw devices"),
             errno.ENODEV: ("no_device", "its driver was unbound a moment ago", "p2prw devices"),
             errno.EROFS: ("read_only", "sysfs is mounted read-only, as in containers", "docker run --privileged"),
-        }.get(error.errno or 0, ("cannot_open", "the kernel gave no other reason", "dmesg | tail"))
-        raise HostError(
-            f"cannot open {path}: {os.strerror(error.errno or 0)}", why=why, fix=fix, code=code, errno=error.errno
-        ) from error
+        }
+        raise kernel_error(f"cannot open {path}", error, reasons) from error
 
 
 def _map_error(error: OSError | ValueError, address: str, length_bytes: int) -> HostError:
-    number = error.errno if isinstance(error, OSError) else errno.EINVAL
-    code, why, fix = {
+    reasons = {
         errno.ENOMEM: (
             "not_enough_memory",
             "the pool is fragmented (an allocation is one contiguous piece), or somebody was quicker",
@@ -142,14 +136,9 @@ def _map_error(error: OSError | ValueError, address: str, length_bytes: int) -> 
         errno.EACCES: ("not_permitted", "the file was opened without the right to write", "sudo"),
         errno.EPERM: ("not_permitted", "kernel lockdown or a security module forbids it", "mokutil --sb-state"),
         errno.EINVAL: ("cannot_map", "this kernel wants another form of mapping", "dmesg | tail"),
-    }.get(number or 0, ("cannot_map", "the kernel gave no other reason", "dmesg | tail"))
-    return HostError(
-        f"cannot allocate {format_size(length_bytes)} of P2P memory of {address}: {os.strerror(number or 0)}",
-        why=why,
-        fix=fix,
-        code=code,
-        errno=number,
-    )
+    }
+    what = f"cannot allocate {format_size(length_bytes)} of P2P memory of {address}"
+    return kernel_error(what, error, reasons, code="cannot_map")
 
 
 def _providers(sysfs: SysfsRoot) -> str:

@@ -13,7 +13,8 @@ import struct
 from pathlib import Path
 
 from p2prw.engine.memory.dmabuf import DmabufMemory, check_allocation, map_fresh, page_rounded
-from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor, kernel_error
+from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor
+from p2prw.engine.memory.kernel_errors import kernel_error
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError

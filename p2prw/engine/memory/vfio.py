@@ -12,7 +12,8 @@ import os
 
 from p2prw.engine.memory.bar import BarMemory, BarRange, find_range
 from p2prw.engine.memory.device_access import DeviceBuffer
-from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor, kernel_error
+from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor
+from p2prw.engine.memory.kernel_errors import kernel_error
 from p2prw.engine.memory.mapped import close_mapping
 from p2prw.engine.memory.vfio_function import VFIO, Vfio, VfioFunction
 from p2prw.engine.model import MemorySpec, Offer
@@ -128,13 +129,11 @@ def _map(wanted: BarRange, function: VfioFunction, writable: bool) -> mmap.mmap:
             )
         return function.map(region, page_start, length, writable=writable)
     except (OSError, ValueError) as error:
-        number = error.errno if isinstance(error, OSError) else errno.EINVAL
-        raise HostError(
-            f"cannot map {format_size(wanted.length_bytes)} of {name} through VFIO: {os.strerror(number or 0)}",
-            why="the function was reset or unbound a moment ago, or the address space limit (ulimit -v) is in the way",
-            fix="dmesg | tail",
+        raise kernel_error(
+            f"cannot map {format_size(wanted.length_bytes)} of {name} through VFIO",
+            error,
             code="cannot_map",
-            errno=number,
+            why="the function was reset or unbound a moment ago, or the address space limit (ulimit -v) is in the way",
         ) from error
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2prw.engine.memory.bar import is_vfio_driver
-from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor, Reason, kernel_error
+from p2prw.engine.memory.kernel_door import KERNEL, KernelDoor
+from p2prw.engine.memory.kernel_errors import Reason, kernel_error
 from p2prw.engine.topology.pci import device_path
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
@@ -130,12 +131,11 @@ class Vfio:
             descriptor = self._door.ioctl(self._groups[name].descriptors[-1], GROUP_GET_DEVICE_FD, argument)
         except OSError as error:
             self._leave_group(name)
-            raise HostError(
-                f"VFIO does not hand out {address}: {os.strerror(error.errno or 0)}",
+            raise kernel_error(
+                f"VFIO does not hand out {address}",
+                error,
                 why="it was unbound from vfio-pci a moment ago, or it cannot be enabled or woken up",
                 fix=f"lspci -vs {address}; dmesg | tail",
-                code="cannot_open",
-                errno=error.errno,
             ) from error
         return VfioFunction(self._door, descriptor, lambda: self._leave_group(name))
 
