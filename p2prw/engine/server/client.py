@@ -70,6 +70,12 @@ class ServedClient:
 
     # --- what the loop calls --------------------------------------------------------------------------------
 
+    @property
+    def is_restless(self) -> bool:
+        """`step` may find something to do though nothing happens; what does happen makes the server `visit`."""
+        steps = self.active is not None and self.active.has_steps
+        return not self.gone and (steps or self._has_more_to_say or self.channel.wants_write)
+
     def hear(self, now: float) -> None:
         """Take in every whole message; a client that breaks a rule is told and dropped."""
         self._guard(lambda: self._hear(now))
@@ -84,20 +90,21 @@ class ServedClient:
         if heard:
             self.hear(now)
         active = self.active
-        if active is None:
+        if active is None or not active.has_steps:
             return heard
-        busy = (active.has_steps and self._guard(lambda: active.step(self.channel, now))) or heard
-        packets = active.queue_pair.counters.packets_received
-        if busy or packets != self._packets_seen:
-            self._packets_seen = packets
+        busy = self._guard(lambda: active.step(self.channel, now))
+        if busy:
             self._last_heard_s = now
-        return busy
+        return busy or heard
 
     def check_deadline(self, now: float) -> None:
         """Drop a client that is silent for too long, never gets through its handshake, or stays beyond its time."""
-        timeouts = self.server.request.timeouts
-        if self.active is not None and self.active.working:
-            self._last_heard_s = now
+        active, timeouts = self.active, self.server.request.timeouts
+        if active is not None:
+            packets = active.queue_pair.counters.packets_received
+            if active.working or packets != self._packets_seen:
+                self._packets_seen = packets
+                self._last_heard_s = now
         error = refusals.overdue(
             timeouts, now, since_s=self._since_s, last_heard_s=self._last_heard_s, authenticated=self.authenticated
         )
@@ -152,6 +159,7 @@ class ServedClient:
 
     def _guard(self, work: Callable[[], object]) -> bool:
         """Run `work`; an error of this client ends this client, never the server."""
+        self.server.visit(self)
         try:
             return bool(work())
         except RemoteProtocolError as error:

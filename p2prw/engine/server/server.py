@@ -29,6 +29,7 @@ from p2prw.engine.server.leases import Lease, LeaseTable
 from p2prw.engine.server.metrics import Metrics
 from p2prw.engine.server.regions import OfferedRegion, open_region
 from p2prw.engine.server.systemd import ServiceManager
+from p2prw.engine.server.visits import Visits
 from p2prw.engine.server.worker import Worker
 from p2prw.engine.stop import StopRequest
 from p2prw.engine.waiting import Spinner
@@ -62,6 +63,8 @@ class Server:
         self._spinner = Spinner()
         self._devices: dict[str, Device] = {}
         self._clients: dict[int, ServedClient] = {}
+        self._visits = Visits(self._selector)
+        self.visit = self._visits.add
         self._watched: set[int] = set()
         self.networks = Networks(request.allow)
         self._on_event: Callable[[ServeEvent], None] | None = None
@@ -209,6 +212,7 @@ class Server:
         """Stop listening to a client that leaves; its channel is closed afterwards."""
         if self._clients.get(client.fileno) is client:
             del self._clients[client.fileno]
+            self._visits.forget(client)
             self._selector.unregister(client.fileno)
             if self.request.once and client.authenticated and self._finished is None:
                 self._finished = client
@@ -311,10 +315,7 @@ class Server:
         busy = self.worker.poll()
         for device in self._devices.values():
             busy = device.pump() or busy
-        now = self.now()
-        for client in list(self._clients.values()):
-            busy = client.step(now) or busy
-        return busy
+        return self._visits.round(self.now()) or busy
 
     def _wait_s(self) -> float:
         waits = [_LONGEST_WAIT_S]
@@ -326,10 +327,7 @@ class Server:
             for fileno in device.filenos():
                 if self._selector.get_key(fileno).events != events:
                     self._selector.modify(fileno, events, "wake")
-        for fileno, client in self._clients.items():
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.channel.wants_write else 0)
-            if self._selector.get_key(fileno).events != events:
-                self._selector.modify(fileno, events, client)
+        self._visits.watch_writers()
         return max(0.0, min(waits))
 
     def _take_in(self, channel: Channel | None) -> None:
