@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2prw.cli import main
+from p2prw.entry import main
 
 if __name__ == "__main__":
     main()

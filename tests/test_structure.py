@@ -237,5 +237,5 @@ def test_the_wheel_builds_and_holds_what_it_must(tmp_path: Path, request: pytest
     assert {"p2prw/py.typed", "p2prw/schema/result.schema.json", "p2prw/cli.py"} <= set(names)
     assert any(name.endswith("/LICENSE") for name in names)
     assert not [name for name in names if not name.startswith(("p2prw/", "p2prw-"))], "only p2prw goes into the wheel"
-    assert "p2prw = p2prw.cli:main" in entry_points
+    assert "p2prw = p2prw.entry:main" in entry_points
     assert "Requires-Python: >=3.11" in metadata

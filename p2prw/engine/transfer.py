@@ -64,6 +64,7 @@ class TransferLoop:
     _outstanding: deque[tuple[int, Span, int]] = field(default_factory=deque)
     _next_offset: int = 0
     _next_wr_id: int = 0
+    _last_signalled: int = -1
     _post_cursor: tuple[int, int] = (0, 0)
     """(context, WR) of the span at the head of `_unposted`."""
     _last_activity_s: float = 0.0
@@ -202,6 +203,7 @@ class TransferLoop:
         span.outstanding += 1
         stats.wqes_posted += 1
         stats.wqes_signalled += signaled
+        self._last_signalled = wr_id if signaled else self._last_signalled
 
     def _retire(self, completions: list[Completion]) -> None:
         now = self.deadline.clock()
@@ -321,9 +323,10 @@ class TransferLoop:
             )
 
     def _drain(self) -> None:
-        """After a stop: post nothing, let what is in flight complete, at most `drain_s`."""
+        """After a stop: post nothing, let what is in flight complete (the signalled tell), at most `drain_s`."""
         deadline_s = self.deadline.clock() + self.settings.drain_s
-        while self._outstanding and self.deadline.clock() < deadline_s:
+        outstanding = self._outstanding
+        while outstanding and outstanding[0][0] <= self._last_signalled and self.deadline.clock() < deadline_s:
             busy = self.device.pump()
             completions = self.queue_pair.poll()
             if completions:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from p2prw.engine.control.messages import Filled, Refuse, Window
@@ -139,6 +141,21 @@ def test_a_stop_drains_what_is_in_flight_and_posts_nothing_more(make_rig):
     assert rig.device.counts.posts <= posted + 8, "at most the round that was under way"
     assert rig.device.counts.outstanding == 0
     assert rig.loop.stats.bytes_done == rig.device.counts.posted_bytes
+
+
+def test_a_stop_does_not_wait_for_what_never_tells_that_it_is_done(make_rig):
+    """At a rate limit the last work requests are few and unsignalled: no completion will come for them."""
+    rig = make_rig(64 * 4096, depth=16, signal_every=8)
+    rig.loop.pace = Pace(3 * 4096.0)
+    rig.loop.settings = replace(rig.loop.settings, drain_s=1e9)
+    steps = rig.loop.run()
+    while rig.loop.stats.wqes_posted < 3:
+        next(steps)
+        rig.clock.advance(1.0)
+    rig.stop.set(2)
+    with pytest.raises(InterruptedTransfer):
+        list(steps)
+    assert rig.loop.stats.wqes_signalled == 0 and rig.loop.stats.wqes_in_flight >= 3
 
 
 def test_a_stop_with_a_dead_wire_gives_up_after_the_drain_time(make_rig):

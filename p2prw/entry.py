@@ -1,0 +1,15 @@
+"""Where the `p2prw` script begins: Ctrl-C while modules are still being loaded ends it without a traceback."""
+
+from __future__ import annotations
+
+import signal
+
+
+def main() -> None:
+    """Load the command line and run it."""
+    # Until `p2prw.cli` has handlers of its own. What is ignored (in a background job of a script) stays ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from p2prw import cli
+
+    cli.main()
