@@ -6,6 +6,7 @@ only `commands.write` and the settings table. numpy, rich, yaml and the engine c
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -128,12 +129,13 @@ def main() -> None:
 
 
 def _run(group: P2prwGroup, arguments: list[str]) -> int:
+    _open_missing_streams()
     from p2prw.commands.app import App
     from p2prw.reporters.base import output_mode
     from p2prw.reporters.output import Output
 
     app = App(
-        stdout=Output(sys.stdout),
+        stdout=Output(sys.stdout, "stdout"),
         stderr=Output(sys.stderr),
         environ=os.environ,
         arguments=tuple(arguments),
@@ -154,6 +156,18 @@ def _run(group: P2prwGroup, arguments: list[str]) -> int:
         restore()
 
 
+def _open_missing_streams() -> None:
+    """Let what was closed (`>&-`) go nowhere; a file opened later must not get its descriptor, and our words."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                # The lowest free descriptor is this one: those below it are open by now.
+                os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
 _OTHERS_WORDS = ("--from", "--to", "--memory", "--local-memory", "--region", "--buffer")
 _OUR_WORDS = ("--from", "--to", "--local-memory", "--region")
 """`read --from` is no misspelling: it is another command's word for memory; the first that a command has is its own."""
@@ -164,7 +178,8 @@ def _report_error(app: App, error: Exception) -> int:
     from p2prw.errors import InterruptedTransfer, P2prwError
     from p2prw.reporters.document import error_document
     from p2prw.reporters.listing import show_document
-    from p2prw.reporters.text import error_lines
+    from p2prw.reporters.output import unwritable
+    from p2prw.reporters.text import print_error
 
     known: P2prwError
     if isinstance(error, P2prwError):
@@ -173,6 +188,10 @@ def _report_error(app: App, error: Exception) -> int:
         known = _usage_error(error)
     elif isinstance(error, click.Abort):
         known = InterruptedTransfer()
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        # click writes help pages by itself.
+        app.stdout.give_up()
+        known = unwritable("stdout", error)
     else:
         known = _unexpected(app, error)
     if app.mode.debug:
@@ -186,8 +205,8 @@ def _report_error(app: App, error: Exception) -> int:
         app.reported = True
         show_document(app.mode, app.stdout, document)
     for one in (known, *known.more, unreported):
-        for line in error_lines(one) if one is not None else ():
-            app.stderr.line(line)
+        if one is not None:
+            print_error(one, app.stderr)
     if known.unshown:
         app.stderr.line(f"and {known.unshown} more")
     code: int = document["exit_code"]

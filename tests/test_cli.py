@@ -102,6 +102,30 @@ def test_module_runs():
     assert done.stdout.startswith("p2prw ")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("words", ["version", "version --json", "--help", "write --help", "help errors", "devices"])
+def test_a_full_disk_under_stdout_is_no_defect_of_ours(words):
+    done = sh(f"{sys.executable} -m p2prw {words} > /dev/full")
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == [
+        "Error: cannot write to stdout: no space left on device",
+        "  why:  what the command had to say is incomplete there",
+        "  try:  send stdout to a file on another disk, or make room (df)",
+    ]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_streams_end_nothing(closed):
+    done = sh(f"{sys.executable} -m p2prw version {closed}")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = sh(f"{sys.executable} -m p2prw version --no-such {closed}")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def sh(line):
+    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60, env=CLEAN, check=False)
+
+
 FAKE = """
 import sys, time, types
 sys.modules["p2prw.engine.session"] = fake = types.ModuleType("p2prw.engine.session")

@@ -3,21 +3,59 @@
 from __future__ import annotations
 
 import os
+import re
+import textwrap
 from typing import TextIO
 
+from p2prw.errors import HostError
 from p2prw.reporters.sanitise import clean
+
+
+def unwritable(name: str, error: OSError) -> HostError:
+    """Return the error of output that could not be written."""
+    reason = error.strerror or str(error)
+    return HostError(
+        f"cannot write to {name}: {reason[:1].lower()}{reason[1:]}",
+        why="what the command had to say is incomplete there",
+        fix=f"send {name} to a file on another disk, or make room (df)",
+        code="output_unwritable",
+        errno=error.errno,
+    )
 
 
 class Output:
     """A text stream that stops writing, without a word, once its pipe is broken."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, name: str | None = None) -> None:
+        """`name`: what it carries must arrive; HostError names it on a full disk. None: what cannot be is dropped."""
         self.stream = stream
+        self.name = name
         self.broken = False
 
     def line(self, text: str = "") -> None:
         """Write one line; control characters in it are made visible."""
         self.raw(clean(text) + "\n")
+
+    def fact(self, text: str) -> None:
+        """Write one line; on a terminal it is folded between words, under itself. Not for what is to be pasted."""
+        width = self._columns()
+        text = clean(text)
+        if width is None or len(text) <= width:
+            self.raw(text + "\n")
+            return
+        label = re.match(r"\s*\S+\s{2,}", text) or re.match(r"\s*", text)
+        indent = " " * min(len(label.group()) if label else 0, width // 2)
+        for line in textwrap.wrap(
+            text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        ):
+            self.raw(line + "\n")
+
+    def _columns(self) -> int | None:
+        """Return how wide the terminal is; None where this is none."""
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns if self.stream.isatty() else None
+        except (OSError, ValueError):
+            return None
 
     def raw(self, text: str) -> None:
         """Write text that is safe already (JSON)."""
@@ -28,6 +66,10 @@ class Output:
             self.stream.flush()
         except BrokenPipeError:
             self.give_up()
+        except OSError as error:
+            self.give_up()
+            if self.name is not None:
+                raise unwritable(self.name, error) from error
         except UnicodeEncodeError:
             # A terminal in the C locale: show escapes, never fail a transfer for a character.
             encoding = self.stream.encoding or "ascii"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
 from enum import Enum
 
@@ -26,6 +27,33 @@ from p2prw.reporters.text import QuietView, TextPrinter, TextView
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+def on_terminal(columns, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(stream, "fileno", lambda: 1)
+    monkeypatch.setattr("os.get_terminal_size", lambda number: os.terminal_size((columns, 24)))
+    return stream, Output(stream)
+
+
+def test_facts_fold_between_words_under_themselves_on_a_terminal_only(monkeypatch):
+    text = "phases    map 33.1 ms, exchange 9.7 ms, open 20.1 ms"
+    stream, output = on_terminal(32, monkeypatch)
+    output.fact(text)
+    assert stream.getvalue().splitlines() == ["phases    map 33.1 ms, exchange", "          9.7 ms, open 20.1 ms"]
+    stream, output = on_terminal(32, monkeypatch)
+    output.line(text)
+    assert stream.getvalue() == text + "\n", "what is to be pasted is folded by the terminal, which can undo it"
+    pipe = io.StringIO()
+    Output(pipe).fact(text)
+    assert pipe.getvalue() == text + "\n"
+
+
+@pytest.mark.parametrize("columns", [1, 5, 20])
+def test_facts_survive_terminals_of_hardly_any_width(columns, monkeypatch):
+    stream, output = on_terminal(columns, monkeypatch)
+    output.fact("          remote  cpu (not peer-to-peer), soft0")
+    assert "".join(stream.getvalue().split()) == "remotecpu(notpeer-to-peer),soft0"
 
 
 @given(st.text())
