@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from p2prw.errors import RequestError
@@ -83,9 +84,9 @@ def parse_rate(text: str, name: str = "rate") -> float:
 
 def format_size(length_bytes: int) -> str:
     """Return `64 MiB`, `1.5 GiB`, `4097 B`: exact where short, else two decimals."""
-    for factor, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if length_bytes >= factor:
-            value = length_bytes / factor
+    for power, unit in ((6, "EiB"), (5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if length_bytes >= KIB**power:
+            value = length_bytes / KIB**power
             return f"{value:.0f} {unit}" if value == int(value) else f"{value:.2f} {unit}"
     return f"{length_bytes} B"
 
@@ -94,7 +95,19 @@ def format_rate(bytes_per_s: float | None) -> str:
     """Return MiB/s (2^20) and Gb/s (10^9 bit) side by side, as the field reads them."""
     if bytes_per_s is None:
         return "-"
-    return f"{bytes_per_s / MIB:.1f} MiB/s ({bytes_per_s * 8 / 1e9:.2f} Gb/s)"
+    return f"{format_figure(bytes_per_s / MIB, 1)} MiB/s ({format_figure(bytes_per_s * 8 / 1e9, 2)} Gb/s)"
+
+
+def format_figure(value: float, decimals: int) -> str:
+    """Return `12.3`; a figure too small for its decimals keeps two digits (`0.00015`): it never looks like nothing."""
+    if value <= 0 or value >= 10**-decimals:
+        return f"{value:.{decimals}f}"
+    return f"{value:.{min(12, 1 - math.floor(math.log10(value)))}f}"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return `1 block`, `2 blocks`; `plural` where an s does not make it."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def format_duration(seconds: float) -> str:

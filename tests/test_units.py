@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2prw.errors import RequestError
-from p2prw.units import format_duration, format_rate, format_size, parse_duration, parse_rate, parse_size
+from p2prw.units import counted, format_duration, format_rate, format_size, parse_duration, parse_rate, parse_size
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,14 @@ def test_what_is_shown():
         "1.50 MiB",
         "1 GiB",
     ]
+    assert format_size(1 << 63) == "8 EiB" and format_size(3 << 40) == "3 TiB"
+    assert format_rate(160) == "0.00015 MiB/s (0.0000013 Gb/s)", "what is small is not nothing"
+    assert format_rate(0.0) == "0.0 MiB/s (0.00 Gb/s)"
+    assert (counted(1, "block"), counted(0, "block"), counted(2, "retry", "retries")) == (
+        "1 block",
+        "0 blocks",
+        "2 retries",
+    )
     assert format_rate(1 << 30) == "1024.0 MiB/s (8.59 Gb/s)" and format_rate(None) == "-"
     assert [format_duration(s) for s in (125.0, 1.239, 0.0123, 0.000085)] == ["2m05s", "1.24 s", "12.3 ms", "85 us"]
 

@@ -56,7 +56,7 @@ class BenchReporter:
 
     def row(self, row: BenchRow) -> None:
         """Take one row."""
-        self.printer.row(row)
+        self.view.above(lambda: self.printer.row(row))
 
     def finished(self, result: BenchResult) -> None:
         """Clear the view, print the result, then say what failed where the eye lands last."""
@@ -84,7 +84,8 @@ def _as_transfer(progress: BenchProgress) -> Progress:
         bw_bytes_per_s=progress.bw_bytes_per_s,
         wqes_in_flight=progress.wqes_in_flight,
         wqes_total=progress.messages_done,
-        route=f"{progress.test} {progress.operation}",
+        # The route is the result's to tell: no sample knows it.
+        route="",
     )
 
 
@@ -122,7 +123,7 @@ class TextTable(_Rows):
         """Print what is left, then the summary."""
         super().finished(result)
         for line in summary_lines(result):
-            self.stdout.line(line)
+            self.stdout.fact(line)
 
 
 class PerftestTable(_Rows):

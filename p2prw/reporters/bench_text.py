@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from p2prw.engine.bench.model import Against, BenchRequest, BenchResult, BenchRow
-from p2prw.reporters.text import fact_lines
-from p2prw.units import MIB, format_rate, format_size
+from p2prw.reporters.text import attempt_lines, fact_lines, nothing_moved
+from p2prw.units import MIB, counted, format_figure, format_rate, format_size
 
 # Linux-rdma/perftest, src/perftest_parameters.h: RESULT_FMT, RESULT_FMT_G, RESULT_FMT_LAT and their REPORT_FMTs.
 PERFTEST_BW = " #bytes     #iterations    BW peak[{unit}/sec]    BW average[{unit}/sec]   MsgRate[Mpps]"
@@ -30,29 +30,30 @@ def describe_bench(request: BenchRequest) -> str:
 
 # --- our own table ----------------------------------------------------------------------------------------------
 
-_BW = "{:<6}{:>10}{:>11}{:>12}{:>9}{:>11}{:>11}{:>11}{:>12}  {}"
-_LAT = "{:<6}{:>10}{:>11}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}  {}"
-_BOTH = "{:<6}{:>10}{:>11}{:>12}{:>9}{:>11}{:>11}{:>12}  {}"
+# At most 80 columns; a verdict on the data stands behind them, where there is one.
+_BW = "{:<6}{:>9}{:>9}{:>9}{:>8}{:>8}{:>8}{:>7}{:>9}"
+_LAT = "{:<6}{:>9}{:>9}{:>8}{:>8}{:>8}{:>8}{:>8}{:>8}{:>8}"
+_BOTH = "{:<6}{:>9}{:>9}{:>9}{:>9}{:>9}{:>7}{:>9}"
 _HEADS = {
-    "both": _BOTH.format("BW 2x", "SIZE", "MESSAGES", "MiB/s", "Gb/s", "OUT", "IN", "MESSAGES/s", "DATA"),
-    "bw": _BW.format("BW", "SIZE", "MESSAGES", "MiB/s", "Gb/s", "MIN", "MEDIAN", "MAX", "MESSAGES/s", "DATA"),
-    "lat": _LAT.format(
-        "LAT us", "SIZE", "MESSAGES", "MIN", "P50", "P90", "P99", "P99.9", "MAX", "AVG", "STDEV", "DATA"
-    ),
+    "both": _BOTH.format("BW 2x", "SIZE", "MESSAGES", "MiB/s", "OUT", "IN", "Gb/s", "MSG/s"),
+    "bw": _BW.format("BW", "SIZE", "MESSAGES", "MiB/s", "MIN", "MEDIAN", "MAX", "Gb/s", "MSG/s"),
+    "lat": _LAT.format("LAT us", "SIZE", "MESSAGES", "MIN", "P50", "P90", "P99", "P99.9", "MAX", "AVG"),
 }
 
 
 def head_line(row: BenchRow) -> str:
     """Return the head of a row's table; MIN, MEDIAN and MAX of a rate are MiB/s over the run's intervals.
 
-    With both directions the rate is the sum of OUT, what we posted, and IN, what the server posted.
+    With both directions the rate is the sum of OUT, what we posted, and IN, what the server posted, in MiB/s.
     """
     return _HEADS["both" if row.both_ways else row.test]
 
 
 def row_line(row: BenchRow) -> str:
     """Return one row; one that was cut short says so."""
-    verdict = row.verify if row.complete else f"{row.verify}, cut short"
+    verdict = "" if row.verify == "unverified" else f"  {row.verify}"
+    if not row.complete:
+        verdict += "  cut short"
     size = format_size(row.size_bytes)
     if row.test == "bw":
         rates = (row.bw_min_bytes_per_s, row.bw_median_bytes_per_s, row.bw_max_bytes_per_s)
@@ -60,21 +61,24 @@ def row_line(row: BenchRow) -> str:
         messages_per_s = "-" if row.msg_rate_per_s is None else f"{row.msg_rate_per_s:.0f}"
         if row.both_ways:
             ways = map(_mib, (row.out_bw_bytes_per_s, row.in_bw_bytes_per_s))
-            shown = (_mib(row.bw_bytes_per_s), gbits, *ways, messages_per_s)
-            return _BOTH.format(row.operation, size, row.messages, *shown, verdict)
-        shown = (_mib(row.bw_bytes_per_s), gbits, *map(_mib, rates), messages_per_s)
-        return _BW.format(row.operation, size, row.messages, *shown, verdict)
+            shown = (_mib(row.bw_bytes_per_s), *ways, gbits, messages_per_s)
+            return _BOTH.format(row.operation, size, row.messages, *shown) + verdict
+        shown = (_mib(row.bw_bytes_per_s), *map(_mib, rates), gbits, messages_per_s)
+        return _BW.format(row.operation, size, row.messages, *shown) + verdict
     figures = (row.lat_min_us, row.lat_p50_us, row.lat_p90_us, row.lat_p99_us, row.lat_p999_us, row.lat_max_us)
-    shown = tuple("-" if one is None else f"{one:.1f}" for one in (*figures, row.lat_avg_us, row.lat_stdev_us))
-    return _LAT.format(row.operation, size, row.messages, *shown, verdict)
+    shown = tuple("-" if one is None else f"{one:.1f}" for one in (*figures, row.lat_avg_us))
+    return _LAT.format(row.operation, size, row.messages, *shown) + verdict
 
 
 def _mib(bytes_per_s: float | None) -> str:
-    return "-" if bytes_per_s is None else f"{bytes_per_s / MIB:.1f}"
+    return "-" if bytes_per_s is None else format_figure(bytes_per_s / MIB, 1)
 
 
 def summary_lines(result: BenchResult) -> Iterator[str]:
     """Return the chart and what the figures depend on, for below the table."""
+    if nothing_moved(result):
+        yield from attempt_lines(result)
+        return
     chart = list(chart_lines(result.results))
     yield from (*chart, "") if chart else ()
     environment, rows = result.environment, result.results
@@ -86,7 +90,7 @@ def summary_lines(result: BenchResult) -> Iterator[str]:
         facts = (
             f"{device['name']} [{device['driver']}{binding}]",
             f"path MTU {negotiated.get('path_mtu_bytes', '-')}",
-            f"{environment['cpus']} CPUs",
+            counted(environment["cpus"], "CPU"),
             f"Python {environment['python']}",
             f"Linux {environment['kernel']}",
             environment["clock"],
@@ -100,7 +104,7 @@ def summary_lines(result: BenchResult) -> Iterator[str]:
     if limit is not None:
         yield f"limited   to {format_rate(limit.rate_limit_bytes_per_s)} by the server (--client-rate-limit)"
     again = sum(row.retransmitted_packets for row in rows)
-    yield f"retries   {again} packets sent again"
+    yield f"retries   {counted(again, 'packet')} sent again"
     yield from fact_lines(result)
 
 
@@ -147,7 +151,7 @@ def chart_lines(rows: Sequence[BenchRow]) -> Iterator[str]:
         yield ""
         yield f"{operation}, {unit}"
         for size, value in known:
-            yield f"{format_size(size):>10} {_bar(value / top)} {value:.1f}"
+            yield f"{format_size(size):>10} {_bar(value / top)} {format_figure(value, 1)}"
 
 
 def chart_value(row: BenchRow) -> float | None:

@@ -18,7 +18,7 @@ from p2prw.engine.events import Progress
 from p2prw.reporters.output import Output
 from p2prw.reporters.sanitise import clean
 from p2prw.reporters.text import QuietView, reconnects_text, time_left_s
-from p2prw.units import format_duration, format_rate, format_size
+from p2prw.units import counted, format_duration, format_rate, format_size
 
 REDRAW_S = 0.1
 """10 Hz at most, whatever the engine sends."""
@@ -81,6 +81,14 @@ class MovingView:
         """Print above the moving lines."""
         self._guard(self.console.print, Text(f"warning: {clean(text)}", style="yellow"))
 
+    def above(self, write: Callable[[], None]) -> None:
+        """Take the moving lines away while `write` prints to stdout, which may be the same terminal."""
+        drawn = self.live.renderable if self.live is not None else None
+        self.close()
+        write()
+        if drawn is not None:
+            self.begin(drawn)
+
     def close(self) -> None:
         """Remove the moving lines and show the cursor again."""
         live, self.live = self.live, None
@@ -138,8 +146,8 @@ def render(title: str, progress: Progress) -> Group:
     )
     window = (
         f"{progress.wqes_in_flight} WQEs in flight",
-        f"route {clean(progress.route)}",
-        f"{progress.retries} retries",
+        *((f"route {clean(progress.route)}",) if progress.route else ()),
+        counted(progress.retries, "retry", "retries"),
         *((reconnects_text(progress.reconnects),) if progress.reconnects else ()),
     )
     lines = (Text(" · ".join(facts), style="dim", no_wrap=True, overflow="ellipsis") for facts in (moved, window))

@@ -18,7 +18,7 @@ from p2prw.engine.model import (
 )
 from p2prw.reporters.output import Output
 from p2prw.reporters.sanitise import clean
-from p2prw.units import format_duration, format_rate, format_size
+from p2prw.units import counted, format_duration, format_rate, format_size
 
 INTERVAL_S = 2.0
 
@@ -32,6 +32,12 @@ def error_lines(error: Any) -> list[str]:
     if error.fix:
         lines.append(f"  try:  {clean(error.fix)}")
     return lines
+
+
+def print_error(error: Any, stderr: Output) -> None:
+    """Print the block; what is to be pasted stays one line however narrow the terminal is."""
+    for line in error_lines(error):
+        (stderr.line if line.startswith("  try:") else stderr.fact)(line)
 
 
 class QuietView:
@@ -56,11 +62,14 @@ class QuietView:
     def warning(self, text: str) -> None:
         """Say nothing: the result lists warnings."""
 
+    def above(self, write: Callable[[], None]) -> None:
+        """Let `write` print to stdout: only moving lines would be in its way."""
+        write()
+
     def finished(self, result: Any) -> None:
         """Print the error, if there is one."""
         if result.error is not None:
-            for line in error_lines(result.error):
-                self.stderr.line(line)
+            print_error(result.error, self.stderr)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -115,7 +124,7 @@ class TextPrinter:
     def finished(self, result: TransferResult) -> None:
         """Print the facts; a dry run prints its plan."""
         for line in result_lines(result, self.request):
-            self.stdout.line(line)
+            self.stdout.fact(line)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -136,8 +145,8 @@ def progress_line(progress: Progress) -> str:
         f"{progress.phase:<10} {format_size(progress.bytes_done)} of {format_size(progress.bytes_total)}",
         format_rate(progress.bw_bytes_per_s),
         f"{progress.wqes_in_flight} in flight",
-        f"route {progress.route}",
-        f"{progress.retries} retries",
+        *((f"route {progress.route}",) if progress.route else ()),
+        counted(progress.retries, "retry", "retries"),
     ]
     if left is not None:
         parts.insert(2, f"{format_duration(left)} left")
@@ -148,7 +157,7 @@ def progress_line(progress: Progress) -> str:
 
 def reconnects_text(count: int) -> str:
     """Return `2 reconnects`."""
-    return f"{count} reconnect{'' if count == 1 else 's'}"
+    return counted(count, "reconnect")
 
 
 def time_left_s(progress: Progress) -> float | None:
@@ -191,9 +200,28 @@ def result_lines(result: TransferResult, request: TransferRequest | None) -> Ite
 
         yield from plan_lines(dict(result.plan))
         return
+    if nothing_moved(result):
+        yield from attempt_lines(result)
+        return
     for stats in result.results:
         yield from _stats_lines(stats, result, request)
     yield from fact_lines(result)
+
+
+def nothing_moved(result: Outcome[Any]) -> bool:
+    """Tell whether a failure left nothing to be told but itself."""
+    return result.error is not None and not any(row.bytes or getattr(row, "skipped_bytes", 0) for row in result.results)
+
+
+def attempt_lines(result: Outcome[Any]) -> Iterator[str]:
+    """Return what a failure without a byte moved has beside itself: routes that were tried in vain, warnings."""
+    for side, route in (("local", result.local_route), ("remote", result.remote_route)):
+        for attempt in route.attempts if route else ():
+            if not attempt.ok:
+                reason = attempt.why or attempt.errno or attempt.wc_status or "failed"
+                yield f"route     {side}: {attempt.route} was not taken: {reason}"
+    for warning in result.warnings:
+        yield f"warning   {warning}"
 
 
 def fact_lines(result: Outcome[Any]) -> Iterator[str]:
@@ -225,23 +253,28 @@ def _stats_lines(stats: TransferStats, result: TransferResult, request: Transfer
     limit = stats.rate_limit_bytes_per_s
     by = " by the server" if stats.rate_limit_by == "server" else ""
     limited = f", limited to {format_rate(limit)}{by}" if limit is not None else ""
+    if not stats.wqes_posted and is_whole:
+        # Size 0, or all of it had arrived before: there is no rate, and no work to count.
+        return
     yield f"rate      {format_rate(stats.bw_bytes_per_s)} over {format_duration(stats.elapsed_s)}{limited}"
     yield (
-        f"work      {stats.wqes_posted} WQEs, {stats.wqes_signalled} signalled, {stats.kernel_wqes} by the kernel's "
-        f"count, chunk {format_size(stats.chunk_bytes)}"
+        f"work      {counted(stats.wqes_posted, 'WQE')}, {stats.wqes_signalled} signalled, {stats.kernel_wqes} by the "
+        f"kernel's count, chunk {format_size(stats.chunk_bytes)}"
     )
     yield (
-        f"retries   {stats.retransmitted_packets} packets sent again, {stats.sequence_naks} sequence NAKs, "
-        f"{stats.rnr_naks} RNR NAKs, {stats.timeouts} timeouts"
-        + (f", {reconnects_text(stats.reconnects)}" if stats.reconnects else "")
+        f"retries   {counted(stats.retransmitted_packets, 'packet')} sent again, "
+        f"{counted(stats.sequence_naks, 'sequence NAK')}, {counted(stats.rnr_naks, 'RNR NAK')}, "
+        f"{counted(stats.timeouts, 'timeout')}" + (f", {reconnects_text(stats.reconnects)}" if stats.reconnects else "")
     )
 
 
 def _verify_line(verify: VerifyReport) -> str:
+    if verify.status == "verified" and not verify.blocks:
+        return "verified  nothing to compare: 0 bytes"
     if verify.status == "verified":
         return (
-            f"verified  {verify.algorithm} {verify.local_digest} by {verify.method}, {verify.blocks} blocks, "
-            f"{format_duration(verify.elapsed_s)}"
+            f"verified  {verify.algorithm} {verify.local_digest} by {verify.method}, "
+            f"{counted(verify.blocks, 'block')}, {format_duration(verify.elapsed_s)}"
         )
     if verify.status == "unverified":
         return "unverified" + (f": {verify.why.removeprefix('unverified: ')}" if verify.why else "")

@@ -100,7 +100,7 @@ def test_perftests_line_is_understood_as_it_stands(run, bench):
 
 def test_each_way_of_speaking(run, bench):
     text = run("bench", "h/r")
-    assert "MESSAGES/s" in text.stdout and "soft0 [soft]" in text.stdout and "bench write -> h:18515/r" in text.stderr
+    assert "MSG/s" in text.stdout and "soft0 [soft]" in text.stdout and "bench write -> h:18515/r" in text.stderr
     perftest = run("bench", "h/r", "--format", "perftest", "--report_gbits")
     assert perftest.stdout.splitlines()[0].startswith(" #bytes     #iterations    BW peak[Gb/sec]")
     assert len(perftest.stdout.splitlines()) == 2

@@ -147,7 +147,39 @@ def test_the_text_of_a_whole_result():
 def test_a_row_cut_short_says_so_and_shows_no_figure_it_has_not():
     line = row_line(CUT)
     assert "cut short" in line and "None" not in line and " - " in line
-    assert len(head_line(CUT).split("DATA")[0]) == len(line.split("unverified")[0]), "columns stand under their heads"
+    assert len(head_line(CUT)) == len(line.split("  cut short")[0]), "columns stand under their heads"
+
+
+def test_tables_fit_eighty_columns_and_say_what_became_of_the_data():
+    for row in (BW, LAT, BOTH):
+        unverified = row_line(replace(row, verify="unverified"))
+        assert len(head_line(row)) == len(unverified) <= 80
+        assert row_line(replace(row, verify="verified")) == unverified + "  verified"
+
+
+def test_a_small_rate_is_not_nothing():
+    line = row_line(replace(BW, size_bytes=2, bw_bytes_per_s=2000.0, bw_min_bytes_per_s=100.0))
+    assert "0.0019" in line and " 0.0 " not in line
+
+
+class Watched(QuietView):
+    """A view that notes what is printed while its moving lines are away."""
+
+    away = False
+
+    def above(self, write):
+        self.away = True
+        write()
+        self.away = False
+
+
+def test_rows_are_printed_while_the_moving_lines_are_away(monkeypatch):
+    stdout, view, seen = Output(io.StringIO()), Watched(Output(io.StringIO())), []
+    printer = choose_printer(Mode(), stdout, perftest=False, gbits=False, peak=True)
+    monkeypatch.setattr(printer, "row", lambda row: seen.append(view.away))
+    reporter = BenchReporter(view, printer)
+    reporter.row(BW)
+    assert seen == [True], "stdout may be the very terminal that the moving lines stand on"
 
 
 BOTH = replace(BW, both_ways=True, messages=9000, bytes=589824000, msg_rate_per_s=36000.0, bw_bytes_per_s=2359296000.0,
@@ -158,7 +190,7 @@ BOTH = replace(BW, both_ways=True, messages=9000, bytes=589824000, msg_rate_per_
 
 def test_both_directions_have_a_table_of_their_own():
     head, line = head_line(BOTH), row_line(BOTH)
-    assert len(head.split("DATA")[0]) == len(line.split("unverified")[0]), "columns stand under their heads"
+    assert len(head) == len(line), "columns stand under their heads"
     assert "2250.0" in line and "1250.0" in line and "1000.0" in line and "36000" in line and "18.87" in line
     cut = row_line(replace(CUT, both_ways=True))
     assert "None" not in cut and " - " in cut

@@ -49,7 +49,7 @@ def document():
 
 def test_lines_show_reasons_and_commands(document):
     lines = list(run_lines(document, "sum"))
-    assert lines[0] == "pass  r1  1.0 MiB/s (0.01 Gb/s)  route cpu  500.0 ms"
+    assert lines[0] == "pass  r1  1.0 MiB/s (0.0084 Gb/s)  route cpu  500.0 ms"
     assert lines[1] == "      $ p2prw write h/a1"
     assert lines[2].startswith("FAIL  r2") and lines[2].endswith("measured 1 MiB/s")
     assert lines[-2:] == ["warning: --junit: no space", "sum"]

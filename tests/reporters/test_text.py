@@ -18,6 +18,7 @@ from p2prw.engine.model import (
     TransferStats,
     VerifyReport,
 )
+from p2prw.engine.outcome import error_report
 from p2prw.errors import HostError
 from p2prw.reporters.output import Output
 from p2prw.reporters.text import TextView, error_lines, progress_line, result_lines, route_text, time_left_s
@@ -94,9 +95,31 @@ def test_result_names_retries_attempts_and_warnings():
     text = "\n".join(result_lines(result(local_route=route, warnings=("careful",)), REQUEST))
     assert "read      100 B (100 bytes)  [::1]:9/r+4096 -> file:a" in text
     assert "local: pin was not taken: EFAULT" in text
-    assert "5 packets sent again, 2 sequence NAKs, 1 RNR NAKs, 3 timeouts" in text
+    assert "5 packets sent again, 2 sequence NAKs, 1 RNR NAK, 3 timeouts" in text
     assert "unverified: shared" in text
     assert "warning   careful" in text
+
+
+def test_nothing_to_move_has_no_rate_and_no_digest():
+    row = TransferStats("read", 0, 0, 0.0, None, 0, 0, 0, 32)
+    verify = VerifyReport("verified", "owner-cpu")
+    text = "\n".join(result_lines(result(results=(row,), verify=verify), None))
+    assert "None" not in text and "rate" not in text
+    assert "verified  nothing to compare: 0 bytes" in text
+
+
+def test_a_failure_without_a_byte_is_told_by_its_error_alone():
+    row = TransferStats("read", 200, 0, 0.0, None, 0, 0, 0, 32)
+    route = RouteReport("pin", "nic", False, "host", "a", "b", attempts=(RouteAttempt("odp", False, "EFAULT"),))
+    failed = result(
+        status="failed",
+        results=(row,),
+        error=error_report(HostError("no", why="because", fix="do")),
+        local_route=route,
+        phases={"map": 1.0},
+        warnings=("careful",),
+    )
+    assert list(result_lines(failed, REQUEST)) == ["route     local: odp was not taken: EFAULT", "warning   careful"]
 
 
 def test_partial_result_says_so():

@@ -81,11 +81,6 @@ class Ask:
         return Status.FAIL if needed else Status.WARN
 
 
-def counted(number: int, noun: str) -> str:
-    """Return `1 bridge`, `2 bridges`."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def is_soft(name: str) -> bool:
     """Tell whether a device name is the software device's."""
     return name == "soft0" or name.startswith("soft:")

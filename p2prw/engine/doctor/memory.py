@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from p2prw.engine.doctor.findings import Ask, Finding, Status, counted
+from p2prw.engine.doctor.findings import Ask, Finding, Status
 from p2prw.engine.doctor.view import CAP_IPC_LOCK, HostView
 from p2prw.engine.providers.verbs_sysfs import hca_names
 from p2prw.errors import P2prwError
-from p2prw.units import MIB, format_size
+from p2prw.units import MIB, counted, format_size
 
 STAGING_BYTES = 32 * MIB
 """What a transfer of a file registers by default (TransferRequest.staging_bytes)."""

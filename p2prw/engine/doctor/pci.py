@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from p2prw.engine.doctor.findings import Ask, Finding, Status, counted
+from p2prw.engine.doctor.findings import Ask, Finding, Status
 from p2prw.engine.doctor.view import HostView
 from p2prw.engine.topology.config_space import Unreadable
 from p2prw.engine.topology.endpoints import list_clients, list_providers
@@ -12,6 +12,7 @@ from p2prw.engine.topology.pairs import Pair
 from p2prw.engine.topology.pci import PCI_DEVICES, device_path
 from p2prw.engine.topology.verdict import MapType
 from p2prw.errors import HostError
+from p2prw.units import counted
 
 _BRIDGE = 0x0604
 _MOST_PAIRS = 1024
