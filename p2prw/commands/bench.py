@@ -85,6 +85,7 @@ def bench(app: App, /, target: str | None, **line: Any) -> int:
 
     with app.drawing(reporter), app.watching():
         reporter.started(request)
+        app.stop.tell = reporter.view.waiting
         result = reported_result(app, finish(events, show))
         app.reported = True
         reporter.finished(result)

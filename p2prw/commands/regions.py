@@ -33,6 +33,7 @@ def regions(app: App, /, peer: str | None, **line: Any) -> int:
     if settings["show_config"]:
         return show_config(app, settings, lambda: peer_request(settings, peer))
     address, token, tls, deadlines = peer_request(settings, peer)
+    app.stop.tell = app.note
     from p2prw.engine.session import list_regions
     from p2prw.reporters.document import build
     from p2prw.reporters.listing import region_lines
@@ -46,6 +47,6 @@ def regions(app: App, /, peer: str | None, **line: Any) -> int:
             "staged": region.staged,
             "busy": region.busy,
         }
-        for region in list_regions(address, token, deadlines, tls=tls)
+        for region in list_regions(address, token, deadlines, tls=tls, stop=app.stop)
     ]
     return app.listing(build("regions", results=rows, params={"peer": str(address)}), region_lines(rows, str(address)))

@@ -104,7 +104,11 @@ def _run(app: App, request: SmokeRequest) -> SmokeResult:
     view = choose_smoke_view(app.mode, app.stderr, app.environ)
     stream = StreamPrinter(app.stdout) if app.mode.format is Format.STREAM else None
 
+    # Until there is a table: it shows by itself what is under way.
+    app.stop.tell = app.note
+
     def on_plan(plan: SmokePlan) -> None:
+        app.stop.tell = None
         view.planned(plan)
         if app.report is not None:
             app.report.more["plan.txt"] = "".join(f"{describe_cell(cell)}\n" for cell in plan.cells)

@@ -31,6 +31,7 @@ def run_data_command(app: App, command: str, target: str | None, line: Mapping[s
         app.parting = "p2prw: left at once; what has arrived at a file is kept: --resume goes on from there"
     with app.drawing(reporter), app.watching():
         reporter.started(request)
+        app.stop.tell = reporter.view.waiting
         events = run_transfer(request, dry_run=settings["dry_run"], stop=app.stop, keep_plan=app.report is not None)
         result = _reported(app, finish(events, reporter.progress), planned=settings["dry_run"])
         app.reported = True

@@ -252,7 +252,7 @@ class LeaseClient:
         if resume is not None and prepared.file_region is not None:
             memory = self.memory = prepared.file_region.open_sink(length_bytes, resume)
         else:
-            memory = self.memory = prepared.open(length_bytes)
+            memory = self.memory = prepared.open(length_bytes, self.deadline.stop)
         self.stack.callback(memory.close)
         self.warnings += memory.warnings
         return memory

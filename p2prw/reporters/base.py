@@ -51,10 +51,17 @@ class Reporter(Protocol):
         """Leave the terminal as it was found. Safe to call twice."""
 
 
+class View(Reporter, Protocol):
+    """The half on stderr."""
+
+    def waiting(self, text: str) -> None:
+        """Show what is waited for, before anything moves."""
+
+
 class Both:
     """Two reporters told the same; the view is closed before the printer writes."""
 
-    def __init__(self, view: Reporter, printer: Reporter) -> None:
+    def __init__(self, view: View, printer: Reporter) -> None:
         self.view = view
         self.printer = printer
 

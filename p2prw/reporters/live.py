@@ -118,6 +118,11 @@ class LiveView(MovingView, QuietView):
         """Show another title from the next redraw on."""
         self.title = clean(title)
 
+    def waiting(self, text: str) -> None:
+        """Show what is waited for under the title, until something moves."""
+        self.next_s = 0.0
+        self.redraw(lambda: Group(Text(self.title, style="bold"), Text(clean(text), style="dim")))
+
     def progress(self, progress: Progress) -> None:
         """Redraw."""
         self.redraw(lambda: render(self.title, progress))

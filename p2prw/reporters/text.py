@@ -62,6 +62,9 @@ class QuietView:
     def warning(self, text: str) -> None:
         """Say nothing: the result lists warnings."""
 
+    def waiting(self, text: str) -> None:
+        """Say nothing: what is waited for is no error yet."""
+
     def above(self, write: Callable[[], None]) -> None:
         """Let `write` print to stdout: only moving lines would be in its way."""
         write()
@@ -98,6 +101,10 @@ class TextView(QuietView):
             return
         self.next_s = now + self.interval_s
         self.stderr.line(progress_line(progress))
+
+    def waiting(self, text: str) -> None:
+        """Say what is waited for: nothing else is seen meanwhile."""
+        self.stderr.line(text)
 
     def warning(self, text: str) -> None:
         """Print one warning."""

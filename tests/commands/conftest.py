@@ -85,7 +85,9 @@ class FakeEngine:
             self.during(stop)
         return self.result(request)
 
-    def list_regions(self, peer: Any, token: Any = None, timeouts: Any = None, *, tls: Any = None) -> tuple[Any, ...]:
+    def list_regions(
+        self, peer: Any, token: Any = None, timeouts: Any = None, *, tls: Any = None, stop: Any = None
+    ) -> tuple[Any, ...]:
         self.calls.append({"peer": peer, "token": token, "timeouts": timeouts})
         if self.raises:
             raise self.raises

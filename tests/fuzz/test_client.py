@@ -500,7 +500,7 @@ class Rig:
             self.memories.append(Memory(whole, size, bytes(inside)))
             return HostMemory.from_buffer(inside, spec)
 
-        return replace(prepared, opener=guarded)
+        return replace(prepared, opener=guarded, slow_opener=None)
 
     # --- time passes
 

@@ -56,6 +56,24 @@ def test_redraws_ten_times_a_second_at_most():
     assert len(sizes) <= 11
 
 
+def test_a_wait_is_shown_at_once_under_the_title():
+    view, stream, _ = make()
+    view.started(REQUEST)
+    view.progress(sample(3))
+    view.waiting("cannot connect\x1b[2J; tried again for 10 s")
+    assert "cannot connect\\x1b[2J; tried again for 10 s" in stream.getvalue()
+
+
+def test_what_is_printed_above_finds_no_moving_lines_in_its_way():
+    view, stream, _ = make()
+    view.started(REQUEST)
+    view.progress(sample(3))
+    view.above(lambda: stream.write("ROW\n"))
+    before, after = stream.getvalue().split("ROW\n")
+    assert before.endswith(("\x1b[2K", "\x1b[?25h")), "erased, the cursor where they began"
+    assert "3 MiB of 64 MiB" in after, "and drawn again"
+
+
 def test_leaves_the_terminal_as_it_was():
     view, stream, _ = make()
     view.started(REQUEST)

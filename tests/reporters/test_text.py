@@ -21,7 +21,7 @@ from p2prw.engine.model import (
 from p2prw.engine.outcome import error_report
 from p2prw.errors import HostError
 from p2prw.reporters.output import Output
-from p2prw.reporters.text import TextView, error_lines, progress_line, result_lines, route_text, time_left_s
+from p2prw.reporters.text import QuietView, TextView, error_lines, progress_line, result_lines, route_text, time_left_s
 
 REQUEST = TransferRequest(
     operation=Operation.READ,
@@ -58,6 +58,13 @@ def test_progress_line_has_every_figure():
 
 def test_no_time_left_without_a_rate():
     assert time_left_s(Progress("map", 0, 10, 0.0, 0.0, 0, 1, "cpu")) is None
+
+
+def test_a_wait_before_anything_moves_is_a_line():
+    stream = io.StringIO()
+    TextView(Output(stream)).waiting("waiting for the grant")
+    QuietView(Output(stream)).waiting("nothing")
+    assert stream.getvalue() == "waiting for the grant\n"
 
 
 def test_a_line_every_few_seconds():

@@ -21,7 +21,7 @@ from p2prw.engine.control.messages import Hello, Message, Refuse, decode, encode
 from p2prw.engine.control.seal import Seal
 from p2prw.engine.model import PeerAddress, Timeouts, TlsClient
 from p2prw.engine.stop import StopRequest
-from p2prw.errors import DeadlineExceeded, InterruptedTransfer, PeerGone, PeerRefusedError, RemoteProtocolError
+from p2prw.errors import DeadlineExceeded, PeerGone, PeerRefusedError, RemoteProtocolError
 
 if TYPE_CHECKING:
     from p2prw.engine.control.tls import TlsFilter
@@ -38,6 +38,8 @@ _TLS_RECORD_TYPES = range(20, 24)
 
 # How long one poll of `expect` lasts before `pump` and `stop` are looked at again.
 _SLICE_S = 0.05
+_LONG_WAIT_S = 2.0
+"""A wait that lasts longer is told of."""
 _BLIND_PUMP_SLICE_S = 0.002  # when `pump` has descriptors that we cannot wait for
 
 
@@ -263,13 +265,18 @@ class Channel:
         for descriptor in extra:
             poll.register(descriptor, select.POLLIN)
         slice_s = _BLIND_PUMP_SLICE_S if pump and not extra else _SLICE_S
+        told_s = deadline - deadline_s + _LONG_WAIT_S
         while True:
             message = self.receive()
             if message is not None:
                 return self._expected(message, types, name)
-            if stop:
-                raise InterruptedTransfer(signal_number=stop.signal_number or 2)
-            remaining_s = deadline - time.monotonic()
+            now = time.monotonic()
+            if stop is not None:
+                stop.check()
+                if now >= told_s:
+                    told_s = float("inf")
+                    stop.waits_for(f"waiting for {name} from {self.peer_address}, {deadline_s:.0f} s at most")
+            remaining_s = deadline - now
             if remaining_s <= 0:
                 raise self.overdue(deadline_s, name)
             if pump:
@@ -281,9 +288,9 @@ class Channel:
     def overdue(self, waited_s: float, name: str) -> DeadlineExceeded:
         """Return the error of a wait for `name` that ran out."""
         return DeadlineExceeded(
-            f"waited {waited_s:g} s for {name} from {self.peer_address}",
-            why="the peer is there but does not answer",
-            fix="look at the peer's own output; is it busy, or stopped?",
+            f"waited {waited_s:.3g} s for {name} from {self.peer_address}",
+            why="the peer took the connection and does not answer: it is busy, stopped, or no p2prw server",
+            fix=f"look at the peer's own output; there: ss -ltnp 'sport = :{self.peer_address.port}'",
             code="deadline",
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from p2prw.engine.model import PeerAddress
 from p2prw.engine.stop import StopRequest
-from p2prw.errors import HostError, InterruptedTransfer
+from p2prw.errors import HostError
 
 # A dead host is noticed after 10 + 3 x 5 seconds, or 30 seconds after data that nobody acknowledges.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 10, 5, 3
@@ -52,6 +52,8 @@ def connect_socket(peer: PeerAddress, connect_retry_s: float, *, stop: StopReque
             final = error.code == "resolve_failed" and error.errno != "EAI_AGAIN"
             if final or time.monotonic() + pause_s >= deadline:
                 raise
+            if stop is not None and attempt == 0:
+                stop.waits_for(f"{error.what}; tried again for {connect_retry_s:g} s (--connect-retry)")
         attempt += 1
         _sleep(pause_s, stop)
 
@@ -207,5 +209,5 @@ def _sleep(seconds: float, stop: StopRequest | None) -> None:
 
 
 def _check(stop: StopRequest | None) -> None:
-    if stop:
-        raise InterruptedTransfer(signal_number=stop.signal_number or 2)
+    if stop is not None:
+        stop.check()

@@ -18,6 +18,7 @@ from p2prw.engine.memory.limits import check_host_memory, check_hugepages, check
 from p2prw.engine.memory.mapped import MappedMemory, address_of, check_pattern, close_mapping
 from p2prw.engine.memory.spec import HUGEPAGE_BYTES, make_spec, size_option
 from p2prw.engine.model import MemorySpec, Offer
+from p2prw.engine.stop import StopRequest
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError, RequestError
 from p2prw.units import format_size
@@ -37,6 +38,8 @@ _MPOL_BIND = 2  # include/uapi/linux/mempolicy.h
 _NR_MBIND = {"x86_64": 237, "aarch64": 235, "riscv64": 235, "loongarch64": 235, "ppc64le": 259, "s390x": 268}
 # Pages are touched in slices, so that Ctrl-C is heard between them.
 _TOUCH_BYTES = 64 * 1024**2
+_SLOW_BYTES = 1024**3
+"""From here on it takes a second and more on many a machine, so it is said."""
 
 
 class HostBuffer:
@@ -108,11 +111,17 @@ def check_host(spec: MemorySpec, length_bytes: int, sysfs: SysfsRoot, proc: Path
 
 
 def open_host(
-    spec: MemorySpec, length_bytes: int | None = None, *, sysfs: SysfsRoot | None = None, proc: Path = Path("/proc")
+    spec: MemorySpec,
+    length_bytes: int | None = None,
+    *,
+    sysfs: SysfsRoot | None = None,
+    proc: Path = Path("/proc"),
+    stop: StopRequest | None = None,
 ) -> HostMemory:
     """Allocate `length_bytes` (`size=` wins) of zeroed or pattern-filled memory, all of it present.
 
-    Errors: RequestError without any size; HostError `not_enough_memory`, `no_hugepages`, `no_numa_node`, `numa_bind`.
+    Errors: InterruptedTransfer once `stop` is set; RequestError without any size; HostError `not_enough_memory`,
+    `no_hugepages`, `no_numa_node`, `numa_bind`.
     """
     size = size_option(spec)
     length = length_bytes if size is None else size
@@ -128,7 +137,9 @@ def open_host(
         address = address_of(mapping)
         if node is not None:
             _bind(address, len(mapping), node)
-        _touch(mapping, spec)
+        if stop is not None and length >= _SLOW_BYTES:
+            stop.waits_for(f"taking {format_size(length)} of host memory")
+        _touch(mapping, spec, stop)
         view = memoryview(mapping)[:length]
         if "pattern" in spec.options:
             from p2prw.engine.pattern import parse_pattern
@@ -207,11 +218,13 @@ def _bind(address: int, length_bytes: int, node: int) -> None:
     )
 
 
-def _touch(mapping: mmap.mmap, spec: MemorySpec) -> None:
+def _touch(mapping: mmap.mmap, spec: MemorySpec, stop: StopRequest | None) -> None:
     """Make every page present, or raise: where the kernel can say no (MADV_POPULATE_WRITE) no SIGBUS can follow."""
     step = max(_TOUCH_BYTES, HUGEPAGE_BYTES.get(spec.options.get("hugepages", ""), 0))
     for start in range(0, len(mapping), step):
         length = min(step, len(mapping) - start)
+        if stop is not None:
+            stop.check()
         try:
             mapping.madvise(_MADV_POPULATE_WRITE, start, length)
         except OSError as error:

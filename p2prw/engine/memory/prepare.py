@@ -19,6 +19,7 @@ from p2prw.engine.memory.spec import format_memory_spec, size_option
 from p2prw.engine.memory.udmabuf import check_udmabuf, open_udmabuf
 from p2prw.engine.memory.vfio import check_vfio, open_vfio
 from p2prw.engine.model import MemorySpec
+from p2prw.engine.stop import StopRequest
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import LocalProtocolError, RequestError
 
@@ -37,16 +38,19 @@ class PreparedMemory:
     opener: Callable[[int | None], MemorySource]
     file_region: FileRegion | None = None
     """For files: one reader or writer for each lease, instead of `open`."""
+    slow_opener: Callable[[int | None, StopRequest | None], MemorySource] | None = None
+    """Instead of `opener`, where it can take long: big host memory, whose pages are all touched."""
 
     @property
     def elastic(self) -> bool:
         """The transfer decides the size."""
         return self.length_bytes is None if self.file_region is None else self.file_region.elastic
 
-    def open(self, length_bytes: int | None = None) -> MemorySource:
+    def open(self, length_bytes: int | None = None, stop: StopRequest | None = None) -> MemorySource:
         """Open it. `length_bytes` is the transfer's size: elastic memory needs it, other memory must be that long.
 
-        Errors: RequestError `missing_size`, `size_does_not_fit`; HostError for what the host cannot do.
+        `stop` is looked at where opening takes long. Errors: RequestError `missing_size`, `size_does_not_fit`;
+        HostError for what the host cannot do.
         """
         if length_bytes is not None and self.length_bytes is not None and length_bytes > self.length_bytes:
             raise RequestError(
@@ -55,7 +59,7 @@ class PreparedMemory:
                 fix=f"--size {self.length_bytes}",
                 code="size_does_not_fit",
             )
-        return self.opener(length_bytes)
+        return self.opener(length_bytes) if self.slow_opener is None else self.slow_opener(length_bytes, stop)
 
 
 def prepare_memory(
@@ -158,7 +162,11 @@ def _prepare_host(spec: MemorySpec, role: Role, sysfs: SysfsRoot, proc: Path) ->
             "a served host region needs a size", why="no peer decides it", fix="host,size=64MiB", code="missing_size"
         )
     check_host(spec, size or 0, sysfs, proc)
-    return PreparedMemory(spec, role, size, False, lambda length: open_host(spec, length, sysfs=sysfs, proc=proc))
+
+    def open_slowly(length_bytes: int | None, stop: StopRequest | None = None) -> MemorySource:
+        return open_host(spec, length_bytes, sysfs=sysfs, proc=proc, stop=stop)
+
+    return PreparedMemory(spec, role, size, False, open_slowly, slow_opener=open_slowly)
 
 
 def _prepare_file(spec: MemorySpec, role: Role, region: FileRegion) -> PreparedMemory:

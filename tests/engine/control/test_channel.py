@@ -306,6 +306,17 @@ def test_a_deadline_is_named_and_kept(pair: tuple[Channel, socket.socket]) -> No
     assert caught.value.code == "deadline"
 
 
+def test_a_long_wait_is_told_of_once(pair: tuple[Channel, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    channel, _ = pair
+    told: list[str] = []
+    for long_s, count in ((0.0, 1), (60.0, 0)):
+        monkeypatch.setattr("p2prw.engine.control.channel._LONG_WAIT_S", long_s)
+        with pytest.raises(DeadlineExceeded):
+            channel.expect(Grant, deadline_s=0.2, name="the grant", stop=StopRequest(told.append))
+        assert told == ["waiting for the grant from local:0, 0 s at most"][:count]
+        told.clear()
+
+
 def test_a_deadline_of_zero_takes_what_is_there(pair: tuple[Channel, socket.socket]) -> None:
     channel, theirs = pair
     theirs.sendall(frame(encode(Window(1))))

@@ -221,6 +221,14 @@ def test_a_port_that_met_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert failure(PeerAddress("127.0.0.1", port)).code == "connect_refused"
 
 
+def test_whoever_waits_for_a_server_is_told_once_why() -> None:
+    told: list[str] = []
+    port = free_port()
+    with pytest.raises(HostError):
+        connect_socket(PeerAddress("127.0.0.1", port), 0.4, stop=StopRequest(told.append))
+    assert told == [f"cannot connect to 127.0.0.1:{port}: connection refused; tried again for 0.4 s (--connect-retry)"]
+
+
 @pytest.mark.parametrize("moment_s", [0.0, 0.2])
 def test_a_stop_request_ends_the_attempts(moment_s: float) -> None:
     stop = StopRequest()

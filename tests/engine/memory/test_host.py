@@ -14,11 +14,13 @@ import pytest
 
 from p2prw.engine.memory import host
 from p2prw.engine.memory.host import HostMemory, check_host, open_host, open_scratch
+from p2prw.engine.memory.prepare import prepare_memory
 from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import Offer
 from p2prw.engine.pattern import parse_pattern
+from p2prw.engine.stop import StopRequest
 from p2prw.engine.topology.sysfs import SysfsRoot
-from p2prw.errors import HostError, RequestError
+from p2prw.errors import HostError, InterruptedTransfer, RequestError
 
 PAGE = mmap.PAGESIZE
 
@@ -47,6 +49,19 @@ def test_pages_are_touched_on_old_kernels_too(monkeypatch: pytest.MonkeyPatch) -
     memory = open_scratch(64 * PAGE)
     assert resident_pages(memory.buffers()[0].cpu_address, 64) == 64
     memory.close()
+
+
+def test_memory_that_takes_long_says_so_and_hears_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    stop = StopRequest(told.append)
+    monkeypatch.setattr(host, "_SLOW_BYTES", 2 * PAGE)
+    open_host(parse_memory_spec(f"host,size={PAGE}"), stop=stop).close()
+    assert not told
+    prepare_memory(parse_memory_spec(f"host,size={2 * PAGE}"), "source").open(None, stop).close()
+    assert told == ["taking 8 KiB of host memory"]
+    stop.set(2)
+    with pytest.raises(InterruptedTransfer):
+        open_host(parse_memory_spec("host,size=1M"), stop=stop)
 
 
 def test_a_kernel_without_pages_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
