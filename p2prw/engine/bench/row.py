@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from p2prw.engine.bench.latency import TimedLoop
@@ -10,7 +10,9 @@ from p2prw.engine.bench.loop import BandwidthLoop
 from p2prw.engine.bench.model import LATENCY_FIGURES, BenchRequest, BenchRow
 from p2prw.engine.bench.reverse import Incoming
 from p2prw.engine.bench.statistics import interval_figures, latency_figures
+from p2prw.engine.lane import Lane
 from p2prw.engine.model import Operation
+from p2prw.engine.pace import Pace
 from p2prw.errors import ThresholdError
 from p2prw.units import format_rate, format_size
 
@@ -29,37 +31,16 @@ class RunFacts:
 
 def bandwidth_row(loop: BandwidthLoop, facts: RunFacts) -> BenchRow:
     """Return the row of a bandwidth run, whole or not."""
-    lanes, marks = loop.lanes, loop.marks
+    marks = loop.marks
     messages = marks[-1].messages if marks else 0
     elapsed_s = marks[-1].at_s - marks[0].at_s if marks else 0.0
-    done = messages > 0 and elapsed_s > 0
     figures = interval_figures(marks, facts.size_bytes)
-    return BenchRow(
-        test="bw",
-        operation=facts.operation.value,
-        size_bytes=facts.size_bytes,
-        complete=facts.complete,
-        queue_pairs=len(lanes),
-        tx_depth=lanes[0].depth,
-        signal_every=lanes[0].signal_every,
-        post_list=lanes[0].post_list,
-        wqes_per_message=len(lanes[0].postings),
-        warm_up_messages=facts.warm_up,
-        messages=messages,
-        bytes=messages * facts.size_bytes,
-        elapsed_s=elapsed_s,
-        msg_rate_per_s=messages / elapsed_s if done else None,
-        bw_bytes_per_s=messages * facts.size_bytes / elapsed_s if done else None,
+    return replace(
+        _row("bw", facts, loop.lanes, loop.pace, messages, elapsed_s),
         bw_min_bytes_per_s=figures.lowest,
         bw_median_bytes_per_s=figures.middle,
         bw_max_bytes_per_s=figures.highest,
         intervals=figures.count,
-        retransmitted_packets=facts.retransmitted_packets,
-        verify=facts.verify,
-        rate_limit_bytes_per_s=loop.pace.rate_bytes_per_s if loop.pace is not None else None,
-        rate_limit_by=loop.pace.by if loop.pace is not None else None,
-        wqes_posted=sum(lane.posted for lane in lanes),
-        wqes_signalled=sum(lane.signalled for lane in lanes),
     )
 
 
@@ -98,26 +79,14 @@ def both_ways_row(row: BenchRow, incoming: Incoming | None) -> BenchRow:
 
 def latency_row(loop: TimedLoop, facts: RunFacts) -> BenchRow:
     """Return the row of a latency run, whole or not."""
-    messages = len(loop.samples_us)
     elapsed_s = loop.last_completion_s - loop.first_post_s
-    done = messages > 0 and elapsed_s > 0
     figures = latency_figures(loop.samples_us)
-    return BenchRow(
-        test="lat",
-        operation=facts.operation.value,
-        size_bytes=facts.size_bytes,
-        complete=facts.complete,
-        queue_pairs=1,
+    return replace(
+        _row("lat", facts, [loop.lane], loop.pace, len(loop.samples_us), elapsed_s),
+        # Whatever the lane could do: one message at a time, seen by itself.
         tx_depth=1,
         signal_every=1,
         post_list=None,
-        wqes_per_message=len(loop.lane.postings),
-        warm_up_messages=facts.warm_up,
-        messages=messages,
-        bytes=messages * facts.size_bytes,
-        elapsed_s=elapsed_s,
-        msg_rate_per_s=messages / elapsed_s if done else None,
-        bw_bytes_per_s=messages * facts.size_bytes / elapsed_s if done else None,
         lat_by=loop.lat_by,
         lat_min_us=figures.lowest if figures else None,
         lat_avg_us=figures.mean if figures else None,
@@ -128,12 +97,36 @@ def latency_row(loop: TimedLoop, facts: RunFacts) -> BenchRow:
         lat_max_us=figures.highest if figures else None,
         lat_stdev_us=figures.stdev if figures else None,
         histogram=figures.histogram if figures else (),
+    )
+
+
+def _row(
+    test: str, facts: RunFacts, lanes: Sequence[Lane], pace: Pace | None, messages: int, elapsed_s: float
+) -> BenchRow:
+    """Return what the rows of both tests say, without the figures that one of them has."""
+    done = messages > 0 and elapsed_s > 0
+    return BenchRow(
+        test=test,
+        operation=facts.operation.value,
+        size_bytes=facts.size_bytes,
+        complete=facts.complete,
+        queue_pairs=len(lanes),
+        tx_depth=lanes[0].depth,
+        signal_every=lanes[0].signal_every,
+        post_list=lanes[0].post_list,
+        wqes_per_message=len(lanes[0].postings),
+        warm_up_messages=facts.warm_up,
+        messages=messages,
+        bytes=messages * facts.size_bytes,
+        elapsed_s=elapsed_s,
+        msg_rate_per_s=messages / elapsed_s if done else None,
+        bw_bytes_per_s=messages * facts.size_bytes / elapsed_s if done else None,
         retransmitted_packets=facts.retransmitted_packets,
         verify=facts.verify,
-        rate_limit_bytes_per_s=loop.pace.rate_bytes_per_s if loop.pace is not None else None,
-        rate_limit_by=loop.pace.by if loop.pace is not None else None,
-        wqes_posted=loop.lane.posted,
-        wqes_signalled=loop.lane.signalled,
+        rate_limit_bytes_per_s=pace.rate_bytes_per_s if pace is not None else None,
+        rate_limit_by=pace.by if pace is not None else None,
+        wqes_posted=sum(lane.posted for lane in lanes),
+        wqes_signalled=sum(lane.signalled for lane in lanes),
     )
 
 
