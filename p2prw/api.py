@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2prw.engine.events import Progress
 from p2prw.engine.model import (
+    DEFAULT_PORT,
     Operation,
     PeerAddress,
     ServedRegion,
@@ -29,24 +30,23 @@ from p2prw.engine.model import (
 )
 from p2prw.engine.steps import finish as finish
 from p2prw.engine.stop import StopRequest
-from p2prw.errors import RequestError
-from p2prw.targets import parse_host, parse_target
+from p2prw.targets import Host, parse_host, parse_target
 
 if TYPE_CHECKING:
     from p2prw.engine.bench.model import BenchResult
     from p2prw.engine.smoke.model import SmokeResult
 
-DEFAULT_PORT = 18515
 
-
-def parse_peer(text: str, default_port: int = DEFAULT_PORT) -> tuple[PeerAddress, str | None, int]:
+def parse_peer(text: str) -> tuple[PeerAddress, str | None, int]:
     """Return (peer, region, offset in bytes) of `HOST[:PORT][/REGION[+OFFSET]]` or `[V6]:PORT/...`. RequestError."""
     if "/" not in text:
-        host, region, offset_bytes = parse_host(text), None, 0
-    else:
-        target = parse_target(text)
-        host, region, offset_bytes = target.peer, target.region, target.offset_bytes
-    return PeerAddress(host.host, default_port if host.port is None else host.port), region, offset_bytes
+        return _address(parse_host(text)), None, 0
+    target = parse_target(text)
+    return _address(target.peer), target.region, target.offset_bytes
+
+
+def _address(host: Host) -> PeerAddress:
+    return PeerAddress(host.host, DEFAULT_PORT if host.port is None else host.port)
 
 
 def make_request(
@@ -58,19 +58,12 @@ def make_request(
     """
     from p2prw.engine.memory.spec import parse_memory_spec
 
-    peer, region, offset = parse_peer(target)
-    if region is None:
-        raise RequestError(
-            f"{target!r} names no region",
-            why="a server offers regions by name",
-            fix=f"{peer}/REGION; see `p2prw regions {peer}`",
-            code="bad_peer",
-        )
+    place = parse_target(target, "target")
     return TransferRequest(
         operation=operation,
-        peer=peer,
-        region=region,
-        region_offset=offset,
+        peer=_address(place.peer),
+        region=place.region,
+        region_offset=place.offset_bytes,
         memory=parse_memory_spec(memory),
         via=parse_memory_spec(via) if via is not None else None,
         **options,

@@ -98,7 +98,8 @@ def _what() -> Iterator[Setting]:
     )  # fmt: skip
     yield Setting(
         "port", integer(0, 65535), "Port of the control channel where PEER or --listen names none.", group, TALKS,
-        default=18515, shown="18515", sections=("transfer", "serve"), spellings=("-p",), metavar="PORT",
+        default=_SERVE["listen"].port, shown=str(_SERVE["listen"].port), sections=("transfer", "serve"),
+        spellings=("-p",), metavar="PORT",
     )  # fmt: skip
     yield Setting(
         "once", flag, "End after the first authenticated client, with its exit code.", group, SERVE, default=False,

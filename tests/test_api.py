@@ -49,8 +49,9 @@ def test_what_is_no_target_is_refused_as_the_command_line_does(text, code, fix):
 
 
 def test_a_request_needs_a_region():
-    with pytest.raises(RequestError, match="names no region"):
+    with pytest.raises(RequestError, match="names no region") as caught:
         api.make_request(Operation.WRITE, "host:99", "host,size=1MiB")
+    assert (caught.value.code, "p2prw regions host:99" in str(caught.value.fix)) == ("bad_target", True)
 
 
 def test_progress_then_result_and_a_region_that_may_not_be_written():

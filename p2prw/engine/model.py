@@ -301,12 +301,16 @@ class SourceIdentity:
 # --- requests and results -----------------------------------------------------------------------------------
 
 
+DEFAULT_PORT = 18515
+"""perftest's."""
+
+
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
     """Where a server listens."""
 
     host: str
-    port: int = 18515
+    port: int = DEFAULT_PORT
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -425,7 +429,7 @@ class ServeRequest:
     """Everything `serve` needs."""
 
     regions: tuple[ServedRegion, ...]
-    listen: PeerAddress = PeerAddress("127.0.0.1", 18515)
+    listen: PeerAddress = PeerAddress("127.0.0.1")
     device: str = "auto"
     ib_port: int = 1
     """Port of a verbs device; the software device has one."""

@@ -56,7 +56,6 @@ from p2prw.errors import LocalProtocolError, P2prwError, PeerRefusedError, Remot
 PROTOCOL_VERSION = 2
 """2: with a token, frames are sealed (`seal.py`). A peer of another version is refused, never met half way."""
 MAX_FRAME_BYTES = 64 * 1024
-DEFAULT_PORT = 18515
 
 DIGESTS_PER_PAGE = 1024
 """32 hex digits each: 36 KiB a page, inside a frame."""
