@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 
 from p2prw.engine.control.messages import PROTOCOL_VERSION
+from p2prw.engine.memory.spec import parse_memory_spec
+from p2prw.engine.model import ServedRegion
 
 CORPUS = Path(__file__).parent / "corpus"
 LONG_FACTOR = 10
@@ -54,6 +56,14 @@ class Kit:
     def inputs(self, normal: int) -> int:
         """Return how many inputs a fuzzer takes that takes `normal` in the usual run."""
         return normal * LONG_FACTOR if self.is_long else normal
+
+    @staticmethod
+    def regions(words: dict[str, tuple[str, str]]) -> tuple[ServedRegion, ...]:
+        """Return what a server offers by name -> (memory, access)."""
+        return tuple(
+            ServedRegion(name=name, memory=parse_memory_spec(spec), access=access)
+            for name, (spec, access) in words.items()
+        )
 
     def document(self, dice: random.Random) -> dict[str, Any]:
         """Return a valid message of the corpus, free to be changed."""
@@ -185,48 +195,29 @@ class HandClock:
         self.end_s = self.now + self.most_s
 
 
-class End:
-    """One end of a made-up TCP connection."""
+class Socket:
+    """A made-up TCP connection as one end sees it; `recv` and `send` are its kinds'."""
 
     family, type = socket.AF_INET, socket.SOCK_STREAM
     numbers = iter(range(1 << 20, 1 << 40))
 
-    def __init__(self, clock: HandClock) -> None:
+    def __init__(self) -> None:
         self.number = next(self.numbers)
-        self.clock = clock
-        self.arrived = bytearray()
         self.said = bytearray()
         self.ended: OSError | bool = False
         """The other end has closed, or reset, once what has arrived is read."""
         self.closed = False
-        self.flood = b""
-        """What arrives for ever, as fast as it is read."""
 
-    def fileno(self) -> int:
-        return -1 if self.closed else self.number
-
-    def recv(self, most: int) -> bytes:
-        self.clock.look()
-        if self.flood and not self.arrived:
-            self.arrived += self.flood
-            self.clock.now += 0.02
-        if self.arrived:
-            data = bytes(self.arrived[:most])
-            del self.arrived[:most]
-            return data
+    def nothing_more(self) -> bytes:
+        """Return what recv(2) does when all that has arrived is read."""
         if isinstance(self.ended, OSError):
             raise self.ended
         if self.ended:
             return b""
         raise BlockingIOError
 
-    def send(self, data: bytes | bytearray) -> int:
-        self.clock.look()
-        if self.ended:
-            raise BrokenPipeError(errno.EPIPE, "broken pipe")
-        count = min(len(data), 70_000)
-        self.said += data[:count]
-        return count
+    def fileno(self) -> int:
+        return -1 if self.closed else self.number
 
     def getsockname(self) -> tuple[str, int]:
         return "127.0.0.1", 18515
@@ -245,6 +236,63 @@ class End:
 
     def close(self) -> None:
         self.closed = True
+
+
+class End(Socket):
+    """A stream of bytes; each call takes a little of the time of whoever makes it."""
+
+    def __init__(self, clock: HandClock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.arrived = bytearray()
+        self.flood = b""
+        """What arrives for ever, as fast as it is read."""
+
+    def recv(self, most: int) -> bytes:
+        self.clock.look()
+        if self.flood and not self.arrived:
+            self.arrived += self.flood
+            self.clock.now += 0.02
+        if self.arrived:
+            data = bytes(self.arrived[:most])
+            del self.arrived[:most]
+            return data
+        return self.nothing_more()
+
+    def send(self, data: bytes | bytearray) -> int:
+        self.clock.look()
+        if self.ended:
+            raise BrokenPipeError(errno.EPIPE, "broken pipe")
+        count = min(len(data), 70_000)
+        self.said += data[:count]
+        return count
+
+
+class FullEnd(Socket):
+    """Pieces, read as they were sent; the peer reads so many bytes, then the kernel's buffer is full."""
+
+    def __init__(self, takes_bytes: int) -> None:
+        super().__init__()
+        self.arrived: deque[bytes] = deque()
+        self.takes_bytes = takes_bytes
+
+    def recv(self, most: int) -> bytes:
+        if self.arrived:
+            piece = self.arrived.popleft()
+            if len(piece) > most:
+                self.arrived.appendleft(piece[most:])
+            return piece[:most]
+        return self.nothing_more()
+
+    def send(self, data: bytes | bytearray) -> int:
+        if isinstance(self.ended, OSError):
+            raise self.ended
+        count = min(len(data), self.takes_bytes, 70_000)
+        if count == 0:
+            raise BlockingIOError
+        self.takes_bytes -= count
+        self.said += data[:count]
+        return count
 
 
 class World:
@@ -322,3 +370,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 @pytest.fixture
 def made_up_end() -> type[End]:
     return End
+
+
+@pytest.fixture
+def full_end() -> type[FullEnd]:
+    return FullEnd

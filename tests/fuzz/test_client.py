@@ -30,13 +30,11 @@ from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.framing import HEADER, FrameParser
 from p2prw.engine.memory.host import HostMemory
 from p2prw.engine.memory.prepare import PreparedMemory, prepare_memory
-from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import (
     Operation,
     PeerAddress,
     QueuePairAttributes,
     QueuePairOptions,
-    ServedRegion,
     ServeRequest,
     Timeouts,
     WcStatus,
@@ -713,10 +711,7 @@ def rig(kit, world, made_up_end, inline_worker, tmp_path, monkeypatch) -> Iterat
         "kept": (f"file:{served}/kept.bin", "rw"),
     }
     request = ServeRequest(
-        regions=tuple(
-            ServedRegion(name=name, memory=parse_memory_spec(spec), access=access)
-            for name, (spec, access) in regions.items()
-        ),
+        regions=kit.regions(regions),
         listen=PeerAddress("127.0.0.1", 0),
         device="soft0",
         timeouts=Timeouts(),

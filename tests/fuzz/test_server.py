@@ -11,7 +11,6 @@ import json
 import os
 import random
 import selectors
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -44,8 +43,7 @@ from p2prw.engine.control.messages import (
     encode,
 )
 from p2prw.engine.events import ServeEvent
-from p2prw.engine.memory.spec import parse_memory_spec
-from p2prw.engine.model import PeerAddress, ServedRegion, ServeRequest, Timeouts
+from p2prw.engine.model import PeerAddress, ServeRequest, Timeouts
 from p2prw.engine.server.server import Server
 from p2prw.engine.stop import StopRequest
 
@@ -63,73 +61,14 @@ QUEUE_PAIR = QueuePairInfo(77, 1, GID, 1024, 16, 16, udp_port=4799)
 IDLE_S, HANDSHAKE_S = 60.0, 20.0
 
 
-class FakeSocket:
-    """A TCP connection as the server sees it."""
-
-    family, type = socket.AF_INET, socket.SOCK_STREAM
-    numbers = iter(range(1 << 20, 1 << 40))
-
-    def __init__(self, takes_bytes: int) -> None:
-        self.number = next(self.numbers)
-        self.arrived: deque[bytes] = deque()
-        self.ended: OSError | bool = False
-        self.takes_bytes = takes_bytes
-        """What the peer still reads; the kernel's buffer is full then."""
-        self.said = bytearray()
-        self.closed = False
-
-    def fileno(self) -> int:
-        return -1 if self.closed else self.number
-
-    def recv(self, most: int) -> bytes:
-        if self.arrived:
-            piece = self.arrived.popleft()
-            if len(piece) > most:
-                self.arrived.appendleft(piece[most:])
-            return piece[:most]
-        if isinstance(self.ended, OSError):
-            raise self.ended
-        if self.ended:
-            return b""
-        raise BlockingIOError
-
-    def send(self, data: bytes | bytearray) -> int:
-        if isinstance(self.ended, OSError):
-            raise self.ended
-        count = min(len(data), self.takes_bytes, 70_000)
-        if count == 0:
-            raise BlockingIOError
-        self.takes_bytes -= count
-        self.said += data[:count]
-        return count
-
-    def getsockname(self) -> tuple[str, int]:
-        return "127.0.0.1", 18515
-
-    def getpeername(self) -> tuple[str, int]:
-        return "127.0.0.1", 20_000 + self.number % 40_000
-
-    def setblocking(self, flag: bool) -> None:
-        assert not flag
-
-    def setsockopt(self, *_: object) -> None:
-        pass
-
-    def shutdown(self, _: int) -> None:
-        pass
-
-    def close(self) -> None:
-        self.closed = True
-
-
 class FakeListener:
     def __init__(self) -> None:
-        self.waiting: deque[FakeSocket] = deque()
+        self.waiting: deque[Any] = deque()
 
     def fileno(self) -> int:
         return 1 << 19
 
-    def accept(self) -> tuple[FakeSocket, tuple[str, int]]:
+    def accept(self) -> tuple[Any, tuple[str, int]]:
         if not self.waiting:
             raise BlockingIOError(errno.EAGAIN, "")
         sock = self.waiting.popleft()
@@ -176,7 +115,7 @@ class Stepped(selectors.BaseSelector):
 class Peer:
     """What one connection has said and heard."""
 
-    def __init__(self, sock: FakeSocket) -> None:
+    def __init__(self, sock: Any) -> None:
         self.sock = sock
         self.parser = FrameParser()
         self.read = 0
@@ -215,8 +154,10 @@ class Peer:
 class Storm:
     """Feeds the server one input a turn, and looks at it in between."""
 
-    def __init__(self, kit: Any, dice: random.Random, server: Server, selector: Stepped, stop: StopRequest) -> None:
-        self.kit, self.dice, self.server, self.selector, self.stop = kit, dice, server, selector, stop
+    def __init__(
+        self, kit: Any, dice: random.Random, end: Any, server: Server, selector: Stepped, stop: StopRequest
+    ) -> None:
+        self.kit, self.dice, self.end, self.server, self.selector, self.stop = kit, dice, end, server, selector, stop
         self.listener = FakeListener()
         selector.register(self.listener, selectors.EVENT_READ, "listener")
         selector.turn = self.turn
@@ -298,7 +239,7 @@ class Storm:
             return
         open_peers = [peer for peer in self.peers if not peer.sock.closed and not peer.sock.ended]
         if len(open_peers) < CLIENTS or choice < 0.01:
-            peer = Peer(FakeSocket(1 << 30 if dice.random() < 0.9 else dice.randrange(200_000)))
+            peer = Peer(self.end(1 << 30 if dice.random() < 0.9 else dice.randrange(200_000)))
             self.peers.append(peer)
             self.listener.waiting.append(peer.sock)
             if dice.random() < 0.8:
@@ -420,7 +361,7 @@ class Storm:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> tuple[ServeRequest, Path, bytes]:
+def served(kit: Any, tmp_path: Path) -> tuple[ServeRequest, Path, bytes]:
     folder = tmp_path / "served"
     folder.mkdir()
     content = random.Random("source").randbytes(200_000)
@@ -434,10 +375,7 @@ def served(tmp_path: Path) -> tuple[ServeRequest, Path, bytes]:
         "kept": (f"file:{folder}/kept.bin", "w"),
     }
     request = ServeRequest(
-        regions=tuple(
-            ServedRegion(name=name, memory=parse_memory_spec(spec), access=access)
-            for name, (spec, access) in regions.items()
-        ),
+        regions=kit.regions(regions),
         listen=PeerAddress("127.0.0.1", 0),
         device="soft0",
         timeouts=Timeouts(idle_s=IDLE_S, handshake_s=HANDSHAKE_S),
@@ -449,7 +387,7 @@ def served(tmp_path: Path) -> tuple[ServeRequest, Path, bytes]:
     return request, folder, content
 
 
-def test_a_server_in_a_storm(kit, flat, served, inline_worker, monkeypatch) -> None:
+def test_a_server_in_a_storm(kit, flat, served, full_end, inline_worker, monkeypatch) -> None:
     # Nobody pulls the plug here, and a disk that is asked to make sure takes most of the time.
     monkeypatch.setattr(os, "fsync", lambda _: None)
     request, folder, content = served
@@ -461,7 +399,7 @@ def test_a_server_in_a_storm(kit, flat, served, inline_worker, monkeypatch) -> N
     server.worker.close()
     server.worker = inline_worker
     with server:
-        storm = Storm(kit, dice, server, selector, stop)
+        storm = Storm(kit, dice, full_end, server, selector, stop)
         storm.wanted = kit.inputs(INPUTS)
         storm.meter = flat(2000, 1 << 20)
         before = {name: bytes(view_of(server, name)) for name in ("mem", "ro", "wo")}
