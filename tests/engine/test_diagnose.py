@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import struct
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2prw.engine import diagnose
 from p2prw.engine.diagnose import CLASSIFICATIONS, MAX_SHIFT_BYTES, classify
 from p2prw.engine.pattern import parse_pattern
 from p2prw.errors import LocalProtocolError
@@ -187,14 +184,3 @@ def test_dull_data_gets_a_diagnosis_too(pieces, dice):
     diagnosis = classify(expected, b"".join(shuffled))
     assert diagnosis.classification in CLASSIFICATIONS
     assert (diagnosis.classification == "identical") == (shuffled == list(pieces))
-
-
-def test_diagnose_imports_no_clock_socket_or_dice():
-    tree = ast.parse(inspect.getsource(diagnose))
-    imported = {
-        (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-    assert imported.isdisjoint({"time", "socket", "random", "os", "threading", "select", "asyncio", "numpy"})

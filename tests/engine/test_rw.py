@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2prw.engine import rw
 from p2prw.engine.model import DeviceLimits, DmaSegment, Opcode, Operation, RemoteSegment
 from p2prw.engine.rw import KernelOp, RwContext, RwLimits, RwType, build_contexts, can_use_mr, mr_factor, rw_ctx_init
 from p2prw.errors import RequestError
@@ -435,17 +432,3 @@ def test_contexts_of_size_zero_and_too_many_segments():
     with pytest.raises(RequestError) as caught:
         build_contexts(vec_of(4096), remotes, WRITE, limits_of(), remote_offset=-1, length=1)
     assert caught.value.code == "remote_too_short"
-
-
-# --- purity -------------------------------------------------------------------------------------------------
-
-
-def test_rw_imports_no_clock_socket_or_dice():
-    tree = ast.parse(inspect.getsource(rw))
-    imported = {
-        (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-    assert imported.isdisjoint({"time", "socket", "random", "os", "threading", "select", "asyncio", "numpy"})

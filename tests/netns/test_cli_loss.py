@@ -32,6 +32,16 @@ def p2prw(namespace: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def wait_until_ready(server: subprocess.Popen[str], ready: Path) -> str:
+    """Return what the server wrote to its --ready-file."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (ready.exists() and ready.read_text().strip()):
+        assert server.poll() is None, server.communicate()[1]
+        assert time.monotonic() < deadline, "the server is not ready"
+        time.sleep(0.02)
+    return ready.read_text().strip()
+
+
 @pytest.mark.parametrize("operation", ["write", "read"])
 @pytest.mark.parametrize("host", ["10.99.0.2", "[fd00:99::2]"], ids=["ipv4", "ipv6"])
 def test_transfer_by_command_line(lossy: dict[int, Any], tmp_path: Path, host: str, operation: str) -> None:
@@ -45,12 +55,7 @@ def test_transfer_by_command_line(lossy: dict[int, Any], tmp_path: Path, host: s
         *("--once", "--ready-file", str(ready), "--timeout", "13"),
     )
     try:
-        deadline = time.monotonic() + DEADLINE_S
-        while not (ready.exists() and ready.read_text().strip()):
-            assert server.poll() is None, server.communicate()[1]
-            assert time.monotonic() < deadline, "the server is not ready"
-            time.sleep(0.02)
-        peer = ready.read_text().strip()
+        peer = wait_until_ready(server, ready)
         client = p2prw(
             *(near, operation, f"{peer}/mem", "--from" if operation == "write" else "--to", f"host,size=8MiB{local}"),
             *("--json", "--timeout", "13", "--chunk", "256K"),
@@ -81,12 +86,7 @@ def test_a_link_that_goes_down_and_comes_back(sound: Any, tmp_path: Path) -> Non
     )
     client = None
     try:
-        deadline = time.monotonic() + DEADLINE_S
-        while not (ready.exists() and ready.read_text().strip()):
-            assert server.poll() is None, server.communicate()[1]
-            assert time.monotonic() < deadline, "the server is not ready"
-            time.sleep(0.02)
-        peer = ready.read_text().strip()
+        peer = wait_until_ready(server, ready)
         client = p2prw(
             *(near, "write", f"{peer}/a", "--from", f"file:{tmp_path}/in.bin", "--retries", "8", "--json"),
             *("--timeout", "13", "--mtu", "1024", "--no-gso", "--connect-retry", "1s"),
