@@ -49,7 +49,7 @@ Examples:
   p2prw serve --region scratch=host,size=64MiB          (one terminal)
   p2prw write 127.0.0.1/scratch --from file:image.bin   (another)
 
-Next: p2prw COMMAND --help shows its options, exit codes, examples and perftest's equivalent."""
+Next: p2prw COMMAND --help shows its options, exit codes and examples."""
 
 KNOWN = {name: text for commands in COMMANDS.values() for name, text in commands.items()}
 
@@ -185,7 +185,7 @@ def _report_error(app: App, error: Exception) -> int:
     if isinstance(error, P2prwError):
         known = error
     elif isinstance(error, click.ClickException):
-        known = _usage_error(error)
+        known = _usage_error(app, error)
     elif isinstance(error, click.Abort):
         known = InterruptedTransfer()
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
@@ -228,13 +228,13 @@ def _report_on(app: App, document: dict[str, Any]) -> Any:
     return error
 
 
-def _usage_error(error: click.ClickException) -> Any:
+def _usage_error(app: App, error: click.ClickException) -> Any:
     """Return click's complaint in our words, with the nearest option where one is unknown."""
     from p2prw.config_values import nearest
     from p2prw.errors import RequestError
 
     ctx = getattr(error, "ctx", None)
-    path = ctx.command_path if ctx else "p2prw"
+    path = ctx.command_path if ctx else " ".join(dict.fromkeys(("p2prw", app.command)))
     fix = f"{path} --help"
     if isinstance(error, click.NoSuchOption):
         options = [
@@ -243,21 +243,37 @@ def _usage_error(error: click.ClickException) -> Any:
             if not getattr(parameter, "hidden", False)
             for name in parameter.opts
         ]
-        near = nearest(error.option_name, options)
+        near = nearest(error.option_name, options, 0.75)
         if error.option_name in _OTHERS_WORDS:
             near = next((word for word in _OUR_WORDS if word in options), near)
+        others = _commands_with(error.option_name)
         if near:
             fix = f"did you mean {near}?   ({path} --help lists all)"
         return RequestError(
             f"{path} has no option {error.option_name}",
-            why=f"it has {len(options)} others",
+            why=f"it is an option of {', '.join(others)}" if others else "no command has it",
             fix=fix,
             code="unknown_option",
+        )
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        return RequestError(
+            f"{path}: {error.param.make_metavar(ctx) if ctx else error.param.name} is missing",
+            why="the command line cannot be read",
+            fix=fix,
+            code="usage",
         )
     message = error.format_message().rstrip(".")
     return RequestError(
         f"{path}: {message[:1].lower()}{message[1:]}", why="the command line cannot be read", fix=fix, code="usage"
     )
+
+
+def _commands_with(option: str) -> list[str]:
+    """Return the commands that have this option."""
+    from p2prw.config_settings import BY_NAME
+
+    setting = BY_NAME.get(option.removeprefix("--").removeprefix("no-").replace("-", "_"))
+    return [name for name in KNOWN if setting is not None and name in setting.commands]
 
 
 def _refuse_command(word: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from p2prw.config_settings import BY_NAME, Setting, file_section, settings_of
-from p2prw.config_values import nearest
+from p2prw.config_values import nearest, written_as
 from p2prw.errors import RequestError
 
 if TYPE_CHECKING:
@@ -125,7 +125,11 @@ def _outer(command: str, setting: Setting, line: Mapping[str, Any], variables: M
     text = variables.get(setting.variable)
     # An empty variable is an unset one, so that CI can blank it.
     if text:
-        return Value(setting.parse(text, setting.variable), f"environment {setting.variable}", text)
+        try:
+            value = setting.parse(text, setting.variable)
+        except RequestError as error:
+            raise written_as(error, setting.variable, f"{setting.variable}=") from None
+        return Value(value, f"environment {setting.variable}", text)
     return None
 
 

@@ -12,6 +12,7 @@ from p2prw.config import Settings, Value
 from p2prw.config_memory import resolve_memory, split_access
 from p2prw.config_values import at_place
 from p2prw.engine.control.token_file import load_token_file
+from p2prw.engine.inject import parse_faults
 from p2prw.engine.model import (
     MemorySpec,
     Operation,
@@ -63,6 +64,8 @@ def client_request(
 ) -> TransferRequest:
     """Return what every client of a region needs; `memory_setting` names the setting that holds its memory."""
     target, origin = _target(settings, target_text)
+    if settings["inject"]:
+        parse_faults(settings["inject"])
     settings.extra["peer"] = Value(
         target_text or (settings.file and settings.file.peer and settings.file.peer.text), origin
     )
@@ -97,6 +100,8 @@ def serve_request(settings: Settings) -> ServeRequest:
     """Return the request of `serve`. RequestError: no region, a bad one, an open door without a lock."""
     host = parse_host(settings["listen"], _where(settings, "listen"), any_port=True)
     listen = _address(host, settings, settings.origin("listen"), "--listen")
+    if settings["inject"]:
+        parse_faults(settings["inject"])
     token = _token(settings)
     if settings["smoke"] and settings["once"]:
         raise RequestError(

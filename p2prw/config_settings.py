@@ -110,7 +110,7 @@ def _what() -> Iterator[Setting]:
         shown=str(_SERVE["max_clients"]), sections=serve, metavar="N",
     )  # fmt: skip
     yield Setting(
-        "memory", text, "Memory that must be usable: KIND[:ARG]; for smoke also a kind alone, and many times.", group,
+        "memory", text, "Memory that must be usable: KIND[:ARG].", group,
         SMOKE | {"doctor"}, metavar="MEMORY", multiple_for=SMOKE,
     )  # fmt: skip
     yield Setting(
@@ -137,7 +137,7 @@ def _what() -> Iterator[Setting]:
         metavar="FILE",
     )  # fmt: skip
     yield Setting(
-        "dry_run", flag, "Print the plan (transfers: segments, work requests, both counts) and move nothing.", group,
+        "dry_run", flag, "Print the plan (segments, work requests, both counts) and move nothing.", group,
         DATA | RUN, default=False, is_flag=True,
     )  # fmt: skip
 

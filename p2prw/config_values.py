@@ -271,6 +271,13 @@ def nearest(word: str, known: Any, cutoff: float = 0.6) -> str | None:
     return found[0] if found else None
 
 
+def written_as(error: RequestError, name: str, written: str) -> RequestError:
+    """Have a fix that begins with `name` (`mtu 4096`) begin as it is written where the value stands (`mtu: 4096`)."""
+    if error.fix is not None and error.fix.startswith(f"{name} "):
+        error.fix = written + error.fix[len(name) + 1 :]
+    return error
+
+
 def at_place(place: str, error: RequestError) -> RequestError:
     """Return the error with `place` in front, its code kept."""
     return RequestError(f"{place}: {error.what}", why=error.why, fix=error.fix, code=error.code)

@@ -16,7 +16,7 @@ from p2prw.config_files import FileKind, read_whole
 from p2prw.config_memory import split_access
 from p2prw.config_problems import Problems
 from p2prw.config_settings import SCENARIO_KEYS, SECTIONS, keys_of
-from p2prw.config_values import at_place, nearest
+from p2prw.config_values import at_place, nearest, written_as
 from p2prw.engine.memory.spec import SpecError, memory_spec_from_mapping, parse_memory_spec
 from p2prw.engine.model import MemorySpec
 from p2prw.errors import RequestError
@@ -278,7 +278,8 @@ class Reader:
         try:
             return parse(*arguments)
         except RequestError as error:
-            raise at_place(place, error) from error
+            name = arguments[-1]
+            raise at_place(place, written_as(error, name, f"{name.rpartition('.')[2]}: ")) from error
 
     def place(self, node: yaml.Node) -> str:
         """Return `file:line:column`, counted from 1."""

@@ -91,6 +91,64 @@ def test_usage_error_is_a_document_when_the_environment_asks():
     assert invoke("wrte", "--no-json", env={"P2PRW_JSON": "true"}).stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (
+            ("bench", "h/r", "--dry-run"),
+            ["p2prw bench has no option --dry-run", "it is an option of write, read, run", "p2prw bench --help"],
+        ),
+        (
+            ("write", "h/r", "--zzz"),
+            ["p2prw write has no option --zzz", "no command has it", "p2prw write --help"],
+        ),
+        (
+            ("write", "h/r", "--frm", "x"),
+            [
+                "p2prw write has no option --frm",
+                "no command has it",
+                "did you mean --from?   (p2prw write --help lists all)",
+            ],
+        ),
+        (
+            ("doctor", "--pair", "a"),
+            [
+                "p2prw doctor: option '--pair' requires 2 arguments",
+                "the command line cannot be read",
+                "p2prw doctor --help",
+            ],
+        ),
+        (
+            ("completion",),
+            [
+                "p2prw completion: bash|zsh|fish is missing",
+                "the command line cannot be read",
+                "p2prw completion --help",
+            ],
+        ),
+        (
+            ("write", "h/r", "--from", "host", "--inject", "foo"),
+            [
+                "--inject: no fault is called 'foo'",
+                "there are drop, dup, reorder, corrupt, rkey and seed",
+                "--inject drop=1%,dup=0.5%,reorder=2%,corrupt=1%,seed=1",
+            ],
+        ),
+    ],
+    ids=lambda value: value[0],
+)
+def test_what_cannot_be_read_is_told_in_three_lines(words, error):
+    result = invoke(*words)
+    what, why, fix = error
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [f"Error: {what}", f"  why:  {why}", f"  try:  {fix}"]
+
+
+def test_what_to_type_is_written_as_it_is_in_the_environment():
+    result = invoke("version", env={"P2PRW_JSON": "maybe"})
+    assert result.stderr.splitlines()[-1] == "  try:  P2PRW_JSON=true"
+
+
 def test_no_command_is_a_usage_error():
     result = invoke()
     assert result.exit_code == 2

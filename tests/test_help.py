@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from p2prw.cli import COMMANDS, KNOWN, cli
-from p2prw.config_settings import settings_of
+from p2prw.commands.options import HELP_AT
+from p2prw.config_settings import BY_NAME, settings_of
 
 GOLDEN = Path(__file__).parent / "golden_help"
 
@@ -30,6 +31,10 @@ def test_help_is_golden(command):
     assert text == golden.read_text()
 
 
+def test_what_a_word_means_at_one_command_is_said_of_a_word_it_has():
+    assert all(BY_NAME[name] in settings_of(command) for name, command in HELP_AT)
+
+
 def test_first_screen_fits():
     assert len(help_of().splitlines()) <= 34
     assert all(heading + ":" in help_of() for heading in COMMANDS)
@@ -41,8 +46,9 @@ def test_help_shows_every_option_default_and_example(command):
     joined = " ".join(text.split())
     for setting in settings_of(command):
         assert f"{setting.option}" in text
-        if setting.shown is not None:
-            assert f"[default: {setting.shown}]" in joined
+        shown = HELP_AT.get((setting.name, command), ("", None))[1] or setting.shown
+        if shown is not None:
+            assert f"[default: {shown}]" in joined
     assert command == "version" or f"p2prw {command}" in text.partition("Examples:")[2]
     assert max(map(len, text.splitlines())) <= 84
 

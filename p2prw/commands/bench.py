@@ -110,6 +110,15 @@ def _check_plot(path: Path) -> None:
     """Refuse a file that cannot be made now, not after minutes of measuring."""
     from p2prw.errors import HostError
 
+    if path.suffix.lower() != ".svg" and not path.is_dir():
+        from p2prw.errors import RequestError
+
+        raise RequestError(
+            f"--plot {path}: the picture is an SVG file",
+            why="its name is to say so",
+            fix=f"--plot {path.with_suffix('.svg') if path.name else 'sizes.svg'}",
+            code="bad_plot",
+        )
     if not path.parent.is_dir() or path.is_dir():
         raise HostError(
             f"--plot {path}: there is no such directory" if not path.is_dir() else f"--plot {path} is a directory",

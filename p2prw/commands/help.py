@@ -23,11 +23,12 @@ Examples:
 @settings_options("help")
 @click.pass_obj
 def help(app: App, /, topic: str | None, **line: Any) -> int:
-    """Explain memory, routes, exit-codes, scenario, environment or errors; without TOPIC, list them."""
+    """Explain memory, routes, exit-codes, scenario, environment, errors or a command; without TOPIC, list them."""
     settings = app.settings("help", line)
     from p2prw.commands.topics import TOPICS, topic_lines
     from p2prw.config_values import nearest
     from p2prw.reporters.document import build
+    from p2prw.reporters.output import fold
 
     if settings["man"]:
         from p2prw.commands.man import man_page
@@ -37,13 +38,23 @@ def help(app: App, /, topic: str | None, **line: Any) -> int:
     if topic is None:
         lines = [f"{name:<12} {title}" for name, title in TOPICS.items()]
         return app.listing(build("help", results=[{"topic": name} for name in TOPICS]), lines)
+    root = click.get_current_context().find_root()
+    group = root.command
+    commands = group.list_commands(root) if isinstance(group, click.Group) else []
+    command = group.get_command(root, topic) if isinstance(group, click.Group) else None
+    if command is not None:
+        with click.Context(command, parent=root, info_name=topic) as context:
+            lines = command.get_help(context).split("\n")
+        return app.listing(build("help", results=[{"topic": topic, "text": "\n".join(lines)}]), lines)
     if topic not in TOPICS:
-        near = nearest(topic, TOPICS)
+        near = nearest(topic, (*TOPICS, *commands))
         raise RequestError(
             f"there is no topic {topic!r}",
-            why=f"topics: {', '.join(TOPICS)}",
-            fix=f"p2prw help {near or 'scenario'}",
+            why=f"topics: {', '.join(TOPICS)}; and every command",
+            fix=f"p2prw help {near}" if near else "p2prw help",
             code="unknown_topic",
         )
     lines = topic_lines(topic)
-    return app.listing(build("help", results=[{"topic": topic, "text": "\n".join(lines)}]), lines)
+    columns = app.stdout.columns()
+    shown = [part for line in lines for part in fold(line, columns)]
+    return app.listing(build("help", results=[{"topic": topic, "text": "\n".join(lines)}]), shown)

@@ -37,6 +37,29 @@ Exit codes: 0 all as expected; else the worst of the rows wins: 130/143 signal,
 7 refused by the peer, 3 environment, 6 time limit, 5 threshold missed. 2 usage."""
 
 
+# What a word means at one command only, and its default there (None: as everywhere).
+HELP_AT: dict[tuple[str, str], tuple[str, str | None]] = {
+    ("memory", "smoke"): (
+        "Memory that is tested and must be usable: a kind, or KIND:ARG; may be given many times.",
+        None,
+    ),
+    ("seed", "run"): ("Number from which all data is made.", "the file's, else 1"),
+    ("seed", "smoke"): ("Number from which all data is made.", "a new one, shown"),
+    ("dry_run", "run"): ("Print the rows and their command lines, and run nothing.", None),
+    ("device", "smoke"): (
+        "Device to test, as `p2prw devices` names it; may be given many times.",
+        "all that add something",
+    ),
+    ("device", "doctor"): ("Device that must work, as `p2prw devices` names it.", "the software device"),
+    ("overwrite", "read"): ("Replace an existing file (--to, --report).", None),
+    ("overwrite", "write"): ("Replace an existing file (--report); files there are the server's --overwrite.", None),
+    ("overwrite", "serve"): ("Replace existing files that clients may write.", None),
+    **{("overwrite", name): ("Replace an existing file (--report).", None) for name in ("bench", "smoke", "run")},
+    ("verbose", "devices"): ("Show GID tables, limits, and refused routes with the reason.", None),
+    ("verbose", "doctor"): ("Show the details of each finding.", None),
+}
+
+
 class SettingOption(click.Option):
     """An option of the table. The `--no-...` twin of a flag, which takes back what a file says, is not shown."""
 
@@ -45,7 +68,10 @@ class SettingOption(click.Option):
         if setting.is_flag:
             twin = f"--{setting.option[5:]}" if setting.option.startswith("--no-") else f"--no-{setting.option[2:]}"
             declared[0] = f"{setting.option}/{twin}"
-        help_text = setting.help if setting.shown is None else f"{setting.help}  [default: {setting.shown}]"
+        help_text, shown = HELP_AT.get((setting.name, command), (setting.help, None))
+        shown = shown or setting.shown
+        if shown is not None:
+            help_text += f"  [default: {shown}]"
         super().__init__(
             declared,
             help=help_text,

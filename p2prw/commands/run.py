@@ -80,6 +80,11 @@ def run(app: App, /, scenario: str | None, **line: Any) -> int:
         app.report.more["plan.txt"] = _plan_text(planned)
     if settings["dry_run"]:
         return _show_plan(app, planned)
+    from p2prw.engine.whole_file import check_directory
+
+    for name in ("junit", "markdown"):
+        if settings[name] is not None:
+            check_directory(settings[name], f"--{name}")
     return _run(app, planned, settings)
 
 
@@ -246,5 +251,6 @@ def _say_what_failed(app: App, document: Mapping[str, Any]) -> None:
     if document["error"] is None:
         return
     error = document["error"]
-    for line in (f"Error: {error['what']}", f"  why:  {error['why']}", f"  try:  {error['try']}"):
-        app.stderr.line(line)
+    for head, text in (("Error:", error["what"]), ("  why: ", error["why"]), ("  try: ", error["try"])):
+        if text is not None:
+            (app.stderr.line if "try" in head else app.stderr.fact)(f"{head} {text}")

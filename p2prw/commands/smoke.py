@@ -58,6 +58,10 @@ def smoke(app: App, /, peer: str | None, **line: Any) -> int:
     request = make_request()
     # To the very end: a signal while the outcome is written must not put another document in its place.
     with app.watching():
+        if settings["junit"]:
+            from p2prw.engine.whole_file import check_directory
+
+            check_directory(settings["junit"], "--junit")
         return _test(app, request, settings["junit"])
 
 

@@ -48,15 +48,19 @@ def _memory() -> Iterator[str]:
 def _routes() -> Iterator[str]:
     from p2prw.engine.model import Route
 
-    yield f"Words of --route: {', '.join(route.value for route in Route)}; auto tries them in the order of the kind."
+    yield f"Words of --route: {', '.join(route.value for route in Route)}; auto tries those of the memory's kind."
     yield ""
-    yield "  dmabuf   the NIC imports the memory's dma-buf        pin     ibv_reg_mr on the mapping"
-    yield "  odp      ibv_reg_mr, on demand                       dm      the NIC's own memory"
-    yield "  cpu      the software device's loads and stores      bounce  copied through registered host memory"
+    yield "  dmabuf  the NIC imports the memory's dma-buf"
+    yield "  pin     ibv_reg_mr on the mapping"
+    yield "  odp     ibv_reg_mr, on demand"
+    yield "  dm      the NIC's own memory"
+    yield "  cpu     the software device's loads and stores"
+    yield "  bounce  copied through registered host memory"
     yield ""
-    yield "A registration that succeeds proves nothing: a route counts when bytes came out through it."
-    yield "`p2prw devices` shows the routes of each device to each kind; --require-direct refuses all but"
-    yield "a NIC that moves device memory peer to peer; --force-route shows the kernel's own errno."
+    yield "A registration that succeeds proves nothing: a route counts when bytes came out"
+    yield "through it. `p2prw devices` shows the routes of each device to each kind;"
+    yield "--require-direct refuses all but a NIC that moves device memory peer to peer;"
+    yield "--force-route shows the kernel's own errno."
 
 
 def _exit_codes() -> Iterator[str]:

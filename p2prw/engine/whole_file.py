@@ -46,6 +46,27 @@ def write_whole(
         ) from error
 
 
+def check_directory(path: str, option: str, *, code: str = "report_file") -> None:
+    """Refuse a file that is bound to fail later. HostError `code`: no such directory, or the file is one."""
+    target = Path(path)
+    if target.is_dir():
+        raise HostError(
+            f"{option}: {path} is a directory",
+            why="it is to be a file",
+            fix=f"{option} {target / 'NAME'}",
+            code=code,
+            errno=errno.EISDIR,
+        )
+    if not target.parent.is_dir():
+        raise HostError(
+            f"{option}: cannot write {path}: there is no directory {target.parent}",
+            why="directories are not made along with a file: a typing error would make one too",
+            fix=f"mkdir -p {target.parent}",
+            code=code,
+            errno=errno.ENOENT,
+        )
+
+
 def put_in_place(temporary: str, target: str, *, overwrite: bool) -> None:
     """Give a whole file its name. FileExistsError where something has come into being there and may not be replaced."""
     if overwrite:

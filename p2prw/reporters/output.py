@@ -11,6 +11,15 @@ from p2prw.errors import HostError
 from p2prw.reporters.sanitise import clean
 
 
+def fold(text: str, columns: int | None) -> list[str]:
+    """Return the lines of one line on a terminal that wide: cut between words, under what follows the first label."""
+    if columns is None or len(text) <= columns:
+        return [text]
+    label = re.match(r"\s*\S+\s{2,}", text) or re.match(r"\s*", text)
+    indent = " " * min(len(label.group()) if label else 0, columns // 2)
+    return textwrap.wrap(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def unwritable(name: str, error: OSError) -> HostError:
     """Return the error of output that could not be written."""
     reason = error.strerror or str(error)
@@ -38,19 +47,10 @@ class Output:
 
     def fact(self, text: str) -> None:
         """Write one line; on a terminal it is folded between words, under itself. Not for what is to be pasted."""
-        width = self._columns()
-        text = clean(text)
-        if width is None or len(text) <= width:
-            self.raw(text + "\n")
-            return
-        label = re.match(r"\s*\S+\s{2,}", text) or re.match(r"\s*", text)
-        indent = " " * min(len(label.group()) if label else 0, width // 2)
-        for line in textwrap.wrap(
-            text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        ):
+        for line in fold(clean(text), self.columns()):
             self.raw(line + "\n")
 
-    def _columns(self) -> int | None:
+    def columns(self) -> int | None:
         """Return how wide the terminal is; None where this is none."""
         try:
             return os.get_terminal_size(self.stream.fileno()).columns if self.stream.isatty() else None

@@ -207,7 +207,7 @@ def _refuse_unlike(old: Figure, new: Figure) -> None:
             raise RequestError(
                 f"{old.run}: the runs are not alike: {word} was {value} and is {new.conditions.get(word)}",
                 why="a rate means something beside one that was measured in the same way",
-                fix="run the same command again on both; p2prw --help shows what each option sets",
+                fix="run the same command for both: params in the two documents hold what was set",
                 code="unlike_runs",
             )
 

@@ -180,11 +180,23 @@ class _Scenario:
 
     # --- steps ---
 
+    def other_command(self) -> str:
+        """Return what reads a file without steps."""
+        commands = [f"p2prw serve -c {self.path}"] if "serve" in self.nodes else []
+        if "transfer" in self.nodes:
+            commands.append(f"p2prw write -c {self.path} (or read)")
+        if "bench" in self.nodes:
+            commands.append(f"p2prw bench -c {self.path}")
+        return ", ".join(commands) or _FIX
+
     def read_steps(self) -> list[_Step]:
         node = self.nodes.get("steps")
         if node is None:
             raise RequestError(
-                f"{self.path}: steps are missing", why="they are what runs", fix=_FIX, code="bad_scenario"
+                f"{self.path}: steps are missing",
+                why="they are what runs",
+                fix=self.other_command(),
+                code="bad_scenario",
             )
         steps: list[_Step] = []
         for group, item in enumerate(self.items(node, "steps")):

@@ -154,6 +154,9 @@ def test_a_picture_is_drawn_where_it_can_be_and_refused_at_once_where_not(run, b
     for bad in (tmp_path / "no" / "such.svg", tmp_path):
         document, result = run.json("bench", "h/r", "--plot", str(bad), "--json")
         assert (document["error"]["code"], result.exit_code) == ("cannot_write_plot", 3)
+    document, result = run.json("bench", "h/r", "--plot", str(tmp_path / "sizes.png"), "--json")
+    assert (document["error"]["code"], result.exit_code) == ("bad_plot", 2)
+    assert document["error"]["try"] == f"--plot {tmp_path / 'sizes.svg'}"
     assert len(bench.requests) == measured, "nothing was measured for a picture that cannot be kept"
 
 

@@ -40,6 +40,14 @@ def test_unknown_topics_name_the_nearest(run):
     assert result.exit_code == 2 and document["error"]["try"] == "p2prw help memory"
 
 
+def test_help_of_a_command_is_its_own_page(run):
+    page = run("help", "write")
+    assert page.exit_code == 0 and page.stdout.startswith("Usage: p2prw write [OPTIONS]") and "--from" in page.stdout
+    document, result = run.json("help", "wrte", "--json")
+    assert result.exit_code == 2 and document["error"]["try"] == "p2prw help write"
+    assert run("help", "zzzzzz").stderr.splitlines()[-1] == "  try:  p2prw help"
+
+
 def test_the_man_page_has_everything_and_man_reads_it(run):
     text = run("help", "--man").stdout
     assert text.startswith(".TH P2PRW 1") and all(f".SS p2prw {name}" in text for name in KNOWN)

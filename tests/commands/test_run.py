@@ -8,6 +8,10 @@ import tarfile
 import pytest
 from jsonschema import Draft202012Validator
 
+from p2prw.errors import InterruptedTransfer
+from p2prw.reporters.document import error_document
+
+PARAMS = {"rows_by_status": {}, "elapsed_s": 0.0}
 TEXT = """\
 name: two
 steps:
@@ -91,3 +95,33 @@ def test_a_report_holds_all_but_secrets(run, tmp_path):
     assert json.loads(texts["p2prw-report/result.json"])["results"][0]["name"] == "r"
     assert f"{tmp_path}/token" in texts["p2prw-report/plan.txt"] and "token_file" in texts["p2prw-report/scenario.yaml"]
     assert run("topology", "--sysfs", str(tmp_path / "p2prw-report")).exit_code == 0
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(run, file, tmp_path, option, monkeypatch):
+    monkeypatch.setattr("p2prw.scenario.runner.Runner", None)
+    for path, words in ((tmp_path / "no" / "x", "there is no directory"), (tmp_path, "is a directory")):
+        document, result = run.json("run", file, option, str(path), "--json")
+        assert (result.exit_code, document["error"]["code"]) == (3, "report_file")
+        assert option in document["error"]["what"] and words in document["error"]["what"]
+
+
+def test_what_an_error_does_not_say_is_not_printed(run, file, monkeypatch):
+    class Interrupted:
+        def __init__(self, scenario, *_):
+            self.scenario, self.out_of_time = scenario, False
+
+        def run(self):
+            return iter(())
+
+        def ordered(self):
+            return []
+
+    def made(*_, **__):
+        return {**error_document("run", InterruptedTransfer("the scenario was interrupted")), "params": PARAMS}
+
+    monkeypatch.setattr("p2prw.scenario.runner.Runner", Interrupted)
+    monkeypatch.setattr("p2prw.scenario.document.run_document", made)
+    result = run("run", file)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == ["Error: the scenario was interrupted"]

@@ -61,6 +61,9 @@ def test_faults_end_4_in_every_format(run, tmp_path):
 def test_a_junit_file_that_cannot_be_written_is_part_of_the_outcome(run, tmp_path):
     where = str(tmp_path / "missing" / "smoke.xml")
     document, result = run.json(*FEW, "--json", "--junit", where)
+    assert result.exit_code == 3 and "summary" not in document, "what is bound to fail is refused at once"
+    where = "/dev/full"
+    document, result = run.json(*FEW, "--json", "--junit", where)
     assert result.exit_code == 3
     assert document["error"]["code"] == "report_file"
     assert document["summary"]["passed"] == 6

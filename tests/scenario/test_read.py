@@ -186,7 +186,9 @@ def test_steps_of_a_named_parallel_are_named_after_it(scenario):
 
 WRONG = [
     ("stpes: []\n", "s.yaml:1:1: the file: unknown key 'stpes'", "did you mean 'steps'?"),
-    ("seed: 1\n", "steps are missing", ""),
+    ("seed: 1\n", "steps are missing", "p2prw help scenario"),
+    ("transfer: {peer: h/r, from: host}\n", "steps are missing", "s.yaml (or read)"),
+    ("seed: x\n", "s.yaml:1:7: seed: expected a number", "seed: 0   (or up to"),
     ("steps: []\n", "s.yaml:1:8: steps: there is none", ""),
     ("steps: {}\n", "expected a list", ""),
     ("", "is empty", ""),
