@@ -5,20 +5,16 @@ It checks what a client asks of its lease and does it; who may ask, and when the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 
 from p2prw.engine import routes
 from p2prw.engine.attach import open_host_ring, open_via_ring
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import (
-    DIGESTS_PER_PAGE,
     RATE_LIMIT,
     Commit,
     Committed,
     Digest,
-    Digests,
     Fill,
     Filled,
     GoOn,
@@ -30,31 +26,20 @@ from p2prw.engine.control.messages import (
     Segment,
     Staging,
 )
-from p2prw.engine.digest import BLOCK_BYTES, digest_blocks
 from p2prw.engine.ladder import climb
 from p2prw.engine.memory.file import identity_of
 from p2prw.engine.memory.file_resume import ResumableSink
 from p2prw.engine.model import Access, Operation, RouteReport, ServeRequest
 from p2prw.engine.peer import attributes_to_wire, source_to_wire
 from p2prw.engine.providers.base import Device, QueuePair, Registration
+from p2prw.engine.server.digesting import Digesting
 from p2prw.engine.server.leases import Lease
 from p2prw.engine.server.posting import Poster
 from p2prw.engine.server.rate import RateAccount
 from p2prw.engine.server.regions import OfferedRegion, OpenedRegion
 from p2prw.engine.staging import StagingRing
-from p2prw.errors import HostError, RemoteProtocolError
+from p2prw.errors import RemoteProtocolError
 from p2prw.units import format_rate
-
-_DIGEST_BLOCKS_PER_STEP = 4
-_QUEUED_BYTES_BEFORE_DIGESTS_WAIT = 256 * 1024
-
-
-@dataclass(slots=True)
-class _DigestJob:
-    request: Digest
-    blocks: Iterator[str]
-    offset: int
-    page: list[str] = field(default_factory=list)
 
 
 class ActiveLease:
@@ -85,7 +70,7 @@ class ActiveLease:
         self._base_offset = opened.base_offset
         self._ring: StagingRing | None = None
         self._busy_slots: set[int] = set()
-        self._digest: _DigestJob | None = None
+        self._digest: Digesting | None = None
         self._poster: Poster | None = None
         self._staged_bytes = 0
         """What the client had filled and committed."""
@@ -303,21 +288,13 @@ class ActiveLease:
         """Begin to digest a range; pages follow from `step`."""
         if self._digest is not None or self._busy_slots:
             raise RemoteProtocolError("digest while work is under way", code="unexpected_message")
-        memory, length, start = self.memory, self.length_bytes, self._base_offset + message.offset
+        memory, start, length = self.memory, self._base_offset, self.length_bytes
         if message.reverse:
             sink = self._poster.read_sink if self._poster is not None else None
             if sink is None:
                 raise RemoteProtocolError("digest of a reverse that has READ nothing", code="unexpected_message")
-            memory, length, start = sink, sink.length_bytes, message.offset
-        if message.length == 0 or message.offset + message.length > length:
-            raise RemoteProtocolError("digest outside the lease", code="bad_range")
-        if message.noted and isinstance(memory, ResumableSink):
-            if message.block_bytes != BLOCK_BYTES or message.offset % BLOCK_BYTES:
-                raise RemoteProtocolError("digest of other blocks than the manifest's", code="bad_range")
-            blocks = memory.held_digests(start, message.length)
-        else:
-            blocks = digest_blocks(memory, start, message.length, message.block_bytes)
-        self._digest = _DigestJob(message, blocks, message.offset)
+            memory, start, length = sink, 0, sink.length_bytes
+        self._digest = Digesting(message, memory, start, length)
 
     def step(self, channel: Channel, now: float) -> bool:
         """Answer finished slots and digest a few blocks; True when there was anything to do.
@@ -336,35 +313,11 @@ class ActiveLease:
                 channel.send(answer(self.lease.id, job.slot, job.offset - self._base_offset))
         if self._poster is not None and self._poster.has_steps:
             busy = self._poster.step(channel) or busy
-        if self._digest is not None and channel.queued_bytes <= _QUEUED_BYTES_BEFORE_DIGESTS_WAIT:
-            self._digest_step(self._digest, channel)
+        if self._digest is not None and self._digest.step(channel):
             busy = True
+            if self._digest.done:
+                self._digest = None
         return busy
-
-    def _digest_step(self, job: _DigestJob, channel: Channel) -> None:
-        for _ in range(_DIGEST_BLOCKS_PER_STEP):
-            try:
-                digest = next(job.blocks, None)
-            except HostError as error:
-                if error.code != "no_loopback":
-                    raise
-                # Nobody here can read this memory; the client, whose keys reach it, can.
-                channel.send(Digests(job.request.lease, job.offset, (), False, "client-read-back"))
-                self._digest = None
-                return
-            if digest is not None:
-                job.page.append(digest)
-            end = job.offset + len(job.page) * job.request.block_bytes
-            finished = digest is None or end >= job.request.offset + job.request.length
-            if finished or len(job.page) == DIGESTS_PER_PAGE:
-                channel.send(
-                    Digests(job.request.lease, job.offset, tuple(job.page), not finished, self.memory.digest_method)
-                )
-                job.offset = end
-                job.page.clear()
-            if finished:
-                self._digest = None
-                return
 
     def finish_work(self, *, keep: bool, now: float) -> None:
         """Forget what is under way; RemoteProtocolError when the client wants to keep unfinished bytes.
