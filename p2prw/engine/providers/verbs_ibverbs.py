@@ -28,6 +28,7 @@ from p2prw.engine.providers.verbs_binding import (
     SendFacts,
     VerbsBinding,
 )
+from p2prw.engine.providers.verbs_memory import HeldRegion
 
 # enum ibv_qp_state, ibv_qp_attr_mask
 _INIT, _RTR, _RTS = 1, 2, 3
@@ -108,14 +109,15 @@ class IbverbsContext:
         attr = _call(self._context.query_port, port)
         return PortFacts(MTU_BYTES.get(int(attr.active_mtu), 1024), attr.max_msg_sz, attr.lid)
 
-    def register(self, address: int, length_bytes: int, access: int) -> IbverbsRegion:
+    def register(self, address: int, length_bytes: int, access: int) -> HeldRegion:
         """ibv_reg_mr."""
-        return IbverbsRegion(_call(self._pd.reg_mr, address, length_bytes, access), address, length_bytes)
+        region = _call(self._pd.reg_mr, address, length_bytes, access)
+        return HeldRegion(region, address, length_bytes, _call)
 
-    def register_dmabuf(self, fd: int, offset: int, length_bytes: int, access: int) -> IbverbsRegion:
+    def register_dmabuf(self, fd: int, offset: int, length_bytes: int, access: int) -> HeldRegion:
         """ibv_reg_dmabuf_mr with iova = offset, as pyverbs does it."""
         region = _call(self._pd.reg_dmabuf_mr, offset, length_bytes, offset, fd, access)
-        return IbverbsRegion(region, offset, length_bytes)
+        return HeldRegion(region, offset, length_bytes, _call)
 
     def allocate_dm(self, length_bytes: int) -> BoundDm:
         """The wheel has no ibv_alloc_dm."""
@@ -134,23 +136,6 @@ class IbverbsContext:
             _call(self._pd.close)
         finally:
             _call(self._context.close)
-
-
-class IbverbsRegion:
-    """See `verbs_binding.BoundRegion`. It does not own its memory."""
-
-    def __init__(self, region: Any, address: int, length_bytes: int) -> None:
-        self._region: Any = region
-        self.lkey: int = region.lkey
-        self.rkey: int = region.rkey
-        self.address = address
-        self.length_bytes = length_bytes
-
-    def close(self) -> None:
-        """ibv_dereg_mr."""
-        region, self._region = self._region, None
-        if region is not None:
-            _call(region.close)
 
 
 class IbverbsQueuePair:

@@ -1,9 +1,9 @@
-"""Registered memory of a verbs device: mapped buffers cut into slices, one memory region each."""
+"""Registered memory of a verbs device: mapped buffers cut into slices, one memory region of the binding each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from p2prw.engine.model import MAX_REMOTE_SEGMENTS, DmaSegment, DmaVec, RemoteSegment
 from p2prw.engine.providers.verbs_binding import BindingError, BoundRegion
@@ -37,6 +37,25 @@ def cut_buffers(
             yield buffer.cpu_address + offset + start, min(slice_bytes, take - start)
         left -= take
         offset = 0
+
+
+class HeldRegion:
+    """See `verbs_binding.BoundRegion`. It does not own its memory: whoever mapped it closes this first."""
+
+    def __init__(self, region: Any, address: int, length_bytes: int, call: Callable[..., object]) -> None:
+        """`region`: the binding's object, with its lkey and rkey. `call` runs a verb; its errors are BindingErrors."""
+        self._region: Any = region
+        self._call = call
+        self.lkey: int = region.lkey
+        self.rkey: int = region.rkey
+        self.address = address
+        self.length_bytes = length_bytes
+
+    def close(self) -> None:
+        """ibv_dereg_mr."""
+        region, self._region = self._region, None
+        if region is not None:
+            self._call(region.close)
 
 
 class VerbsRegistration:

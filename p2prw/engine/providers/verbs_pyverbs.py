@@ -34,8 +34,9 @@ from p2prw.engine.providers.verbs_binding import (
     SendFacts,
     VerbsBinding,
 )
+from p2prw.engine.providers.verbs_memory import HeldRegion
 from p2prw.engine.providers.verbs_pyverbs_chain import PyverbsChain
-from p2prw.engine.providers.verbs_pyverbs_regions import PyverbsDm, PyverbsRegion, call
+from p2prw.engine.providers.verbs_pyverbs_regions import PyverbsDm, call, held
 
 # enum ibv_qp_init_attr_mask, ibv_qp_create_send_ops_flags
 _INIT_ATTR_PD, _INIT_ATTR_SEND_OPS = 1 << 0, 1 << 6
@@ -134,22 +135,18 @@ class PyverbsContext:
             grh_required=bool(getattr(attr, "flags", 0) & _GRH_REQUIRED),
         )
 
-    def register(self, address: int, length_bytes: int, access: int) -> PyverbsRegion:
+    def register(self, address: int, length_bytes: int, access: int) -> HeldRegion:
         """ibv_reg_mr."""
-        return PyverbsRegion(
-            self._modules,
-            call(self._modules, self._modules.mr.MR, self._pd, length_bytes, access, address=address),
-            address,
-            length_bytes,
-        )
+        region = call(self._modules, self._modules.mr.MR, self._pd, length_bytes, access, address=address)
+        return held(self._modules, region, address, length_bytes)
 
-    def register_dmabuf(self, fd: int, offset: int, length_bytes: int, access: int) -> PyverbsRegion:
+    def register_dmabuf(self, fd: int, offset: int, length_bytes: int, access: int) -> HeldRegion:
         """ibv_reg_dmabuf_mr; pyverbs' iova is the offset."""
         kind = getattr(self._modules.mr, "DmaBufMR", None)
         if kind is None:
             raise BindingError("this pyverbs has no DmaBufMR (it came with v34)", 95)
         region = call(self._modules, kind, self._pd, length_bytes, access, dmabuf=fd, offset=offset)
-        return PyverbsRegion(self._modules, region, offset, length_bytes)
+        return held(self._modules, region, offset, length_bytes)
 
     def allocate_dm(self, length_bytes: int) -> PyverbsDm:
         """ibv_alloc_dm."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from p2prw.engine.providers.verbs_binding import ZERO_BASED, BindingError
+from p2prw.engine.providers.verbs_memory import HeldRegion
 
 
 def call(modules: Any, verb: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -18,22 +20,9 @@ def call(modules: Any, verb: Callable[..., Any], *args: Any, **kwargs: Any) -> A
         raise BindingError("pyverbs could not allocate", 12) from error
 
 
-class PyverbsRegion:
-    """See `verbs_binding.BoundRegion`. It does not own its memory: whoever mapped it closes this first."""
-
-    def __init__(self, modules: Any, region: Any, address: int, length_bytes: int) -> None:
-        self._modules = modules
-        self._region: Any = region
-        self.lkey: int = region.lkey
-        self.rkey: int = region.rkey
-        self.address = address
-        self.length_bytes = length_bytes
-
-    def close(self) -> None:
-        """ibv_dereg_mr."""
-        region, self._region = self._region, None
-        if region is not None:
-            call(self._modules, region.close)
+def held(modules: Any, region: Any, address: int, length_bytes: int) -> HeldRegion:
+    """Return pyverbs' `MR`, `DmaBufMR` or `DMMR` as ours."""
+    return HeldRegion(region, address, length_bytes, partial(call, modules))
 
 
 class PyverbsDm:
@@ -44,12 +33,12 @@ class PyverbsDm:
         self._pd = pd
         self._memory: Any = memory
 
-    def register(self, offset: int, length_bytes: int, access: int) -> PyverbsRegion:
+    def register(self, offset: int, length_bytes: int, access: int) -> HeldRegion:
         """ibv_reg_dm_mr; pyverbs does not add ZERO_BASED by itself."""
         region = call(
             self._modules, self._modules.mr.DMMR, self._pd, length_bytes, access | ZERO_BASED, self._memory, offset
         )
-        return PyverbsRegion(self._modules, region, 0, length_bytes)
+        return held(self._modules, region, 0, length_bytes)
 
     def close(self) -> None:
         """ibv_free_dm."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from p2prw.engine.providers.verbs_binding import BindingError
-from p2prw.engine.providers.verbs_pyverbs_regions import PyverbsDm, PyverbsRegion, call
+from p2prw.engine.providers.verbs_pyverbs_regions import PyverbsDm, call, held
 
 
 class PyverbsError(Exception):
@@ -48,7 +48,7 @@ def test_what_a_verb_raises(error, number):
 
 def test_what_is_closed_once():
     inner: Any = Closing(lkey=1, rkey=2)
-    region = PyverbsRegion(MODULES, inner, 4096, 10)
+    region = held(MODULES, inner, 4096, 10)
     memory: Any = Closing()
     dm = PyverbsDm(MODULES, "pd", memory)
     piece = dm.register(64, 10, 5)
