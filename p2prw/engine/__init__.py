@@ -3,7 +3,7 @@
     TransferRequest -> MemorySource -> MappedBuffers -> Device.register -> DmaVec -> RwContext
                     -> TransferLoop -> Progress... TransferResult
 
-`session.open_session` walks that line once for write and read; `server` does it for the other end. Pure parts
+`session.run_transfer` walks that line once for write and read; `server` does it for the other end. Pure parts
 (`rw`, `roce`, `control.messages`, `control.handshake`, `pattern`, `diagnose`) read no clock and open no socket.
 There are no re-exports here, so that the pure parts import alone.
 """

@@ -29,7 +29,7 @@ class MappedBuffer(Protocol):
 
 
 class MemorySource(Protocol):
-    """Opened memory of one kind. Sources and sinks alike; opened by `p2prw.engine.memory.open_memory`."""
+    """Opened memory of one kind. Sources and sinks alike; opened through `memory.prepare.prepare_memory`."""
 
     spec: MemorySpec
     length_bytes: int

@@ -1,4 +1,4 @@
-"""From which GID a client is answered, and who is not. The refusals end to end are in test_client.py."""
+"""From which GID a client is answered, and who is not. The refusals end to end are in test_opening.py."""
 
 from __future__ import annotations
 
