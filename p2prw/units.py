@@ -91,6 +91,19 @@ def format_size(length_bytes: int) -> str:
     return f"{length_bytes} B"
 
 
+def exact_size(length_bytes: int) -> str:
+    """Return `64 MiB` where that is all of it, else `4097 bytes`: never rounded."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if length_bytes and length_bytes % KIB**power == 0:
+            return f"{length_bytes >> 10 * power} {unit}"
+    return counted(length_bytes, "byte")
+
+
+def typed_size(length_bytes: int) -> str:
+    """Return a size as options take it: `64MiB`, `4097`."""
+    return exact_size(length_bytes).partition(" byte")[0].replace(" ", "")
+
+
 def format_rate(bytes_per_s: float | None) -> str:
     """Return MiB/s (2^20) and Gb/s (10^9 bit) side by side, as the field reads them."""
     if bytes_per_s is None:

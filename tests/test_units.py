@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2prw.errors import RequestError
-from p2prw.units import counted, format_duration, format_rate, format_size, parse_duration, parse_rate, parse_size
+from p2prw.units import (
+    counted,
+    exact_size,
+    format_duration,
+    format_rate,
+    format_size,
+    parse_duration,
+    parse_rate,
+    parse_size,
+    typed_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +79,15 @@ def test_what_is_shown():
         "1.50 MiB",
         "1 GiB",
     ]
+    assert [exact_size(n) for n in (0, 1, 4097, 65536, 3 << 30, 5 << 50)] == [
+        "0 bytes",
+        "1 byte",
+        "4097 bytes",
+        "64 KiB",
+        "3 GiB",
+        "5120 TiB",
+    ]
+    assert all(parse_size(typed_size(n)) == n for n in (0, 1, 4097, 65536, 3 << 30, (1 << 63) - 1, 1 << 63))
     assert format_size(1 << 63) == "8 EiB" and format_size(3 << 40) == "3 TiB"
     assert format_rate(160) == "0.00015 MiB/s (0.0000013 Gb/s)", "what is small is not nothing"
     assert format_rate(0.0) == "0.0 MiB/s (0.00 Gb/s)"

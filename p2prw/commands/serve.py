@@ -60,6 +60,7 @@ def serve(app: App, /, **line: Any) -> int:
         request = _with_smoke_regions(app, request)
     from p2prw.engine.server.server import Server
     from p2prw.engine.server.systemd import ServiceManager
+    from p2prw.errors import InterruptedTransfer
     from p2prw.reporters.document import build
     from p2prw.reporters.json import StreamPrinter
 
@@ -82,9 +83,15 @@ def serve(app: App, /, **line: Any) -> int:
 
     # The second one still closes in good order, at once; the third is for a server that hangs.
     app.signals_heeded = 2
-    with app.watching(), Server(request, manager=ServiceManager(app.environ, pid=os.getpid())) as server:
-        address = str(server.address)
-        code = server.run(app.stop, on_event)
+    app.stop.tell = app.note
+    manager = ServiceManager(app.environ, pid=os.getpid())
+    try:
+        with app.watching(), Server(request, manager=manager, stop=app.stop) as server:
+            address = str(server.address)
+            code = server.run(app.stop, on_event)
+    except InterruptedTransfer:
+        # While big memory was taken. Whoever ends a server means it: that is no failure.
+        return app.listing(build("serve"), ["stopped before anybody could come"])
     params = {
         "listen": address,
         "device": request.device,

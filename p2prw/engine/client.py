@@ -39,6 +39,7 @@ from p2prw.engine.phases import PhaseClock
 from p2prw.engine.providers.base import Device, QueuePair
 from p2prw.engine.rw import RwLimits
 from p2prw.errors import DeadlineExceeded, P2prwError, PeerGone, RemoteProtocolError, RequestError
+from p2prw.units import exact_size, typed_size
 
 _CLOSE_S = 5.0
 _LAST_WORDS_S = 1.0
@@ -185,9 +186,9 @@ class LeaseClient:
         size, length = request.size_bytes, prepared.length_bytes
         if size is not None and length is not None and size > length:
             raise RequestError(
-                f"--size {size} is more than the local memory holds",
-                why=f"{request.memory.text or request.memory.kind} is {length} bytes",
-                fix=f"--size {length}, or leave --size away",
+                f"--size {typed_size(size)} is more than the local memory holds",
+                why=f"{request.memory.text or request.memory.kind} is {exact_size(length)}",
+                fix=f"--size {typed_size(length)}, or leave --size away",
                 code="size_does_not_fit",
             )
         return prepared
@@ -279,6 +280,9 @@ class LeaseClient:
         self.remote_route = routes.from_wire(grant.route)
         self.rate_limit = lower_limit(request.rate_limit_bytes_per_s, grant.rate_limit_bytes_per_s)
         self.warnings += grant.notes
+        if grant.length == 0 and request.size_bytes is None:
+            ends = "the local memory is empty" if prepared.length_bytes == 0 else "the region ends where this begins"
+            self.warnings.append(f"nothing to move: {ends}")
         if request.require_direct:
             routes.require_direct(self.remote_route, "remote")
         return grant

@@ -41,5 +41,7 @@ class Deadline:
     def error(self, doing: str = "") -> TimeLimitError:
         """Return the error of a limit that ran out."""
         return TimeLimitError(
-            f"the time limit of {self.limit_s:g} s ran out", why=doing or None, fix="a larger --time-limit"
+            f"the time limit of {self.limit_s:g} s ran out",
+            why=doing or "it bounds the whole command",
+            fix="a larger --time-limit",
         )

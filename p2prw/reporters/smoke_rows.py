@@ -11,7 +11,7 @@ from p2prw.errors import worst_exit_code
 from p2prw.reporters.document import UNVERIFIED, build, error_object, plain
 from p2prw.reporters.listing import table
 from p2prw.reporters.smoke_grid import CLASSES, HEAD, Grid, route_words
-from p2prw.units import format_duration, format_rate, format_size
+from p2prw.units import counted, format_duration, format_rate, format_size
 
 COMMAND_LABELS = frozenset({"serve:", "again:"})
 """Of notes that are to be pasted."""
@@ -158,7 +158,7 @@ def _notes(result: SmokeResult) -> Iterator[tuple[str, str]]:
         yield "skip", f"{what}: {skip.reason}"
     not_run = Counter(one.reason for one in result.cells if one.status == "not_run")
     for reason, number in not_run.items():
-        yield "not run", f"{number} cells: {reason}"
+        yield "not run", f"{counted(number, 'cell')}: {reason}"
 
 
 def _rates(result: SmokeResult) -> Iterator[tuple[str, str]]:

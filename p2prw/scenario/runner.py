@@ -161,7 +161,8 @@ class Runner:
             stderr_tail=child.stderr_tail,
         )
         if self.stop and result.status == "fail":
-            result = replace(result, exit_code=128 + (self.stop.signal_number or signal.SIGINT))
+            number = self.stop.signal_number or signal.SIGINT
+            result = replace(result, exit_code=128 + number, reason="interrupted in the middle of it")
         return replace(result, **self._commands_of(row))  # type: ignore[arg-type]
 
     def _could_not_start(self, row: Row, error: OSError) -> RowResult:

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from p2prw.engine.events import ServeEvent
 from p2prw.engine.memory.spec import parse_memory_spec
 from p2prw.engine.model import PeerAddress, ServeRequest, TlsServer
-from p2prw.errors import HostError
+from p2prw.errors import HostError, InterruptedTransfer
 from p2prw.schema import load_schema
 
 SCRATCH = ("serve", "--region", "scratch=host,size=1MiB")
@@ -27,7 +27,7 @@ class FakeServer:
     code = 0
     bind_error: Exception | None = None
 
-    def __init__(self, request: ServeRequest, manager: Any = None) -> None:
+    def __init__(self, request: ServeRequest, manager: Any = None, stop: Any = None) -> None:
         self.requests.append(request)
         self.address = PeerAddress(request.listen.host, request.listen.port or 40000)
 
@@ -54,6 +54,14 @@ def server(monkeypatch):
     module.Server = fake
     monkeypatch.setitem(sys.modules, "p2prw.engine.server.server", module)
     return fake
+
+
+def test_whoever_ends_a_server_while_it_takes_memory_means_it(run, server, monkeypatch):
+    monkeypatch.setattr(server, "bind_error", InterruptedTransfer(signal_number=15))
+    result = run(*SCRATCH)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "stopped before anybody could come\n", "")
+    document, _ = run.json(*SCRATCH, "--json")
+    assert document["status"] == "ok" and document["results"] == []
 
 
 def test_region_and_defaults(run, server):

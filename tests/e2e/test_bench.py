@@ -82,7 +82,7 @@ def test_a_write_only_region_is_measured_and_verified_without_a_flush(p2prw, scr
 def test_a_signal_ends_it_with_what_was_measured(p2prw, scratch, still_serves, test, number):
     count = len(scratch.lines)
     running = p2prw.start("bench", f"{scratch.address}/a", "--test", test, "-s", "4K", "-n", 1 << 39)
-    scratch.wait_for_line("writes 4096 bytes", after=count)
+    scratch.wait_for_line("writes 4 KiB", after=count)
     time.sleep(1.0)
     document = running.interrupt(number).interrupted(number)
     (row,) = document["results"]
@@ -96,7 +96,7 @@ def test_a_server_that_dies_leaves_what_was_measured(server, p2prw):
     one.may_fail = True
     count = len(one.lines)
     running = p2prw.start("bench", f"{one.address}/a", "-s", "64,4K", "-D", 3, "--idle-timeout", "3s", "--retry-cnt", 1)
-    one.wait_for_line("writes 4096 bytes", after=count)
+    one.wait_for_line("writes 4 KiB", after=count)
     time.sleep(4.5)  # the first size is through, the second on its way
     one.process.send_signal(signal.SIGKILL)
     run = running.finish(60)
@@ -150,7 +150,7 @@ def test_both_directions_between_processes_verified(p2prw, scratch, still_serves
 def test_a_client_that_is_killed_in_the_middle_of_both_directions_is_let_go(p2prw, scratch, still_serves):
     count = len(scratch.lines)
     running = p2prw.start("bench", f"{scratch.address}/a", "-b", "-s", "4K", "-n", 1 << 39)
-    scratch.wait_for_line("writes 4096 bytes", after=count)
+    scratch.wait_for_line("writes 4 KiB", after=count)
     time.sleep(0.5)
     running.end()
     still_serves(scratch)

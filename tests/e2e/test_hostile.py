@@ -41,6 +41,7 @@ from p2prw.engine.roce.device import RoceDevice
 from p2prw.engine.server.server import Server
 from p2prw.engine.stop import StopRequest
 from p2prw.errors import PeerRefusedError
+from p2prw.units import exact_size
 
 LENGTH = 64 * 1024
 TOKEN = b"the token of these tests"
@@ -374,7 +375,7 @@ def test_one_line_for_the_end_of_each_connection_without_secrets(serve, join):
     assert fields["token"] is True and fields["tls"] is False and fields["exit_code"] == 0
     assert (fields["operations"], fields["regions"]) == (["write"], ["mem"])
     assert fields["granted_bytes"] == fields["whole_bytes"] == LENGTH
-    assert f"write mem, {LENGTH} bytes granted, {LENGTH} whole; token" in ended[0].text
+    assert f"write mem, {exact_size(LENGTH)} granted, {exact_size(LENGTH)} whole; token" in ended[0].text
     assert ended[1].fields["token"] is False and ended[1].fields["granted_bytes"] == 0
     assert (ended[2].fields["granted_bytes"], ended[2].fields["whole_bytes"]) == (4096, 0)
     said = json.dumps([(event.kind, event.text, event.fields) for event in served.events])

@@ -52,6 +52,11 @@ def test_sizes_and_offsets_aligned_to_nothing(served, size):
 def test_size_zero_runs_all_checks_and_posts_nothing(served):
     result = api.write(f"{served}/mem", "host,size=1MiB", size_bytes=0)
     assert result.exit_code == 0 and result.results[0].wqes_posted == 0
+    assert result.warnings == (), "it was asked for"
+    past = api.write(f"{served}/mem+3MiB", "host,size=1MiB")
+    assert past.exit_code == 0 and past.warnings == ("nothing to move: the region ends where this begins",)
+    empty = api.write(f"{served}/mem", "host,size=0")
+    assert empty.exit_code == 0 and empty.warnings == ("nothing to move: the local memory is empty",)
     refused = api.write(f"{served}/nowhere", "host,size=1MiB", size_bytes=0)
     assert refused.exit_code == 7 and refused.error is not None and refused.error.code == "unknown_region"
 

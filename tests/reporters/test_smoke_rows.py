@@ -91,7 +91,7 @@ def test_text_has_the_grid_the_routes_the_failures_and_the_skips(outcome):
     failed = text.index("FAIL     rxe0 read host <- host odd")
     assert failed < text.index("  serve: p2prw serve") < text.index("  again: p2prw read")
     assert "skip     soft:eth0: loopback again" in text
-    assert "not run  1 cells: interrupted" in text
+    assert "not run  1 cell: interrupted" in text
     assert lines[-1] == "10 passed, 1 failed, 1 not run, 2 skipped in 3.00 s; seed 7"
 
 

@@ -100,6 +100,7 @@ def test_a_signal_ends_it_and_every_row_has_its_say(run, number):
 
     found = run(f"steps:\n{SERVER}  - {{name: r, {SLOW}}}\n  - {{name: later, {QUICK}}}\n", interrupt)
     assert (found["r"].status, found["r"].exit_code) == ("fail", 128 + number)
+    assert found["r"].reason == "interrupted in the middle of it"
     assert (found["later"].status, found["later"].reason) == ("not_run", "interrupted")
     assert found["srv"].status == "pass" and time.monotonic() - started < 60
 

@@ -22,6 +22,7 @@ from p2prw.engine.model import MemorySpec
 from p2prw.engine.stop import StopRequest
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import LocalProtocolError, RequestError
+from p2prw.units import exact_size, typed_size
 
 Role = Literal["source", "sink", "both"]
 
@@ -54,9 +55,9 @@ class PreparedMemory:
         """
         if length_bytes is not None and self.length_bytes is not None and length_bytes > self.length_bytes:
             raise RequestError(
-                f"{length_bytes} bytes do not fit into {self.spec.text or self.spec.kind}",
-                why=f"it is {self.length_bytes} bytes",
-                fix=f"--size {self.length_bytes}",
+                f"{exact_size(length_bytes)} do not fit into {self.spec.text or self.spec.kind}",
+                why=f"it is {exact_size(self.length_bytes)}",
+                fix=f"--size {typed_size(self.length_bytes)}",
                 code="size_does_not_fit",
             )
         return self.opener(length_bytes) if self.slow_opener is None else self.slow_opener(length_bytes, stop)

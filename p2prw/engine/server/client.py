@@ -38,6 +38,7 @@ from p2prw.engine.server.ending import Ending
 from p2prw.engine.server.opening import open_lease
 from p2prw.engine.server.regions import regions_page
 from p2prw.errors import P2prwError, PeerGone, ProtocolError, RemoteProtocolError
+from p2prw.units import exact_size
 
 if TYPE_CHECKING:
     from p2prw.engine.server.server import Server
@@ -314,8 +315,8 @@ class ServedClient:
         server.windows_changed(but=self)
         server.event(
             "granted",
-            f"{self.name} {lease.operation.value}s {active.length_bytes} bytes of {lease.region}"
-            f" from offset {message.offset}",
+            f"{self.name} {lease.operation.value}s {exact_size(active.length_bytes)} of {lease.region}"
+            + (f" from offset {exact_size(message.offset)}" if message.offset else ""),
             client=self.name,
             region=lease.region,
             operation=lease.operation.value,

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from p2prw.units import exact_size
+
 
 @dataclass(slots=True)
 class Ending:
@@ -43,12 +45,14 @@ class Ending:
         """Return the line and its fields; `code` is that of the error that ended it, if any did."""
         ended = code or ("ok" if exit_code == 0 else "broken_off")
         names = list(regions)
-        what = f"{', '.join(self.operations)} {', '.join(names)}" if self.operations else "nothing"
+        what = "nothing granted"
+        if self.operations:
+            what = (
+                f"{', '.join(self.operations)} {', '.join(names)}, {exact_size(granted_bytes)} granted, "
+                f"{exact_size(self.whole_bytes)} whole"
+            )
         locks = " and ".join(word for word, has in (("token", self.token), ("TLS", self.tls)) if has)
-        text = (
-            f"{self.client} ended after {elapsed_s:.1f} s: {ended}; {what}, {granted_bytes} bytes granted, "
-            f"{self.whole_bytes} whole; {locks or 'no token, no TLS'}"
-        )
+        text = f"{self.client} ended after {elapsed_s:.1f} s: {ended}; {what}; {locks or 'no token, no TLS'}"
         return text, {
             "client": self.client,
             "agent": self.agent,

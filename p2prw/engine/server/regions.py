@@ -12,7 +12,9 @@ from p2prw.engine.memory.file import FileRegion, run_steps
 from p2prw.engine.memory.prepare import prepare_memory
 from p2prw.engine.model import Operation, ServedRegion, ServeRequest, SourceIdentity
 from p2prw.engine.server.leases import LeaseTable
+from p2prw.engine.stop import StopRequest
 from p2prw.errors import PeerRefusedError, RequestError
+from p2prw.units import exact_size, typed_size
 
 _ROLES = {"r": "source", "w": "sink", "rw": "both"}
 
@@ -91,9 +93,9 @@ class OfferedRegion:
             return granted
         if offset > total:
             raise PeerRefusedError(
-                f"offset {offset} is past the end of region {self.name!r}",
-                why=f"it is {total} bytes long",
-                fix=f"an offset of at most {total}",
+                f"offset {exact_size(offset)} is past the end of region {self.name!r}",
+                why=f"it is {exact_size(total)} long",
+                fix=f"{self.name}+OFFSET with an offset of less than {typed_size(total)}",
                 code="offset_past_end",
             )
         room = total - offset
@@ -101,9 +103,10 @@ class OfferedRegion:
             return room if limit is None else min(room, limit)
         if length > room:
             raise PeerRefusedError(
-                f"{length} bytes do not fit into region {self.name!r} at offset {offset}",
-                why=f"it is {total} bytes long, {room} are left there",
-                fix=f"--size {room}",
+                f"{exact_size(length)} do not fit into region {self.name!r}"
+                + (f" at offset {exact_size(offset)}" if offset else ""),
+                why=f"it is {exact_size(total)} long" + (f", {exact_size(room)} are left there" if offset else ""),
+                fix=f"--size {typed_size(room)}",
                 code="region_too_small",
             )
         return length
@@ -115,7 +118,7 @@ class OfferedRegion:
 class MappedRegion(OfferedRegion):
     """Memory that stays open and mapped while the server runs; each lease registers its range of it."""
 
-    def __init__(self, offered: ServedRegion, request: ServeRequest) -> None:
+    def __init__(self, offered: ServedRegion, request: ServeRequest, stop: StopRequest | None = None) -> None:
         super().__init__(offered)
         prepared = prepare_memory(
             offered.memory,
@@ -130,7 +133,7 @@ class MappedRegion(OfferedRegion):
                 fix=f"--region {offered.name}={offered.memory.kind},size=64MiB",
                 code="missing_size",
             )
-        self._memory = prepared.open()
+        self._memory = prepared.open(None, stop)
         self.warnings = self._memory.warnings
 
     @property
@@ -190,11 +193,11 @@ class FileOffered(OfferedRegion):
         return OpenedRegion(writer, offset, writer.close, prepare, resuming=resume is not None)
 
 
-def open_region(offered: ServedRegion, request: ServeRequest) -> OfferedRegion:
-    """Open what `--region` names. HostError or RequestError when it cannot be had."""
+def open_region(offered: ServedRegion, request: ServeRequest, stop: StopRequest | None = None) -> OfferedRegion:
+    """Open what `--region` names. HostError or RequestError when it cannot be had, InterruptedTransfer after a stop."""
     if offered.memory.kind == "file":
         return FileOffered(offered, request)
-    return MappedRegion(offered, request)
+    return MappedRegion(offered, request, stop)
 
 
 def regions_page(regions: Iterable[OfferedRegion], leases: LeaseTable, page: int) -> Regions:

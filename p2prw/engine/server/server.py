@@ -50,8 +50,11 @@ class Server:
         clock: Callable[[], float] = time.monotonic,
         manager: ServiceManager | None = None,
         selector: selectors.BaseSelector | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
+        """`stop` is looked at, and told, where opening the regions takes long."""
         self.request = request
+        self._stop = stop
         self.counters = ServerCounters()
         self.agent = f"p2prw {__version__}"
         self.leases = LeaseTable()
@@ -113,7 +116,7 @@ class Server:
                     fix="one --region for each name",
                     code="duplicate_region",
                 )
-            region = open_region(offered, request)
+            region = open_region(offered, request, self._stop)
             self._stack.callback(region.close)
             self.regions[offered.name] = region
             self.warnings += region.warnings

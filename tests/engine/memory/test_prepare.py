@@ -22,7 +22,7 @@ def test_host() -> None:
     assert fixed.open(1).length_bytes == 65536
     with pytest.raises(RequestError) as caught:
         fixed.open(65537)
-    assert (caught.value.code, caught.value.fix) == ("size_does_not_fit", "--size 65536")
+    assert (caught.value.code, caught.value.fix) == ("size_does_not_fit", "--size 64KiB")
     elastic = prepare_memory(parse_memory_spec("host"), "sink")
     assert elastic.length_bytes is None and elastic.elastic
     assert elastic.open(10).length_bytes == 10

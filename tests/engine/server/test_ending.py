@@ -7,7 +7,7 @@ def test_a_good_end() -> None:
     one = Ending("10.0.0.2:40000", agent="p2prw 1", authenticated=True, token=True, tls=True, whole_bytes=64)
     one.operations["write"] = None
     text, fields = one.describe(None, 0, 1.25, 64, {"mem": None})
-    assert text == "10.0.0.2:40000 ended after 1.2 s: ok; write mem, 64 bytes granted, 64 whole; token and TLS"
+    assert text == "10.0.0.2:40000 ended after 1.2 s: ok; write mem, 64 bytes granted, 64 bytes whole; token and TLS"
     assert fields == {
         "client": "10.0.0.2:40000",
         "agent": "p2prw 1",
@@ -27,7 +27,7 @@ def test_a_good_end() -> None:
 
 def test_who_had_nothing() -> None:
     text, fields = Ending("10.0.0.2:1").describe("auth_failed", 7, 0.0)
-    assert text == "10.0.0.2:1 ended after 0.0 s: auth_failed; nothing, 0 bytes granted, 0 whole; no token, no TLS"
+    assert text == "10.0.0.2:1 ended after 0.0 s: auth_failed; nothing granted; no token, no TLS"
     assert (fields["ended"], fields["exit_code"], fields["agent"], fields["regions"]) == ("auth_failed", 7, None, [])
 
 
