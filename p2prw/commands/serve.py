@@ -79,7 +79,7 @@ def serve(app: App, /, **line: Any) -> int:
         if stream is not None:
             stream("serve", kind=event.kind, text=event.text, fields=event.fields)
         if not app.mode.quiet or event.kind in SHOWN_WHEN_QUIET:
-            app.stderr.line(event.text)
+            app.stderr.fact(event.text)
 
     # The second one still closes in good order, at once; the third is for a server that hangs.
     app.signals_heeded = 2

@@ -10,14 +10,21 @@ from typing import TextIO
 from p2prw.errors import HostError
 from p2prw.reporters.sanitise import clean
 
+_GLUE = "\N{NO-BREAK SPACE}"
+
 
 def fold(text: str, columns: int | None) -> list[str]:
-    """Return the lines of one line on a terminal that wide: cut between words, under what follows the first label."""
-    if columns is None or len(text) <= columns:
+    """Return the lines of one line on a terminal that wide: cut between words, under what follows the first label.
+
+    A figure and its unit stay together, and a command (`$ ...`) is one line, to be pasted.
+    """
+    if columns is None or len(text) <= columns or text.lstrip().startswith("$ "):
         return [text]
     label = re.match(r"\s*\S+\s{2,}", text) or re.match(r"\s*", text)
     indent = " " * min(len(label.group()) if label else 0, columns // 2)
-    return textwrap.wrap(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    glued = re.sub(r"(?<=\d) (?=[A-Za-z%])", _GLUE, text)
+    lines = textwrap.wrap(glued, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [line.replace(_GLUE, " ") for line in lines]
 
 
 def unwritable(name: str, error: OSError) -> HostError:

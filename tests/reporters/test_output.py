@@ -19,7 +19,7 @@ from p2prw.reporters.choose import choose_reporter
 from p2prw.reporters.document import dump, plain
 from p2prw.reporters.json import JsonPrinter, StreamPrinter
 from p2prw.reporters.listing import table
-from p2prw.reporters.output import Output
+from p2prw.reporters.output import Output, fold
 from p2prw.reporters.sanitise import clean
 from p2prw.reporters.text import QuietView, TextPrinter, TextView
 
@@ -47,6 +47,15 @@ def test_facts_fold_between_words_under_themselves_on_a_terminal_only(monkeypatc
     pipe = io.StringIO()
     Output(pipe).fact(text)
     assert pipe.getvalue() == text + "\n"
+
+
+def test_folding_keeps_a_figure_with_its_unit_and_a_command_whole():
+    assert fold("rate      203.4 MiB/s (1.71 Gb/s) over 7.5 s", 29) == [
+        "rate      203.4 MiB/s",
+        "          (1.71 Gb/s) over",
+        "          7.5 s",
+    ]
+    assert fold("      $ p2prw write a b c", 10) == ["      $ p2prw write a b c"]
 
 
 @pytest.mark.parametrize("columns", [1, 5, 20])
