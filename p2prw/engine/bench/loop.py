@@ -13,7 +13,7 @@ from p2prw.engine.bench.attendant import Attendant
 from p2prw.engine.bench.statistics import Mark
 from p2prw.engine.lane import Lane
 from p2prw.engine.pace import Pace
-from p2prw.engine.providers.base import Device
+from p2prw.engine.providers.base import Device, TellingDevice
 from p2prw.engine.waiting import Waiter
 
 MARKS = 200
@@ -62,31 +62,41 @@ class BandwidthLoop:
         self.marks[:] = [Mark(started_s, 0)]
         attendant.begin(now)
         next_messages, next_s = messages_step, started_s + time_step_s
+        messages, is_first = 0, True
+        posting: Sequence[Lane] = lanes
+        polling: Sequence[Lane] = lanes
+        by_qpn = {lane.queue_pair.local.qpn: lane for lane in lanes}
+        telling = self.device if isinstance(self.device, TellingDevice) else None
         while True:
             if now >= end_s:
                 end_s = float("inf")
                 for lane in lanes:
                     lane.end()
+                posting = lanes
                 if all(lane.finished for lane in lanes):
                     # All that was posted had completed already; no completion will come to end the loop.
                     break
-            busy = False
+            # fast path: a lane has room again when something of it has completed, or when a chain of it has just left.
             if self.pace is None:
-                for lane in lanes:
-                    busy = lane.post() or busy
+                posted = [lane for lane in posting if lane.post()]
             else:
-                busy = self._post_paced(self.pace, now)
-            busy = pump() or busy
-            completed = False
-            for lane in lanes:
+                posted = self._post_paced(self.pace, now)
+            busy = pump() or bool(posted)
+            completed: list[Lane] = []
+            if telling is not None and not is_first:
+                polling = [by_qpn[qpn] for qpn in telling.take_completed() if qpn in by_qpn]
+            is_first = False
+            for lane in polling:
                 completions = lane.queue_pair.poll()
                 if completions:
+                    messages -= lane.messages
                     lane.retire(completions)
-                    completed = True
+                    messages += lane.messages
+                    completed.append(lane)
+            posting = [*posted, *completed]
             now = clock()
             if completed:
                 self._completed_s = now
-                messages = self.messages
                 if messages >= next_messages or now >= next_s:
                     self.marks.append(Mark(now, messages))
                     next_messages, next_s = messages + messages_step, now + time_step_s
@@ -99,18 +109,18 @@ class BandwidthLoop:
                 pace_s = self.pace.wait_s(now) if self.pace is not None else 0.0
                 self.waiter.wait(min(attendant.next_s - now, pace_s or float("inf")))
 
-    def _post_paced(self, pace: Pace, now: float) -> bool:
-        """Post what the pace has room for; every round begins with another lane."""
+    def _post_paced(self, pace: Pace, now: float) -> list[Lane]:
+        """Post what the pace has room for; every round begins with another lane. Returns those that posted."""
         lanes = list(self.lanes)
         self._turn = (self._turn + 1) % len(lanes)
-        busy = False
+        posted: list[Lane] = []
         for lane in lanes[self._turn :] + lanes[: self._turn]:
             most = pace.room(lane.wr_bytes, now)
             before = lane.posted
             if most and lane.post(most):
                 pace.spend((lane.posted - before) * lane.wr_bytes, now)
-                busy = True
-        return busy
+                posted.append(lane)
+        return posted
 
     def _activity(self) -> int:
         """Return what grows as long as work completes; who waits for the pace is not idle."""

@@ -7,7 +7,7 @@ no-op.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -161,3 +161,11 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Close queue pairs, registrations, sockets. Safe to call twice."""
+
+
+@runtime_checkable
+class TellingDevice(Protocol):
+    """A device that knows which of its queue pairs have completions, so that not all need be polled."""
+
+    def take_completed(self) -> Collection[int]:
+        """Return the QPNs of the queue pairs that have got something to poll since the last call."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -174,6 +174,8 @@ class SoftDevice:
             icrc_check="solve" if bound.local.is_ipv4 else "full",
             gso_segments=GSO_SEGMENTS if bound.has_gso else 1,
             codec=codec,
+            most_bytes=WRITE_WINDOW_BYTES[bound.has_gso],
+            most_read_bytes=READ_WINDOW_BYTES[bound.has_gso],
         )
         self.wire = Wire(
             bound, self.core.receive_burst, on_gso_refused=self.stop_gso, injector=injector, capture=capture
@@ -290,10 +292,9 @@ class SoftDevice:
             return False
         now = time.monotonic()
         worked, drained = self.wire.receive(now)
-        at = self.core.next_timer()
         # An answer that waits in the socket is no reason to send again: what has arrived is read before a timer fires,
         # or a process that slept through its timeout would start a storm of resends.
-        if at is not None and at <= (now if drained else now - _TIMER_GRACE_S):
+        if self.core.is_timer_due(now if drained else now - _TIMER_GRACE_S):
             self.core.handle_timer(now)
             worked = True
             # Timeouts are looked at one by one: three between two looks would pass for three in a row.
@@ -304,6 +305,10 @@ class SoftDevice:
             self._watch_gso()
         worked |= self.wire.release_held(now)
         return self.wire.send(self.core.bursts_to_send(now), now) or worked
+
+    def take_completed(self) -> Collection[int]:
+        """See `providers.base.TellingDevice`."""
+        return self.core.take_completed()
 
     def stop_gso(self, why: str) -> None:
         """Send single datagrams from now on, and say so once."""

@@ -8,7 +8,7 @@ arguments. Whatever arrives, no exception leaves `receive_burst`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from p2prw.engine.model import QueuePairAttributes, QueuePairOptions
@@ -21,6 +21,7 @@ from p2prw.engine.roce.psn import PSN_MASK
 from p2prw.engine.roce.queue_pair import RoceQueuePair
 from p2prw.engine.roce.remote import MTU_SIZES, ROCE_UDP_PORT, gid_of
 from p2prw.engine.roce.runs import PURE, Buffer, RunCodec
+from p2prw.engine.roce.shared_window import Share, SharedWindow
 from p2prw.errors import HostError
 
 __all__ = ["ROCE_UDP_PORT", "Burst", "DeviceCounters", "RoceDevice", "RoceQueuePair"]
@@ -30,6 +31,8 @@ MAX_QUEUE_PAIRS = 4096
 _MIDDLES = frozenset({int(RcOpcode.WRITE_MIDDLE), int(RcOpcode.READ_RESPONSE_MIDDLE)})
 _SINGLES = frozenset({int(RcOpcode.WRITE_ONLY), int(RcOpcode.READ_RESPONSE_ONLY)})
 ACK_BYTES = MIN_PACKET_BYTES + AETH_BYTES
+_RESPONSES_PER_TURN_BYTES = 512 * 1024
+"""READ responses of one queue pair before the next one has its turn: a change with every burst is slow to receive."""
 _FIRST_QPN = 2
 """0 and 1 are the management queue pairs."""
 
@@ -63,10 +66,14 @@ class RoceDevice:
         codec: RunCodec = PURE,
         fast_paths: bool = True,
         batching: bool = True,
+        most_bytes: int = 1 << 62,
+        most_read_bytes: int = 1 << 62,
     ) -> None:
         """`gso_segments`: most datagrams of one send (1: the driver has no UDP_SEGMENT).
 
-        `fast_paths` (runs are taken as runs) and `batching` (several messages in one burst): off for tests.
+        `fast_paths` (runs are taken as runs) and `batching` (several messages in one burst, queue pairs that take
+        turns): off for tests. `most_bytes` and `most_read_bytes`: what the queue pairs with one peer together have
+        under way towards it, and as READ responses from it, whatever was granted.
         """
         if port_mtu_bytes not in MTU_SIZES:
             raise HostError(f"path MTU {port_mtu_bytes}", why=f"it is one of {MTU_SIZES}", code="bad_mtu")
@@ -83,6 +90,14 @@ class RoceDevice:
         self._fast_paths = fast_paths
         self._batching = batching
         self._queue_pairs: dict[int, RoceQueuePair] = {}
+        self._most = most_bytes, most_read_bytes
+        self._windows: dict[tuple[str, int], SharedWindow] = {}
+        """By the peer's address and port."""
+        self._sending: list[Share] = []
+        self._completed: set[int] = set()
+        self._quiet_until = 0.0
+        """No timer of a queue pair is due before."""
+        self._shortest_timeout_s = float("inf")
         self._awake: deque[RoceQueuePair] = deque()
         """Those that may have something to send, in the order of their turns. All others are not even asked."""
 
@@ -125,8 +140,12 @@ class RoceDevice:
             codec=self.codec,
             batching=self._batching,
             wake=self._wake,
+            completed=self._completed.add,
+            join=self._join,
             forget=self._forget,
         )
+        self._quiet_until = 0.0
+        self._shortest_timeout_s = min(self._shortest_timeout_s, queue_pair.requester.timeout_s or float("inf"))
         return queue_pair
 
     def _wake(self, queue_pair: RoceQueuePair) -> None:
@@ -134,9 +153,25 @@ class RoceDevice:
             queue_pair.is_awake = True
             self._awake.append(queue_pair)
 
+    def _join(self, queue_pair: RoceQueuePair) -> None:
+        connection = queue_pair.requester.connection
+        # Who waits for an answer without end would keep what it has under way from the others for as long.
+        if connection is None or queue_pair.requester.timeout_s is None or not self._batching:
+            return
+        shared = self._windows.get(connection.destination)
+        if shared is None:
+            shared = self._windows[connection.destination] = SharedWindow(*self._most, self._sending)
+        shared.join(queue_pair.share, connection.mtu_bytes)
+
     def _forget(self, queue_pair: RoceQueuePair) -> None:
         if self._queue_pairs.get(queue_pair.local.qpn) is queue_pair:
             del self._queue_pairs[queue_pair.local.qpn]
+            self._completed.discard(queue_pair.local.qpn)
+            connection = queue_pair.requester.connection
+            if connection is not None:
+                shared = self._windows.get(connection.destination)
+                if shared is not None and not shared.shares:
+                    del self._windows[connection.destination]
 
     def receive_burst(self, view: memoryview, segment_bytes: int, source: tuple[str, int], now: float) -> None:
         """Take `view`: UDP payloads of `segment_bytes` each back to back, the last may be shorter. Not kept.
@@ -211,6 +246,9 @@ class RoceDevice:
                 packet = view[position:end]
                 if not check or flow.check(packet, index, solve=solve):
                     queue_pair.incoming.receive_packet(word0, word2, packet, now)
+                    if queue_pair.requester.rnr_deadline is not None:
+                        # The one wait that may be shorter than any timeout.
+                        self._quiet_until = 0.0
                 else:
                     counters.icrc_errors += 1
                     queue_pair.counters.icrc_errors += 1
@@ -222,7 +260,12 @@ class RoceDevice:
 
         Each is made when it is asked for: a driver whose socket is full stops here and comes back.
         """
-        counters, awake = self.counters, self._awake
+        counters, awake, responded_bytes = self.counters, self._awake, 0
+        while self._sending:
+            # What was acknowledged since may not make a turn longer.
+            share = self._sending.pop()
+            if share.is_sending:
+                share.recall()
         while awake:
             queue_pair = awake[0]
             burst = None
@@ -234,8 +277,13 @@ class RoceDevice:
             if burst is None:
                 queue_pair.is_awake = False
                 awake.popleft()
+                queue_pair.share.rest()
+                responded_bytes = 0
                 continue
-            awake.rotate(-1)
+            responded_bytes += burst.length_bytes
+            if responded_bytes >= _RESPONSES_PER_TURN_BYTES or not queue_pair.responder.answers.is_streaming:
+                awake.rotate(-1)
+                responded_bytes = 0
             counters.bursts_sent += 1
             counters.packets_sent += burst.packets
             yield burst
@@ -261,6 +309,14 @@ class RoceDevice:
             buffers += queue_pair.responder.answer_packet(other, index)
         return Burst([b"".join(buffers)], ACK_BYTES, ACK_BYTES * len(together), destination, len(together))
 
+    def take_completed(self) -> Collection[int]:
+        """Return the QPNs of the queue pairs that have had completions to poll since the last call."""
+        if not self._completed:
+            return ()
+        completed = tuple(self._completed)
+        self._completed.clear()
+        return completed
+
     def next_timer(self) -> float | None:
         """Return the absolute time at which `handle_timer` must be called next; None: no timer runs."""
         earliest: float | None = None
@@ -269,6 +325,17 @@ class RoceDevice:
             if timer is not None and (earliest is None or timer < earliest):
                 earliest = timer
         return earliest
+
+    def is_timer_due(self, now: float) -> bool:
+        """Return whether `next_timer` is at or before `now`, seldom asking every queue pair."""
+        if now < self._quiet_until:
+            # fast path: a timer that was started since then runs for its timeout.
+            return False
+        at = self.next_timer()
+        self._quiet_until = now + self._shortest_timeout_s
+        if at is not None and at < self._quiet_until:
+            self._quiet_until = at
+        return at is not None and at <= now
 
     def handle_timer(self, now: float) -> None:
         """Run the timers that are due: resends, ends of RNR waits, queue pairs that give up."""

@@ -7,20 +7,22 @@ The laws:
     - The first work request that fails carries the reason, all after it WR_FLUSH_ERR, and the state is ERR for good.
     - In ERR nothing is sent but the NAK that led there, and the READ responses that stand before it.
     - Payload is read from registered memory when a packet is made, and made again from memory when sent again.
-    - The bytes on the wire towards the peer never exceed the window, but for one packet when nothing else is out.
+    - The bytes on the wire towards the peer never exceed the window, but for one packet when nothing else is out; the
+      queue pairs with one peer have one window, the sum of what they were granted (`shared_window`).
 
 Who does what: `requester` sends requests, `completer` takes their answers, `responder` serves the peer's requests.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from p2prw.engine.model import Access, Completion, Opcode, QueuePairAttributes, QueuePairOptions, Sge, WcStatus
 from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.completer import Completer
+from p2prw.engine.roce.completions import CompletionQueue
 from p2prw.engine.roce.icrc import Flow
 from p2prw.engine.roce.incoming import Incoming
 from p2prw.engine.roce.memory_table import MemoryFault, MemoryTable, ScatterList
@@ -34,6 +36,7 @@ from p2prw.engine.roce.remote import Sources, address_of, check_attributes
 from p2prw.engine.roce.requester import Requester
 from p2prw.engine.roce.responder import Responder
 from p2prw.engine.roce.runs import PURE, RunCodec
+from p2prw.engine.roce.shared_window import Share
 from p2prw.engine.roce.spoil import SpoiltList
 from p2prw.engine.roce.state import (
     TAKES_RECEIVES,
@@ -63,10 +66,16 @@ class RoceQueuePair:
         gso_segments: int,
         batching: bool = True,
         wake: Callable[[RoceQueuePair], None],
+        completed: Callable[[int], None],
+        join: Callable[[RoceQueuePair], None],
         forget: Callable[[RoceQueuePair], None],
         codec: RunCodec = PURE,
     ) -> None:
-        """`wake` is called when there may be something to send that no packet or timer of ours brought about."""
+        """`wake` is called when there may be something to send that no packet or timer of ours brought about.
+
+        `completed` is called with its QPN when `poll` will find something, `join` when it is connected, `forget` when
+        it is closed.
+        """
         self.local = local
         self.remote: QueuePairAttributes | None = None
         self.depth = options.depth
@@ -80,11 +89,12 @@ class RoceQueuePair:
         self._codec = codec
         self._batching = batching
         self._wake = wake
+        self._join = join
         self._forget = forget
         self.is_awake = False
         """The device asks it for bursts; its own note."""
         self._last_list: tuple[Sequence[Sge], ScatterList] | None = None
-        self._completions: deque[Completion] = deque()
+        self._completions = CompletionQueue(partial(completed, local.qpn))
         self._is_requests_turn = False
         # where packets may come from
         self._sources: Sources | None = None
@@ -99,6 +109,8 @@ class RoceQueuePair:
             completions=self._completions,
             fail=self._fail,
         )
+        self.share = Share(self.requester, partial(wake, self))
+        """Of the window towards the peer."""
         self.completer = Completer(self.requester)
         self.responder = Responder(
             qpn=local.qpn,
@@ -144,6 +156,7 @@ class RoceQueuePair:
         self._enter(Step.READY_TO_SEND)
         self.requester.connection = connection
         self.requester.max_reads = min(self.local.max_rd_atomic, remote.max_dest_rd_atomic)
+        self._join(self)
 
     def post_rdma(
         self,
@@ -246,20 +259,18 @@ class RoceQueuePair:
 
     def set_window(self, window_bytes: int) -> None:
         """Bound the data on the wire in both directions: WRITEs and SENDs towards the peer, READ responses from it."""
-        self.requester.window_bytes = self.requester.read_window_bytes = max(1, window_bytes)
+        self.share.grant(window_bytes)
+        self.share.grant_read(window_bytes)
         self._wake(self)
 
     def set_read_window(self, window_bytes: int) -> None:
         """Bound the READ responses alone, by our own receive buffer; call it after `set_window`."""
-        self.requester.read_window_bytes = max(1, window_bytes)
+        self.share.grant_read(window_bytes)
         self._wake(self)
 
     def poll(self, max_completions: int = 64) -> list[Completion]:
         """Return completions of the send queue, oldest first."""
-        completions = self._completions
-        if not completions:
-            return []
-        return [completions.popleft() for _ in range(min(max_completions, len(completions)))]
+        return self._completions.take(max_completions) if self._completions else []
 
     def poll_recv(self, max_completions: int = 64) -> list[Completion]:
         """Return completions of the receive queue, oldest first; `opcode` is the peer's."""
@@ -274,6 +285,7 @@ class RoceQueuePair:
         self._completions.clear()
         self.responder.completions.clear()
         self._enter(Step.FAIL)
+        self.share.leave()
         self._forget(self)
 
     # --- driven by the device ----------------------------------------------------------------------------------
@@ -294,14 +306,14 @@ class RoceQueuePair:
         if not responder.answers.waiting:
             # fast path: only requests, if any
             self._is_requests_turn = False
-            return self.requester.next_burst(now) if self.state is _RTS else None
+            return self.share.ask(now) if self.state is _RTS else None
         self._is_requests_turn = responder.answers.is_streaming and not self._is_requests_turn
         if self._is_requests_turn and self.state is _RTS:
-            burst = self.requester.next_burst(now)
+            burst = self.share.ask(now)
         if burst is None and responder.answers:
             burst = responder.next_burst()
         if burst is None and self.state is _RTS:
-            burst = self.requester.next_burst(now)
+            burst = self.share.ask(now)
         return burst
 
     def next_timer(self) -> float | None:
@@ -321,3 +333,4 @@ class RoceQueuePair:
         self._enter(Step.FAIL)
         self.requester.flush(status)
         self.responder.flush()
+        self.share.leave()

@@ -52,7 +52,7 @@ class Requester:
         self.connection: Connection | None = None
         # things to send
         self.queue: deque[SendWqe] = deque()
-        self._unsent: deque[SendWqe] = deque()
+        self.unsent: deque[SendWqe] = deque()
         self._run: Run | None = None
         self.next_psn = psn
         self.send_psn = psn
@@ -96,7 +96,7 @@ class Requester:
     def post(self, wqe: SendWqe) -> None:
         """Queue it; its PSNs start at `next_psn`, its data at `posted_bytes`."""
         self.queue.append(wqe)
-        self._unsent.append(wqe)
+        self.unsent.append(wqe)
         self.next_psn = wqe.end_psn
         if not wqe.is_read:
             self.posted_bytes += wqe.length_bytes
@@ -106,9 +106,9 @@ class Requester:
     def next_burst(self, now: float) -> Burst | None:
         """Return what may go out now, at most one burst; None: nothing to send, or blocked until an answer comes."""
         connection = self.connection
-        if not self._unsent or self.rnr_deadline is not None or connection is None:
+        if not self.unsent or self.rnr_deadline is not None or connection is None:
             return None
-        wqe = self._unsent[0]
+        wqe = self.unsent[0]
         if wqe.local_error is not None:
             return None
         run = self._run
@@ -189,17 +189,17 @@ class Requester:
         Only the last asks for an ACK, which speaks for all.
         """
         length = first.length_bytes
-        if not length or len(self._unsent) < 2 or connection.max_singles < 2:
+        if not length or len(self.unsent) < 2 or connection.max_singles < 2:
             return None
         most = self._packets_allowed(length, length)
         most = min(most, connection.singles_of(length + (-length & 3) + WRITE_OVERHEAD_BYTES))
-        heads, pieces = small_writes(self._unsent, self.send_psn, most)
+        heads, pieces = small_writes(self.unsent, self.send_psn, most)
         count = len(heads)
         if count < 2:
             return None
         for _ in range(count - 1):
-            self._unsent.popleft()
-        last = self._unsent[0]
+            self.unsent.popleft()
+        last = self.unsent[0]
         self._sent(last, count)
         return connection.singles(_WRITE_ONLY, heads, pieces)
 
@@ -216,7 +216,7 @@ class Requester:
         """Next burst of READ requests: as many as the window and the peer's slots allow, up to a WRITE or SEND."""
         heads: list[bytes] = []
         most = connection.singles_of(_ASK_BYTES)
-        unsent = self._unsent
+        unsent = self.unsent
         while True:
             psn = self.send_psn
             reth = self._ask(connection.mtu_bytes, wqe)
@@ -273,14 +273,14 @@ class Requester:
             length = wqe.length_bytes
             self.sent_bytes = wqe.start_bytes + (done if done < length else length)
         if psn >= wqe.end_psn:
-            self._unsent.popleft()
+            self.unsent.popleft()
 
     # --- what the completer and timers do to the queue ---------------------------------------------------------
 
     def seek(self, psn: int) -> None:
         """Send from `psn` on: back after a loss, forward when an old answer made a resend pointless."""
         self.send_psn = psn
-        self._unsent = deque(wqe for wqe in self.queue if wqe.end_psn > psn)
+        self.unsent = deque(wqe for wqe in self.queue if wqe.end_psn > psn)
 
     def acknowledge(self, end_psn: int) -> bool:
         """Everything before `end_psn` has arrived, up to the first READ; False: one lies before `end_psn`."""
@@ -369,7 +369,7 @@ class Requester:
             self.complete(wqe, status)
             status = WcStatus.WR_FLUSH_ERR
         self.queue.clear()
-        self._unsent.clear()
+        self.unsent.clear()
         self.reads.clear()
         self.sent_bytes = self.acked_bytes
         self.send_psn = self.una_psn = self.max_sent_psn = self.next_psn

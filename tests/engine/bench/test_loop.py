@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+from p2prw.engine.bench.loop import BandwidthLoop
 from p2prw.engine.bench.row import RunFacts, bandwidth_row
 from p2prw.engine.model import Operation, WcStatus
 from p2prw.engine.pace import Pace
@@ -53,6 +54,40 @@ def test_lanes_share_the_device_and_have_their_own_memory(make_bench):
     drive(loop)
     assert loop.messages == 60 and [lane.messages for lane in rig.lanes] == [20, 20, 20]
     assert rig.far == rig.near, "each lane wrote its own piece"
+
+
+@pytest.mark.parametrize("post_list", [None, 4])
+@pytest.mark.parametrize("duration_s", [None, 0.05])
+def test_only_lanes_of_which_the_device_tells_are_polled(make_bench, post_list, duration_s):
+    """And nothing else is different: the same is posted, and all of it completes."""
+    rigs = []
+    for tells in (False, True):
+        rig = make_bench(queue_pairs=8, depth=8, script=Script(completions_per_pump=3))
+        if tells:
+            pairs = [lane.queue_pair for lane in rig.lanes]
+            rig.device.take_completed = lambda pairs=pairs: [pair.local.qpn for pair in pairs if pair._completions]
+        messages = 100 if duration_s is None else None
+        loop = rig.bandwidth(64, messages, signal_every=4, post_list=post_list, duration_s=duration_s)
+        drive(loop)
+        assert all(lane.finished for lane in rig.lanes)
+        assert loop.messages == loop.marks[-1].messages == sum(lane.messages for lane in rig.lanes)
+        rigs.append(rig)
+    asking, told = (rig.device.counts for rig in rigs)
+    assert told.empty_polls <= 8 < asking.empty_polls, "all in the first round, for what is left of earlier"
+    assert asking.posts == told.posts if duration_s is None else told.posts > 100
+    assert asking.peak_outstanding == told.peak_outstanding
+
+
+def test_what_completed_before_the_first_round_is_found_though_nobody_tells_of_it(make_bench):
+    rig = make_bench(queue_pairs=2)
+    rig.device.take_completed = list
+    rig.begin(64, 1)
+    for lane in rig.lanes:
+        lane.post()
+    while not all(lane.queue_pair._completions for lane in rig.lanes):
+        rig.device.pump()
+    drive(BandwidthLoop(rig.device, rig.lanes, rig.attendant, rig.waiter))
+    assert all(lane.finished and lane.messages == 1 for lane in rig.lanes)
 
 
 def test_marks_grow_and_end_with_the_last_completion(make_bench):

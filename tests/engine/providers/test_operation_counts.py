@@ -34,6 +34,7 @@ SCENARIOS = {
     "write_64b": (WRITE, 256, 64, 1),
     "read_64b": (READ, 128, 64, 1),
     "write_64kib_on_8_queue_pairs": (WRITE, 4, 64 * 1024, 8),
+    "read_64kib_on_8_queue_pairs": (READ, 4, 64 * 1024, 8),
 }
 
 

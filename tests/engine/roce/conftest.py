@@ -211,6 +211,8 @@ def make(
     codec: RunCodec = PURE,
     batching: bool = True,
     connect: bool = True,
+    most_bytes: int = 1 << 62,
+    most_read_bytes: int = 1 << 62,
     **options: Any,
 ) -> Link:
     rng = random.Random(seed)
@@ -226,6 +228,8 @@ def make(
             fast_paths=fast_paths,
             codec=codec,
             batching=batching,
+            most_bytes=most_bytes,
+            most_read_bytes=most_read_bytes,
         )
         if isinstance(memory, int):
             memory = [PlainBuffer(pattern(memory, port))]

@@ -217,8 +217,8 @@ def test_a_key_revoked_between_two_posts_of_the_same_sges_is_refused(connected_d
     assert [c.status for c in link.poll()] == [WcStatus.LOC_PROT_ERR]
 
 
-def test_several_queue_pairs_take_turns(connected_devices, lab):
-    link = connected_devices()
+def test_several_queue_pairs_take_turns_by_bursts_where_each_has_its_own_window(connected_devices, lab):
+    link = connected_devices(batching=False)
     pairs = [(link.a.queue_pair, link.b.queue_pair)]
     for _ in range(2):
         pair = tuple(end.device.create_queue_pair(QueuePairOptions()) for end in (link.a, link.b))
