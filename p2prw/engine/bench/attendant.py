@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from p2prw.engine.control.channel import MESSAGES_PER_LOOK, Channel
 from p2prw.engine.control.messages import GoOn, Refuse, Window, error_from
@@ -29,6 +30,10 @@ class Attendant:
     leases: Sequence[str] = ()
     """While the servers post towards us, too: of each peer, for the word that they may go on."""
     next_s: float = 0.0
+    _poller: select.poll | None = None
+    _by_fileno: dict[int, tuple[Channel, QueuePair]] = field(default_factory=dict)
+    _unheard: set[int] = field(default_factory=set)
+    """Those that may have said something that no poll shows, because it was read from the socket already."""
     _go_on_s: float = 0.0
     _sample_s: float = 0.0
     _done: int = -1
@@ -39,6 +44,19 @@ class Attendant:
         self.next_s, self._sample_s = now, now + SAMPLE_INTERVAL_S
         self._done, self._active_s = -1, now
         self._go_on_s = now + GO_ON_INTERVAL_S
+        self._poller = None
+
+    def _speaking(self) -> list[tuple[Channel, QueuePair]]:
+        """Return the peers that may have something to say: one call for all of them."""
+        if self._poller is None:
+            self._poller = select.poll()
+            self._by_fileno = {channel.fileno(): (channel, queue_pair) for channel, queue_pair in self.peers}
+            for fileno in self._by_fileno:
+                self._poller.register(fileno, select.POLLIN)
+            self._unheard = set(self._by_fileno)
+        unheard, self._unheard = self._unheard, set()
+        unheard.update(fileno for fileno, _ in self._poller.poll(0))
+        return [self._by_fileno[fileno] for fileno in unheard]
 
     def attend(self, now: float, done: int) -> bool:
         """Return True when a sample is due; `done` is anything that grows as long as work completes.
@@ -46,7 +64,7 @@ class Attendant:
         Raises what ends a run: InterruptedTransfer, TimeLimitError, DeadlineExceeded, PeerGone, what the peer refused.
         """
         self.next_s = now + LOOK_INTERVAL_S
-        for channel, queue_pair in self.peers:
+        for channel, queue_pair in self._speaking():
             for _ in range(MESSAGES_PER_LOOK):
                 match message := channel.receive():
                     case None:
@@ -59,6 +77,8 @@ class Attendant:
                         raise error_from(message)
                     case _:
                         raise RemoteProtocolError(f"{message.TYPE} in the middle of a run", code="unexpected_message")
+            else:
+                self._unheard.add(channel.fileno())
         if now >= self._go_on_s:
             self._go_on_s = now + GO_ON_INTERVAL_S
             for (channel, _), lease in zip(self.peers, self.leases, strict=False):

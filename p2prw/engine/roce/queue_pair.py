@@ -259,13 +259,12 @@ class RoceQueuePair:
 
     def set_window(self, window_bytes: int) -> None:
         """Bound the data on the wire in both directions: WRITEs and SENDs towards the peer, READ responses from it."""
-        self.share.grant(window_bytes)
-        self.share.grant_read(window_bytes)
+        self.share.grant(window_bytes, window_bytes)
         self._wake(self)
 
     def set_read_window(self, window_bytes: int) -> None:
         """Bound the READ responses alone, by our own receive buffer; call it after `set_window`."""
-        self.share.grant_read(window_bytes)
+        self.share.grant(None, window_bytes)
         self._wake(self)
 
     def poll(self, max_completions: int = 64) -> list[Completion]:

@@ -25,18 +25,20 @@ _PARTS = 8
 class Room:
     """One of the windows: WRITEs and SENDs towards the peer, or READ responses from it."""
 
-    __slots__ = ("in_flight_bytes", "most_bytes", "window_bytes")
+    __slots__ = ("_granted_bytes", "_most_bytes", "in_flight_bytes", "window_bytes")
 
     def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
-        """Whatever was granted."""
+        """`most_bytes` bounds it whatever is granted."""
+        self._most_bytes = most_bytes
+        self._granted_bytes = 0
         self.window_bytes = 1
         self.in_flight_bytes = 0
         """Of all shares, as of when each was last asked; one alone is not counted."""
 
-    def arrange(self, granted_bytes: int) -> None:
-        """Take over what was granted to all."""
-        self.window_bytes = max(1, min(self.most_bytes, granted_bytes))
+    def grant(self, more_bytes: int) -> None:
+        """Add to what was granted to all together."""
+        self._granted_bytes += more_bytes
+        self.window_bytes = max(1, min(self._most_bytes, self._granted_bytes))
 
     def left_bytes(self, packet_bytes: int) -> int:
         """Return what may be sent now; 0: too little. Nothing under way is room for whatever comes."""
@@ -54,7 +56,7 @@ class SharedWindow:
         self.writes = Room(most_bytes)
         self.reads = Room(most_read_bytes)
         self.sending = sending
-        self.shares: list[Share] = []
+        self.shares: dict[Share, None] = {}
         self.line: deque[Share] = deque()
         """Who has something to send and waits for its turn."""
         self.holder: Share | None = None
@@ -62,13 +64,17 @@ class SharedWindow:
 
     def join(self, share: Share, packet_bytes: int) -> None:
         """Take a queue pair in whose packets have at most `packet_bytes` of data."""
-        self.shares.append(share)
+        self.shares[share] = None
         share.shared, share.packet_bytes = self, packet_bytes
-        self.arrange()
+        self.grant(share.granted_bytes, share.granted_read_bytes)
+        if len(self.shares) == 2:
+            self._change()
+        elif len(self.shares) > 2:
+            share.recall()
 
     def leave(self, share: Share) -> None:
         """Take a queue pair out that sends no more."""
-        self.shares.remove(share)
+        del self.shares[share]
         self.writes.in_flight_bytes -= share.counted_bytes
         self.reads.in_flight_bytes -= share.counted_read_bytes
         if share.is_in_line:
@@ -77,16 +83,21 @@ class SharedWindow:
             self.pass_on()
         share.shared = None
         share.stand_alone(share.granted_bytes, share.granted_read_bytes)
-        self.arrange()
+        self.grant(-share.granted_bytes, -share.granted_read_bytes)
 
-    def arrange(self) -> None:
-        """Share out what was granted to all; call it when that changes."""
-        self.writes.arrange(sum(share.granted_bytes for share in self.shares))
-        self.reads.arrange(sum(share.granted_read_bytes for share in self.shares))
+    def grant(self, more_bytes: int, more_read_bytes: int) -> None:
+        """Add to what was granted to all together; no loop over them, sixty of them change at once."""
+        self.writes.grant(more_bytes)
+        self.reads.grant(more_read_bytes)
+        if len(self.shares) == 1:
+            self._change()
+        self.go_on()
+
+    def _change(self) -> None:
+        """Go from one to several, or back."""
         if len(self.shares) > 1:
             for share in self.shares:
                 share.recall()
-            self.go_on()
             return
         # fast path: one alone is not asked for its turn
         self.line.clear()
@@ -139,19 +150,15 @@ class Share:
         """Of its turn."""
         self._seen_psn = requester.send_psn
 
-    def grant(self, window_bytes: int) -> None:
-        """Take what the peer grants to this queue pair."""
-        self.granted_bytes = max(1, window_bytes)
-        self._arrange()
-
-    def grant_read(self, window_bytes: int) -> None:
-        """Take what READ responses to this queue pair may have under way."""
-        self.granted_read_bytes = max(1, window_bytes)
-        self._arrange()
-
-    def _arrange(self) -> None:
+    def grant(self, window_bytes: int | None = None, read_window_bytes: int | None = None) -> None:
+        """Take what the peer grants to this queue pair, and what READ responses to it may have under way."""
+        before, before_read = self.granted_bytes, self.granted_read_bytes
+        if window_bytes is not None:
+            self.granted_bytes = max(1, window_bytes)
+        if read_window_bytes is not None:
+            self.granted_read_bytes = max(1, read_window_bytes)
         if self.shared is not None:
-            self.shared.arrange()
+            self.shared.grant(self.granted_bytes - before, self.granted_read_bytes - before_read)
         else:
             self.stand_alone(self.granted_bytes, self.granted_read_bytes)
 

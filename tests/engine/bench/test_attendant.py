@@ -45,6 +45,33 @@ def test_a_flood_of_windows_does_not_hide_that_nothing_completes(make_bench, mon
     assert len(rig.device.counts.windows) == 2 * MESSAGES_PER_LOOK
 
 
+def test_only_who_has_said_something_is_heard(make_bench, monkeypatch):
+    """Sixty sockets are asked with one call; what one look leaves unheard is heard at the next."""
+    rig = make_bench(queue_pairs=3)
+    rig.attendant.begin(0.0)
+    heard: list[int] = []
+    for index, (channel, _) in enumerate(rig.attendant.peers):
+        receive = channel.receive
+
+        def hear(index: int = index, receive=receive):
+            heard.append(index)
+            return receive()
+
+        monkeypatch.setattr(channel, "receive", hear)
+    rig.attendant.attend(0.1, 0)
+    assert sorted(heard) == [0, 1, 2], "at first, nobody knows what was read before"
+    heard.clear()
+    rig.attendant.attend(0.2, 0)
+    assert heard == []
+    for number in range(MESSAGES_PER_LOOK + 1):
+        rig.peers[1].send(Window(number + 1))
+    told(rig, Window(4242))
+    rig.attendant.attend(0.3, 0)
+    assert sorted(heard) == [0, 0] + [1] * MESSAGES_PER_LOOK
+    rig.attendant.attend(0.4, 0)
+    assert rig.device.counts.windows.count(MESSAGES_PER_LOOK + 1) == 1
+
+
 def test_anything_else_breaks_the_protocol(make_bench):
     rig = make_bench()
     told(rig, Filled("0" * 16, 0, 0))
