@@ -91,7 +91,9 @@ def _what() -> Iterator[Setting]:
         "quick", flag, "Less: host memory at the other end, device memory on one device of a driver, 1 MiB.", group,
         SMOKE, default=False, is_flag=True,
     )  # fmt: skip
-    yield Setting("full", flag, "More: every pair, every address, 64 MiB.", group, SMOKE, default=False, is_flag=True)
+    yield Setting(
+        "full", flag, "All pairs and addresses, 64 MiB or what 10 min allow.", group, SMOKE, default=False, is_flag=True
+    )
     yield Setting(
         "listen", text, "Where to listen; port 0 picks a free one.", group, SERVE, default=_SERVE["listen"].host,
         shown=str(_SERVE["listen"]), sections=serve, metavar="HOST:PORT",

@@ -34,6 +34,7 @@ def cell_row(result: CellResult) -> dict[str, Any]:
         "operation": cell.operation,
         "size_class": cell.size_class,
         "size_bytes": cell.size_bytes,
+        "wanted_bytes": cell.wanted_bytes,
         "region_offset_bytes": cell.offset_bytes,
         "seed": cell.seed,
         "elapsed_s": result.elapsed_s,
@@ -151,6 +152,7 @@ def smoke_notes(result: SmokeResult) -> Iterator[tuple[str, str]]:
 def _notes(result: SmokeResult) -> Iterator[tuple[str, str]]:
     yield "", f"READ and WRITE: {CLASSES}; ROUTE: this end/the other"
     yield from _rates(result)
+    yield from _fitted(result.cells)
     yield from dict.fromkeys(_not_available(result.cells))
     yield from _failures([one for one in result.cells if one.status == "fail"])
     for skip in result.skips:
@@ -170,6 +172,23 @@ def _rates(result: SmokeResult) -> Iterator[tuple[str, str]]:
             best[one.cell.place] = max(best.get(one.cell.place, 0.0), stats.bw_bytes_per_s)
     for device, rate in best.items():
         yield "rate", f"{device}: {format_rate(rate)} at best, no benchmark"
+
+
+def _fitted(results: Iterable[CellResult]) -> Iterator[tuple[str, str]]:
+    """Say which cells are smaller than their class for want of time."""
+    sizes: dict[str, list[int]] = {}
+    wanted_bytes = 0
+    for one in results:
+        if one.cell.wanted_bytes is not None and one.status == "pass":
+            sizes.setdefault(one.cell.place, []).append(one.cell.size_bytes)
+            wanted_bytes = one.cell.wanted_bytes
+    for device, found in sizes.items():
+        least, most = format_size(min(found)), format_size(max(found))
+        between = least if least == most else f"{least} to {most}"
+        yield (
+            "smaller",
+            f"{device}: {counted(len(found), 'large cell')} of {between}, not {format_size(wanted_bytes)}: time",
+        )
 
 
 def _not_available(results: Iterable[CellResult]) -> Iterator[tuple[str, str]]:

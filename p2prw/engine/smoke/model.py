@@ -156,6 +156,8 @@ class Cell:
     command: str
     serve_command: str | None
     """None: the peer's own."""
+    wanted_bytes: int | None = None
+    """What its class wants, where it is smaller for want of time (`--full`)."""
 
     @property
     def place(self) -> str:

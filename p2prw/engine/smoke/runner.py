@@ -17,12 +17,14 @@ from p2prw.engine.deadline import Deadline
 from p2prw.engine.model import ErrorReport, Operation, TransferRequest, TransferResult
 from p2prw.engine.outcome import error_report
 from p2prw.engine.session import run_transfer
+from p2prw.engine.smoke.budget import PROBE_BYTES, Budget, make_budget, probe_of, resized
 from p2prw.engine.smoke.model import (
     Cell,
     CellDone,
     CellResult,
     CellRunning,
     CellStarted,
+    SizeClass,
     SmokeEvent,
     SmokePlan,
     SmokeRequest,
@@ -61,9 +63,11 @@ class Runner:
         self.results: list[CellResult] = []
         self.end: P2prwError | None = None
         """The signal or the limit that ended the run."""
+        self.budget: Budget | None = None
 
     def run(self) -> Events:
         """Yield what happens; `results` then has every cell."""
+        self.budget = make_budget(self.request, self.plan.cells, self.clock())
         for place, cells in groupby(self.plan.cells, key=lambda cell: cell.place):
             yield from self._device(place, list(cells))
 
@@ -87,7 +91,9 @@ class Runner:
                     yield self._not_run(cell, "the server cannot be reached any more")
                     continue
                 yield CellStarted(cell)
-                result = yield from self._cell(cell, server, reached)
+                result = yield from self._fitted(cell, server, reached)
+                if self.budget is not None:
+                    self.budget.ended(cell, result.elapsed_s)
                 code = result.error.code if result.error else None
                 unreached = unreached + 1 if code in _UNREACHED else 0
                 reached = reached or unreached == 0
@@ -101,6 +107,23 @@ class Runner:
             except P2prwError as error:
                 self.end = error
         return self.end is not None
+
+    def _fitted(self, cell: Cell, server: Serving | None, reached: bool) -> Generator[SmokeEvent, None, CellResult]:
+        """Run a cell; a large one of `--full` is as large as the time allows."""
+        if self.budget is None or cell.size_class is not SizeClass.LARGE or cell.size_bytes <= PROBE_BYTES:
+            return (yield from self._cell(cell, server, reached))
+        loopback = self.plan.servers.get(cell.place)
+        address = loopback.address if loopback is not None else ""
+        first = yield from self._cell(probe_of(cell, self.request, address), server, reached)
+        if first.status != "pass" or self._ended():
+            return first
+        fitting_bytes = self.budget.fitting_bytes(self.clock(), first.elapsed_s, cell.size_bytes)
+        if fitting_bytes <= PROBE_BYTES:
+            return first
+        if fitting_bytes < cell.size_bytes:
+            cell = resized(cell, fitting_bytes, self.request, address)
+        result = yield from self._cell(cell, server, reached=True)
+        return replace(result, elapsed_s=first.elapsed_s + result.elapsed_s)
 
     def _cell(self, cell: Cell, server: Serving | None, reached: bool) -> Generator[SmokeEvent, None, CellResult]:
         began_s = self.clock()
@@ -190,10 +213,14 @@ class Runner:
         return CellResult(cell, "fail", error.exit_code, elapsed_s, error.what, error_report(error))
 
     def _not_run(self, cell: Cell, reason: str) -> CellDone:
+        if self.budget is not None:
+            self.budget.ended(cell, 0.0)
         self.results.append(CellResult(cell, "not_run", reason=reason))
         return CellDone(self.results[-1])
 
     def _all_failed(self, cells: Iterable[Cell], error: P2prwError) -> Events:
         for cell in cells:
+            if self.budget is not None:
+                self.budget.ended(cell, 0.0)
             self.results.append(self._failed(cell, error, 0.0))
             yield CellDone(self.results[-1])

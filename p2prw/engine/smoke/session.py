@@ -150,7 +150,7 @@ def _result(request: SmokeRequest, plan: SmokePlan, runner: Runner, elapsed_s: f
     error = None
     if runner.end is not None and runner.end.exit_code == exit_code:
         left = sum(1 for one in runner.results if one.status == "not_run")
-        runner.end.why = runner.end.why or f"{left} of {len(plan.cells)} cells were not run"
+        runner.end.why = f"{left} of {len(plan.cells)} cells were not run"
         runner.end.fix = runner.end.fix or "p2prw smoke --quick"
         error = error_report(runner.end)
     elif failed:

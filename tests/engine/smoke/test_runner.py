@@ -23,7 +23,7 @@ from p2prw.engine.model import (
 from p2prw.engine.peer import list_regions
 from p2prw.engine.server.server import Server
 from p2prw.engine.smoke import runner as module
-from p2prw.engine.smoke.model import CellDone, CellRunning, CellStarted, SmokeDevice, SmokeMemory, SmokeRegion
+from p2prw.engine.smoke.model import CellDone, CellRunning, CellStarted, Preset, SmokeDevice, SmokeMemory, SmokeRegion
 from p2prw.engine.smoke.plan import make_plan
 from p2prw.engine.smoke.runner import CELL_S, RECONNECT_S, Runner
 from p2prw.engine.smoke.servers import fill_file, serving
@@ -60,7 +60,8 @@ class Stage:
         self.stop = StopRequest()
         self.requests: list[TransferRequest] = []
         self.outcome: Outcome = result
-        regions = [SmokeRegion("smoke-host", "host", 1 << 20)]
+        region_bytes = 8 << 20 if request.preset is Preset.FULL else 1 << 20
+        regions = [SmokeRegion("smoke-host", "host", region_bytes)]
         self.plan = make_plan(request, [SmokeDevice("auto", "", "auto")], memories, regions, str(folder))
         self.runner = Runner(self.plan, request, self.stop, lambda: self.now)
 
@@ -99,6 +100,32 @@ def test_each_cell_is_started_run_and_done(stage):
         assert (request.operation, request.size_bytes, request.memory) == (cell.operation, cell.size_bytes, cell.memory)
         assert (request.region, request.region_offset) == (cell.region, cell.offset_bytes)
         assert (request.token, request.inject, request.peer) == (b"t", "drop=1%", PeerAddress("h"))
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "sizes"),
+    [
+        (1 << 30, [1 << 20, 8 << 20] * 2),
+        (1 << 17, [1 << 20, 8 << 20] * 2),
+        (1 << 14, [1 << 20, 4 << 20, 1 << 20, 3 << 20]),
+        (1 << 10, [1 << 20] * 2),
+    ],
+    ids=["fast", "as fast as it must be", "slow", "too slow for anything more"],
+)
+def test_full_makes_its_large_cells_as_large_as_the_time_allows(stage, bytes_per_s, sizes):
+    one = stage(preset=Preset.FULL)
+
+    def slow(request: TransferRequest) -> TransferResult:
+        one.tick((request.size_bytes or 0) / bytes_per_s)
+        done: TransferResult = result(request)
+        return done
+
+    one.outcome = slow
+    list(one.runner.run())
+    assert [request.size_bytes for request in one.requests if (request.size_bytes or 0) >= 1 << 20] == sizes
+    large = [found.cell for found in one.runner.results if found.cell.size_class == "large"]
+    assert [cell.wanted_bytes for cell in large] == [None if cell.size_bytes == 8 << 20 else 8 << 20 for cell in large]
+    assert [found.cell.number for found in one.runner.results] == [cell.number for cell in one.plan.cells]
 
 
 def test_each_cell_has_a_deadline_and_only_the_first_waits_for_the_server(stage):
