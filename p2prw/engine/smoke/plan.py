@@ -1,7 +1,8 @@
 """Which cells there are: devices x pairs of memory x operations x size classes. Pure; all chance comes from the seed.
 
-A pair is this end's memory and the other end's region. Every kind takes each end once, with host memory at the other;
-`--full` crosses all, `--quick` leaves the other end to host memory. For each size READ comes first: what it finds in
+A pair is this end's memory and the other end's region. Every kind takes each end once, with host memory at the other.
+`--full` crosses all on one device of each driver, and host memory and files on every further address of the software
+device; `--quick` leaves the other end to host memory. For each size READ comes first: what it finds in
 the region then is never what this end's memory held a moment ago.
 """
 
@@ -56,11 +57,13 @@ def make_plan(
     servers: dict[str, LoopbackServer] = {}
     for device in devices:
         regions = peer_regions
+        preset = _preset_on(request, device, devices)
         if regions is None:
-            server = servers[device.place] = _loopback(request, device, memories, folder)
+            far = [memory for memory in memories if _no_way(request, device, memory, devices) is None]
+            server = servers[device.place] = _loopback(request, device, far, folder)
             regions = [
                 SmokeRegion(region.name, memory.name, int(region.memory.options["size"]))
-                for memory, region in zip(_remote_memories(request, device, memories), server.regions, strict=True)
+                for memory, region in zip(_remote_memories(request, device, far), server.regions, strict=True)
             ]
         reachable: list[SmokeMemory] = []
         for memory in memories:
@@ -69,7 +72,7 @@ def make_plan(
                 skips.append(Skip(device.place, memory.name, reason))
             else:
                 reachable.append(replace(memory, most_bytes=device.dm_bytes) if memory.kind == "dm" else memory)
-        for pair in _pairs(request.preset, reachable, regions):
+        for pair in _pairs(preset, reachable, regions):
             fitting = list(_cells_of_pair(request, device, pair, servers.get(device.place), folder, len(cells)))
             if not fitting:
                 skips.append(Skip(device.place, pair[0].name, "too small for any cell", pair[1].memory))
@@ -84,9 +87,21 @@ def _no_way(
     if memory.kind in device.no_route:
         return device.no_route[memory.kind]
     first = next((one for one in devices if one.driver == device.driver), device)
-    if request.preset is Preset.QUICK and memory.kind not in EVERYWHERE and first is not device:
+    if memory.kind in EVERYWHERE or first is device:
+        return None
+    if request.preset is Preset.QUICK:
         return f"--quick tries it on one device of a driver, here {first.place}"
+    if request.preset is Preset.FULL and device.provider == "soft":
+        return f"its way there is that of {first.place}, another address of the same device"
     return None
+
+
+def _preset_on(request: SmokeRequest, device: SmokeDevice, devices: Sequence[SmokeDevice]) -> Preset:
+    """Return whose pairs a device gets: those of --full on the first of each driver, and on each address of ours."""
+    first = next((one for one in devices if one.driver == device.driver), device)
+    if request.preset is Preset.FULL and first is not device and device.provider != "soft":
+        return Preset.USUAL
+    return request.preset
 
 
 def _pairs(preset: Preset, memories: Sequence[SmokeMemory], regions: Sequence[SmokeRegion]) -> Iterator[Pair]:

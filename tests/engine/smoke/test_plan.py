@@ -55,6 +55,29 @@ def test_two_kinds_on_two_devices_make_twenty_four_cells(ask):
     assert not plan.skips
 
 
+def test_full_crosses_all_once_for_each_driver(ask):
+    """How a driver reaches memory is the same on all of its devices: a lab guest had 2160 cells, ten times the same."""
+    memory = SmokeMemory("p2pmem", "p2pmem:0000:01:00.0")
+    devices = [
+        SmokeDevice("rxe0", "10.0.0.1", "verbs", driver="rxe"),
+        SmokeDevice("rxe1", "10.0.0.2", "verbs", driver="rxe"),
+        SmokeDevice("soft0", "127.0.0.1", "soft", driver="soft"),
+        SmokeDevice("soft:::1", "::1", "soft", driver="soft"),
+    ]
+    plan = make_plan(ask(preset=Preset.FULL), devices, [HOST, FILE, memory], None, "/t")
+    found: dict[str, set[tuple[str, str]]] = {name: set() for name in plan.servers}
+    for cell in plan.cells:
+        found[cell.place].add((cell.local.partition(":")[0], cell.remote.partition(":")[0]))
+    kinds = ("host", "file", "p2pmem")
+    every = {(here, there) for here in kinds for there in kinds}
+    assert found["rxe0"] == found["soft0"] == every
+    assert found["rxe1"] == {(here, there) for here, there in every if "host" in (here, there)}
+    assert found["soft:::1"] == {(here, there) for here in kinds[:2] for there in kinds[:2]}
+    assert [region.memory.kind for region in plan.servers["soft:::1"].regions] == ["host", "file"]
+    (skip,) = plan.skips
+    assert (skip.device, skip.memory) == ("soft:::1", "p2pmem:0000:01:00.0") and "soft0" in skip.reason
+
+
 @given(st.integers(0, (1 << 64) - 1))
 def test_odd_is_odd_and_everything_fits(seed):
     plan = make_plan(SmokeRequest(seed=seed), [SOFT], [HOST, FILE], None, "/t")
