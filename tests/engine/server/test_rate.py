@@ -37,7 +37,7 @@ def test_a_burst_and_then_the_rate():
     error = refusal(account, BURST + SECOND + 2, 51.0)
     assert error is not None and error.exit_code == 7 and error.code == "rate_exceeded"
     assert "in 1.0 s are more than this client may move" in error.what
-    assert error.why and "--client-rate-limit is 1.0 MiB/s (0.01 Gb/s)" in error.why
+    assert error.why and "--client-rate-limit is 1.0 MiB/s (0.0080 Gb/s)" in error.why
     assert error.fix and error.fix.startswith("--rate-limit 1000000B/s")
 
 
