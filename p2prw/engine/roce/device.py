@@ -280,10 +280,11 @@ class RoceDevice:
                 queue_pair.share.rest()
                 responded_bytes = 0
                 continue
-            responded_bytes += burst.length_bytes
-            if responded_bytes >= _RESPONSES_PER_TURN_BYTES or not queue_pair.responder.answers.is_streaming:
-                awake.rotate(-1)
-                responded_bytes = 0
+            if len(awake) > 1:
+                responded_bytes += burst.length_bytes
+                if responded_bytes >= _RESPONSES_PER_TURN_BYTES or not queue_pair.responder.answers.is_streaming:
+                    awake.rotate(-1)
+                    responded_bytes = 0
             counters.bursts_sent += 1
             counters.packets_sent += burst.packets
             yield burst
