@@ -3,7 +3,8 @@
 A transfer is cut into spans (byte ranges of the transfer). Between two mapped ends there is one span. Where an end is
 staged, a span is at most one staging chunk, and each span passes these stations, in both directions the same words:
 
-    take a slot at both ends -> prepare -> post and complete its work requests -> settle -> give the slots back
+    take a slot where the bytes come from -> prepare -> take a slot where they go -> post and complete the work requests
+    -> settle -> give each slot back as soon as it is done with
 
     WRITE   local staging prepares (pread into the slot)      remote staging settles (`commit`, pwrite from the slot)
     READ    remote staging prepares (`fill`, pread)           local staging settles (pwrite from the slot)
@@ -30,8 +31,9 @@ class Span:
 
     offset: int
     length_bytes: int
-    local_slot: int = 0
-    remote_slot: int = 0
+    local_slot: int = -1
+    """-1: none yet."""
+    remote_slot: int = -1
     local_ready: bool = False
     remote_ready: bool = False
     unsettled: int = 2

@@ -105,21 +105,43 @@ class TransferLoop:
         return min(limits) if limits else self.total_bytes
 
     def _admit(self) -> None:
+        """Begin spans as far as the end that the bytes come from has slots.
+
+        The other end's slot is taken when a span is posted: the one reads ahead while the other still writes.
+        """
+        from_local = self.settings.direction is Operation.WRITE
+        source = self.local if from_local else self.remote
         while self._next_offset < self.total_bytes:
-            local_slot = self.local.take()
-            if local_slot is None:
+            span = Span(self._next_offset, min(self._span_limit(), self.total_bytes - self._next_offset))
+            if not self._take_slot(span, local=from_local):
                 return
-            remote_slot = self.remote.take()
-            if remote_slot is None:
-                self.local.give(local_slot)
+            # Mapped memory has slots without end; then the other end's are what bounds the spans.
+            if source.span_bytes is None and not self._take_slot(span, local=not from_local):
                 return
-            length = min(self._span_limit(), self.total_bytes - self._next_offset)
-            span = Span(self._next_offset, length, local_slot, remote_slot)
-            self._next_offset += length
+            self._next_offset += span.length_bytes
             self._spans.append(span)
             self._unposted.append(span)
+
+    def _take_slot(self, span: Span, *, local: bool) -> bool:
+        """Give the span a slot at one end, which begins to prepare it; False while all slots there are taken."""
+        slot = self.local.take() if local else self.remote.take()
+        if slot is None:
+            return False
+        if local:
+            span.local_slot = slot
             span.local_ready = self.local.prepare(span)
+        else:
+            span.remote_slot = slot
             span.remote_ready = self.remote.prepare(span)
+        return True
+
+    def _is_ready(self, span: Span) -> bool:
+        """Both ends are; a slot that is still missing where the bytes go is taken now."""
+        if self.settings.direction is Operation.WRITE:
+            has_slot = span.remote_slot >= 0 or (span.local_ready and self._take_slot(span, local=False))
+        else:
+            has_slot = span.local_slot >= 0 or (span.remote_ready and self._take_slot(span, local=True))
+        return has_slot and span.local_ready and span.remote_ready
 
     def _post(self) -> bool:
         """Post what is ready, in order, while the send queue has room; True when anything was posted."""
@@ -128,7 +150,7 @@ class TransferLoop:
         any_posted = False
         while self._unposted:
             span = self._unposted[0]
-            if not (span.local_ready and span.remote_ready):
+            if not self._is_ready(span):
                 break
             if not span.contexts:
                 span.contexts = contexts_for(span, self.local, self.remote, settings.direction, settings.limits)
