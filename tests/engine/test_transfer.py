@@ -269,3 +269,82 @@ def test_a_pace_does_not_hide_a_dead_wire(make_rig):
     with pytest.raises(DeadlineExceeded):
         list(rig.loop.run())
     assert rig.loop.stats.wqes_posted == 6, "the two that completed, and a full queue"
+
+
+class Slotted:
+    """An end with slots: `began` are the offsets it was asked to prepare; what it settles waits in `unsettled`."""
+
+    def __init__(self, inner, slots, *, settles=True):
+        self.inner, self.settles = inner, settles
+        self.span_bytes = 4096
+        self.free = list(range(slots))
+        self.began, self.unsettled = [], []
+
+    def take(self):
+        return self.free.pop(0) if self.free else None
+
+    def give(self, slot):
+        assert slot not in self.free
+        self.free.append(slot)
+
+    def prepare(self, span):
+        self.began.append(span.offset // 4096)
+        return True
+
+    def settle(self, span):
+        if not self.settles:
+            self.unsettled.append(span)
+        return self.settles
+
+    def poll(self):
+        return ()
+
+    def vec(self, span):
+        return self.inner.vec(span)
+
+    def segments(self, span):
+        return self.inner.segments(span)
+
+
+def slotted(rig, source_slots, sink_slots, **sink):
+    loop = rig.loop
+    if loop.settings.direction is WRITE:
+        loop.local, loop.remote = Slotted(loop.local, source_slots), Slotted(loop.remote, sink_slots, **sink)
+        return loop.local, loop.remote
+    loop.local, loop.remote = Slotted(loop.local, sink_slots, **sink), Slotted(loop.remote, source_slots)
+    return loop.remote, loop.local
+
+
+@pytest.mark.parametrize("operation", [WRITE, READ])
+def test_bytes_are_read_ahead_while_the_end_they_go_to_has_all_its_slots_in_hand(make_rig, operation):
+    rig = make_rig(64 * 4096, operation, idle_s=3.0, tick_s=0.1)
+    source, sink = slotted(rig, 4, 2, settles=False)
+    with pytest.raises(DeadlineExceeded):
+        list(rig.loop.run())
+    assert [span.offset // 4096 for span in sink.unsettled] == [0, 1]
+    assert source.began == [0, 1, 2, 3, 4, 5], "two have gone to the sink, four fill the source's slots"
+
+
+@pytest.mark.parametrize("operation", [WRITE, READ])
+@pytest.mark.parametrize("slots", [(1, 1), (1, 3), (4, 2), (2, 64)])
+def test_every_byte_moves_whatever_slots_the_ends_have(make_rig, operation, slots):
+    rig = make_rig(33 * 4096 + 5, operation)
+    source, sink = slotted(rig, *slots)
+    list(rig.loop.run())
+    assert rig.near == rig.far
+    assert source.began == sink.began == list(range(34)), "in order at both ends"
+    assert (len(source.free), len(sink.free)) == slots, "every slot came back"
+
+
+@pytest.mark.parametrize("operation", [WRITE, READ])
+def test_mapped_memory_has_no_more_spans_than_the_other_end_has_slots(make_rig, operation):
+    rig = make_rig(64 * 4096, operation, idle_s=3.0, tick_s=0.1)
+    mapped = rig.loop.local if operation is WRITE else rig.loop.remote
+    slotted(rig, 1, 3, settles=False)
+    if operation is WRITE:
+        rig.loop.local = mapped
+    else:
+        rig.loop.remote = mapped
+    with pytest.raises(DeadlineExceeded):
+        list(rig.loop.run())
+    assert len(rig.loop._spans) == 3
