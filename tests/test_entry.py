@@ -1,4 +1,4 @@
-"""A signal while the command line is still being loaded."""
+"""A signal while the command line is still being loaded, and what is not done at the end."""
 
 from __future__ import annotations
 
@@ -36,3 +36,15 @@ def test_ctrl_c_while_loading_leaves_no_traceback(before, code, said):
         [sys.executable, "-c", LOADING.format(before=before)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (code, said, "")
+
+
+def test_objects_are_not_searched_for_cycles_when_the_process_ends():
+    """The interpreter looks at all of them twice on its way out; what `--help` loads are tens of thousands."""
+    script = (
+        "import atexit, gc, sys; atexit.register(lambda: print('left', len(gc.get_objects()), file=sys.stderr)); "
+        "sys.argv = ['p2prw', '--help']; from p2prw.entry import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("Usage")
+    word, left = done.stderr.split()
+    assert word == "left" and int(left) < 1000
