@@ -300,12 +300,11 @@ class ServerProcess:
 
     def wait_for_line(self, text: str, deadline_s: float = 60.0, after: int = 0) -> None:
         """Wait until a line of stderr (from line `after` on) holds `text`."""
-        wait_until(
-            lambda: any(text in line for line in self.lines[after:]) or self.process.poll() is not None,
-            deadline_s,
-            f"{text!r} in the server's output",
-        )
-        assert any(text in line for line in self.lines[after:]), self.log()
+        end = time.monotonic() + deadline_s
+        while not any(text in line for line in self.lines[after:]):
+            assert self.process.poll() is None, f"the server ended; it said\n{self.log()}"
+            assert time.monotonic() < end, f"waited {deadline_s} s for {text!r} from the server; it said\n{self.log()}"
+            time.sleep(0.01)
 
     def memory(self, name: str) -> int:
         """VmHWM, VmRSS, ... in bytes."""

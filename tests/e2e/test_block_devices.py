@@ -55,7 +55,7 @@ def test_to_and_from_a_device_and_on_after_a_kill(server, p2prw, tmp_path, loop,
     until(lambda: content_of(there)[8 * MIB :].strip(b"\0"), 30, "some of it")
     running.process.kill()
     running.process.communicate()
-    one.wait_for_line("closed the control connection")
+    one.wait_for_line("peer_lost")
     row = p2prw(*words).ok().row
     # Nothing is noted for a device: what it holds is compared, and what agrees is not moved again.
     assert row["skipped_bytes"] >= 4 * MIB and row["bytes"] == DEVICE_BYTES - row["skipped_bytes"]

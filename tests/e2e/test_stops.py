@@ -89,7 +89,7 @@ def test_two_signals_end_it_at_once(server, p2prw, still_serves):
         assert time.monotonic() - started < 15
     finally:
         os.kill(one.pid, signal.SIGCONT)
-    one.wait_for_line("closed the control connection")
+    one.wait_for_line("peer_lost")
     still_serves(one)
 
 
