@@ -81,20 +81,6 @@ def own_use(cpu_at_start: float) -> dict[str, float]:
     return {"cpu_s": time.process_time() - cpu_at_start, "peak_memory_bytes": peak_memory_bytes()}
 
 
-def bare_socket(role: Any) -> tuple[socket.socket, tuple[str, int]]:
-    from random import SystemRandom
-
-    bound = open_socket(
-        resolve_device("soft0", None),
-        udp_port=0,
-        role=role,
-        gso=True,
-        pinned=False,
-        random_bits=SystemRandom().getrandbits,
-    )
-    return bound.sock, (bound.local.address, bound.udp_port)
-
-
 # --- prebuilt: the kernel alone -------------------------------------------------------------------------------
 
 
