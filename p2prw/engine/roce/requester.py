@@ -179,7 +179,7 @@ class Requester:
             )
             buffers, total, count = buffers + more, total + size, count + 1
         self._sent(wqe, count)
-        if wqe.psns > 2 * connection.max_segments > 2 and (self._run is None or self._run.wqe is not wqe):
+        if sent == 1 and wqe.psns > 2 * connection.max_segments > 2:
             self._run = Run.of(connection, middle, wqe)
         return Burst(buffers, min(connection.segment_bytes, total), total, connection.destination, count)
 
