@@ -137,11 +137,11 @@ class TransferLoop:
 
     def _is_ready(self, span: Span) -> bool:
         """Both ends are; a slot that is still missing where the bytes go is taken now."""
-        if self.settings.direction is Operation.WRITE:
-            has_slot = span.remote_slot >= 0 or (span.local_ready and self._take_slot(span, local=False))
-        else:
-            has_slot = span.local_slot >= 0 or (span.remote_ready and self._take_slot(span, local=True))
-        return has_slot and span.local_ready and span.remote_ready
+        if span.local_slot < 0 and span.remote_ready:
+            self._take_slot(span, local=True)
+        elif span.remote_slot < 0 and span.local_ready:
+            self._take_slot(span, local=False)
+        return span.local_ready and span.remote_ready
 
     def _post(self) -> bool:
         """Post what is ready, in order, while the send queue has room; True when anything was posted."""
