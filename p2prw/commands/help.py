@@ -28,7 +28,6 @@ def help(app: App, /, topic: str | None, **line: Any) -> int:
     from p2prw.commands.topics import TOPICS, topic_lines
     from p2prw.config_values import nearest
     from p2prw.reporters.document import build
-    from p2prw.reporters.output import fold
 
     if settings["man"]:
         from p2prw.commands.man import man_page
@@ -55,6 +54,5 @@ def help(app: App, /, topic: str | None, **line: Any) -> int:
             code="unknown_topic",
         )
     lines = topic_lines(topic)
-    columns = app.stdout.columns()
-    shown = [part for line in lines for part in fold(line, columns)]
-    return app.listing(build("help", results=[{"topic": topic, "text": "\n".join(lines)}]), shown)
+    document = build("help", results=[{"topic": topic, "text": "\n".join(lines)}])
+    return app.listing(document, app.stdout.folded(lines))

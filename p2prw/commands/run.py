@@ -136,7 +136,6 @@ def _show_plan(app: App, scenario: Scenario) -> int:
 
 
 def _run(app: App, scenario: Scenario, settings: Settings) -> int:
-    from p2prw.reporters.output import fold
     from p2prw.reporters.run_rows import run_lines
     from p2prw.scenario.document import run_document, summary_line
     from p2prw.scenario.needs import ThisHost
@@ -158,9 +157,7 @@ def _run(app: App, scenario: Scenario, settings: Settings) -> int:
         if lost or missing:
             document = run_document(scenario, results, **parts, regressions=lost, warnings=missing)
         _write_reports(app, settings, document, started_at)
-        columns = app.stdout.columns()
-        lines = [part for line in run_lines(document, summary_line(document)) for part in fold(line, columns)]
-        code = app.listing(document, lines)
+        code = app.listing(document, app.stdout.folded(run_lines(document, summary_line(document))))
         _say_what_failed(app, document)
         return code
 

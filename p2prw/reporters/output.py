@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
+from collections.abc import Iterable
 from typing import TextIO
 
 from p2prw.errors import HostError
@@ -54,8 +55,13 @@ class Output:
 
     def fact(self, text: str) -> None:
         """Write one line; on a terminal it is folded between words, under itself. Not for what is to be pasted."""
-        for line in fold(clean(text), self.columns()):
+        for line in self.folded([clean(text)]):
             self.raw(line + "\n")
+
+    def folded(self, lines: Iterable[str]) -> list[str]:
+        """Return lines as they fit the terminal, see `fold`; as they are where this is none."""
+        columns = self.columns()
+        return [part for line in lines for part in fold(line, columns)]
 
     def columns(self) -> int | None:
         """Return how wide the terminal is; None where this is none."""
