@@ -13,6 +13,7 @@ import pytest
 
 from p2prw import api
 from p2prw.engine.control.messages import PINGPONG, RESUME
+from p2prw.engine.model import QueuePairOptions
 from p2prw.engine.pace import BURST_S, lower_limit
 from p2prw.engine.server.rate import BURST_BYTES, TOLERANCE
 from p2prw.units import KIB, MIB
@@ -121,7 +122,9 @@ def deaf(monkeypatch):
 @pytest.mark.parametrize("way", [api.write, api.read])
 def test_who_does_not_keep_to_it_is_refused(limited, deaf, way):
     one, ended = limited
-    result = way(f"{one.address}/mem", "host,size=64MiB")
+    # A send queue of 512 KiB holds less than the limit lets pass, so some are completed before the refusal.
+    options: dict[str, Any] = {"chunk_bytes": 64 * KIB, "queue_pair": QueuePairOptions(depth=8)}
+    result = way(f"{one.address}/mem", "host,size=64MiB", **options)
     assert result.exit_code == 7 and result.error is not None
     assert (result.error.code, result.error.side) == ("rate_exceeded", "remote")
     assert result.error.why and result.error.fix and f"--rate-limit {RATE}B/s" in result.error.fix
