@@ -22,11 +22,13 @@ from lab.errors import GuestTimeout, LabError
 from lab.fetch import Parts
 from lab.outside import OutsideHost
 from lab.places import REPOSITORY, cache_folder, locked
+from lab.say import say
 from lab.topology import Topology, qemu_options
 
 GUEST_SCRIPTS = REPOSITORY / "lab/guest"
 _POLL_S = 0.05
 _KILL_WAIT_S = 10.0
+_BOOTS = 3
 # What udev would load at boot and nobody here uses; under software emulation each module costs up to five seconds.
 _UNWANTED_MODULES = (
     "kvm,kvm_amd,kvm_intel,pcspkr,snd_pcsp,snd,ahci,libahci,libata,scsi_mod,i2c_i801,i2c_smbus,lpc_ich,"
@@ -50,6 +52,8 @@ class BootRequest:
     memory: str = "2G"
     cpus: int = 2
     timeout_s: float = 600.0
+    silence_s: float = 120.0
+    """A kernel that says nothing for so long before the command begins hangs: it is killed and booted again."""
     environment: Mapping[str, str] = field(default_factory=dict)
     workdir: Path = REPOSITORY
 
@@ -85,31 +89,49 @@ def boot(parts: Parts, request: BootRequest, run: Run, write: Callable[[bytes], 
     """Boot, hand the command's output to `write` as it comes, and return the command's exit code.
 
     One guest at a time on a machine: two under emulation make each other several times slower. The time limit counts
-    from the boot. Errors: GuestTimeout after killing the guest; LabError when it ended without a result.
+    from the boot. A boot may hang under emulation with two processors, before the command has begun: such a guest is
+    booted again, which is said. Errors: GuestTimeout after killing the guest; LabError when it ended without
+    a result.
     """
-    results = [run.shared / "output", run.shared / "exit_code"]
-    for path in results:
-        path.unlink(missing_ok=True)
     (run.shared / "job.sh").write_text(job_script(parts, request, run.shared), encoding="utf-8")
-    output, exit_code = results
-    with (
-        locked(cache_folder() / "boot.lock", while_waiting="waiting for another guest to end"),
-        (run.folder / "console").open("wb") as console,
-        _guest(vng_command(parts, request, run), parts, console.fileno(), run.folder / "qemu.pid") as process,
-    ):
+    exit_code = run.shared / "exit_code"
+    with locked(cache_folder() / "boot.lock", while_waiting="waiting for another guest to end"):
         deadline = time.monotonic() + request.timeout_s
-        reader = _Tail(output)
-        while process.poll() is None:
-            run.outside.serve()
-            write(reader.read())
-            if time.monotonic() > deadline:
-                raise GuestTimeout(f"killed after {request.timeout_s:.0f} s (--timeout){_last_words(run)}")
-            time.sleep(_POLL_S)
-        write(reader.read())
+        for left in reversed(range(_BOOTS)):
+            if _ran(parts, request, run, write, deadline):
+                break
+            silence = f"the guest's kernel said nothing for {request.silence_s:.0f} s while it booted"
+            if not left:
+                raise GuestTimeout(f"{silence}, {_BOOTS} times in turn{_last_words(run)}")
+            say(f"{silence}; booting it again{_last_words(run)}")
     try:
         return int(exit_code.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise LabError(f"the guest ended without a result{_last_words(run)}") from None
+
+
+def _ran(parts: Parts, request: BootRequest, run: Run, write: Callable[[bytes], None], deadline: float) -> bool:
+    """Boot once. False: it hung before the command began, and was killed."""
+    output = run.shared / "output"
+    for path in (output, run.shared / "exit_code"):
+        path.unlink(missing_ok=True)
+    with (
+        (run.folder / "console").open("wb") as console,
+        _guest(vng_command(parts, request, run), parts, console.fileno(), run.folder / "qemu.pid") as process,
+    ):
+        reader, heard = _Tail(output), _Heard(run.folder / "console")
+        while process.poll() is None:
+            run.outside.serve()
+            write(reader.read())
+            now = time.monotonic()
+            if now > deadline:
+                raise GuestTimeout(f"killed after {request.timeout_s:.0f} s (--timeout){_last_words(run)}")
+            # The job makes this file at its start; from then on the console may well be silent.
+            if heard.silent_s(now) > request.silence_s and not output.exists():
+                return False
+            time.sleep(_POLL_S)
+        write(reader.read())
+    return True
 
 
 def job_script(parts: Parts, request: BootRequest, shared: Path) -> str:
@@ -205,6 +227,21 @@ def _last_words(run: Run) -> str:
     except OSError:
         return ""
     return "; the console's last lines:\n" + "\n".join(f"  {line}" for line in lines[-_CONSOLE_LINES:])
+
+
+class _Heard:
+    """When a growing file last grew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = -1
+        self._since = 0.0
+
+    def silent_s(self, now: float) -> float:
+        size = self._path.stat().st_size
+        if size != self._size:
+            self._size, self._since = size, now
+        return now - self._since
 
 
 class _Tail:

@@ -53,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 CLONE_NEWNET = 0x40000000
 LAB = "tests/lab/guest/"
+BOOTING = (LAB, "tests/lab/test_boot.py")
 LONGEST_FIRST = (
     LAB,
     "tests/e2e/",
@@ -83,7 +84,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return LAB if nodeid.startswith(LAB) else nodeid.partition("::")[0]
+            return LAB if nodeid.startswith(BOOTING) else nodeid.partition("::")[0]
 
     # In the order of the collection (below), not by how many tests a file has: the longest have few.
     config.option.loadscopereorder = False

@@ -88,6 +88,28 @@ def test_guest_that_hangs_is_killed_with_its_children(tmp_path) -> None:
     assert is_gone(int((tmp_path / "child").read_text()))
 
 
+def test_boot_that_hangs_is_tried_again(tmp_path, capsys) -> None:
+    """The kernel stops in the middle of its words; the second one gets to the command, whose silence is no hang."""
+    body = f'if [ -e {tmp_path}/once ]; then bash "$JOB"; else touch {tmp_path}/once; echo HugeTLB; sleep 300; fi'
+    parts = fake_vng(tmp_path / "tools", body)
+    output: list[bytes] = []
+    request = BootRequest(["sh", "-c", "sleep 1; echo out; exit 9"], BARE, workdir=tmp_path, silence_s=0.5)
+    with Run(BARE) as run:
+        assert boot(parts, request, run, output.append) == 9
+    assert b"".join(output) == b"out\n"
+    said = capsys.readouterr().err
+    assert said.count("booting it again") == 1 and "HugeTLB" in said
+
+
+def test_boot_that_always_hangs_is_given_up(tmp_path, capsys) -> None:
+    parts = fake_vng(tmp_path / "tools", f"echo $$ >>{tmp_path}/pids; sleep 300")
+    with Run(BARE) as run, pytest.raises(GuestTimeout, match=r"said nothing for 0 s .*, 3 times in turn"):
+        boot(parts, BootRequest(["true"], BARE, silence_s=0.2), run, lambda _: None)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 3 and all(is_gone(pid) for pid in pids)
+    assert capsys.readouterr().err.count("booting it again") == 2
+
+
 def is_gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
