@@ -50,7 +50,7 @@ from p2prw.engine.stop import StopRequest
 INPUTS = 4_000
 """Messages, garbage that is none, and connections that come and go."""
 CLIENTS = 6
-MOST_ROUNDS = 400
+MOST_ROUNDS = 4000
 """Of the server's loop for one input, pages of digests included; more is a hang."""
 MOST_UNTRUSTED_BYTES = 4096
 """Said to who has not shaken hands, over the whole connection: one hello, one refusal or line."""
