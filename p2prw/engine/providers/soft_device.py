@@ -178,7 +178,13 @@ class SoftDevice:
             most_read_bytes=READ_WINDOW_BYTES[bound.has_gso],
         )
         self.wire = Wire(
-            bound, self.core.receive_burst, on_gso_refused=self.stop_gso, injector=injector, capture=capture
+            bound,
+            self.core.receive_burst,
+            on_gso_refused=self.stop_gso,
+            injector=injector,
+            capture=capture,
+            awaited=self.core.awaited,
+            codec=codec,
         )
         self._local = bound.local
         self._queue_pairs: list[SoftQueuePair] = []
@@ -304,7 +310,9 @@ class SoftDevice:
             self._segmented_before = self.wire.segmented_sends
             self._watch_gso()
         worked |= self.wire.release_held(now)
-        return self.wire.send(self.core.bursts_to_send(now), now) or worked
+        core = self.core
+        outgoing = core.trains_to_send(now) if self.wire.takes_trains else core.bursts_to_send(now)
+        return self.wire.send(outgoing, now) or worked
 
     def take_completed(self) -> Collection[int]:
         """See `providers.base.TellingDevice`."""

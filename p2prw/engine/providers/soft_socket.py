@@ -275,3 +275,52 @@ def who_owns_udp_port(address: str, udp_port: int, proc: Path = Path("/proc")) -
                 name = (pid / "comm").read_text().strip()
                 return f"process {pid.name} ({name}) holds UDP port {udp_port}"
     return f"another process holds UDP port {udp_port}"
+
+
+_FAMILY = struct.Struct("=H")
+_IPV4 = struct.Struct("!H4s8x")
+_IPV6 = struct.Struct("!HI16s")
+_SCOPE = struct.Struct("=I")
+_KNOWN_ADDRESSES = 64
+
+
+class PackedAddresses:
+    """(host, port) as the kernel's struct sockaddr and back, remembered: what arrives may be from any stranger."""
+
+    def __init__(self) -> None:
+        self._packed: dict[tuple[str, int], bytes] = {}
+        self._unpacked: dict[bytes, tuple[str, int]] = {}
+
+    def pack(self, address: tuple[str, int]) -> bytes:
+        """Return sockaddr_in or sockaddr_in6 (include/uapi/linux/in.h, in6.h) of a numeric host, with its zone."""
+        packed = self._packed.get(address)
+        if packed is None:
+            if len(self._packed) >= _KNOWN_ADDRESSES:
+                self._packed.clear()
+            host, _, zone = address[0].partition("%")
+            if ":" in host:
+                packed = _FAMILY.pack(socket.AF_INET6) + _IPV6.pack(
+                    address[1], 0, socket.inet_pton(socket.AF_INET6, host)
+                )
+                packed += _SCOPE.pack(socket.if_nametoindex(zone) if zone else 0)
+            else:
+                packed = _FAMILY.pack(socket.AF_INET) + _IPV4.pack(address[1], socket.inet_aton(host))
+            self._packed[address] = packed
+        return packed
+
+    def unpack(self, packed: bytes) -> tuple[str, int]:
+        """Return host and port as `socket.recvmsg` words them."""
+        address = self._unpacked.get(packed)
+        if address is None:
+            if len(self._unpacked) >= _KNOWN_ADDRESSES:
+                self._unpacked.clear()
+            if _FAMILY.unpack_from(packed)[0] == socket.AF_INET6:
+                port, flow, host = _IPV6.unpack_from(packed, 2)
+                whole = (socket.inet_ntop(socket.AF_INET6, host), port, flow, _SCOPE.unpack_from(packed, 24)[0])
+                name = socket.getnameinfo(whole, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+                address = name, port
+            else:
+                port, host = _IPV4.unpack_from(packed, 2)
+                address = socket.inet_ntoa(host), port
+            self._unpacked[packed] = address
+        return address

@@ -11,23 +11,42 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from p2prw.engine.affinity import processors
 from p2prw.engine.inject import FaultedBurst, FaultInjector, moved_icrc
 from p2prw.engine.pcap import PcapWriter
-from p2prw.engine.providers.soft_socket import GRO_ANCILLARY_BYTES, SOL_UDP, UDP_GRO, UDP_SEGMENT, BoundSocket
+from p2prw.engine.providers.soft_socket import (
+    GRO_ANCILLARY_BYTES,
+    SOL_UDP,
+    UDP_GRO,
+    UDP_SEGMENT,
+    BoundSocket,
+    PackedAddresses,
+)
 from p2prw.engine.roce.burst import Burst
+from p2prw.engine.roce.runs import PURE, Awaited, RunCodec, Train
 
 RECEIVES_PER_PUMP = 16
 """Bursts taken from the socket before timers and sends get their turn, so that acknowledgements are not late."""
 SENDS_PER_PUMP = 32
+_LOOKS = 200
+"""At a socket that is empty in the middle of a message, where this process has more than one processor: 30 us, the time
+that it takes to come back here."""
 _RECEIVE_BYTES = 65536
 _KNOWN_SEGMENTS = 64
 """Sizes that are remembered: a stranger may send any."""
+_NOTHING_MORE = (errno.EAGAIN, errno.EWOULDBLOCK)
 _GSO_REFUSALS = (errno.EIO, errno.EINVAL, errno.EMSGSIZE)
 
 Endpoint = tuple[str, int]
-Deliver = Callable[[memoryview, int, Endpoint, float], None]
+
+
+class Deliver(Protocol):
+    """RoceDevice.receive_burst."""
+
+    def __call__(self, view: memoryview, segment_bytes: int, source: Endpoint, now: float, index: int = 0, /) -> None:
+        """Take what arrived."""
 
 
 class _Waiting(NamedTuple):
@@ -49,7 +68,10 @@ class Wire:
         on_gso_refused: Callable[[str], None],
         injector: FaultInjector | None = None,
         capture: PcapWriter | None = None,
+        awaited: Callable[[], Awaited | None] | None = None,
+        codec: RunCodec = PURE,
     ) -> None:
+        """`awaited` (RoceDevice.awaited): what comes next may be put in its place by `codec`, if that can."""
         self.sock = bound.sock
         self.endpoint: Endpoint = (bound.local.address, bound.udp_port)
         self.is_ipv4 = bound.local.is_ipv4
@@ -63,6 +85,10 @@ class Wire:
         self.segmented_sends = 0
         # things to send
         self._waiting: deque[_Waiting] = deque()
+        self._is_full = False
+        """The rest of a train waits for room; the core has it still."""
+        self._send_runs = codec.send if injector is None and capture is None else None
+        self._may_train = self._send_runs is not None
         # kept for re-use
         self._deliver = deliver
         self._on_gso_refused = on_gso_refused
@@ -70,11 +96,20 @@ class Wire:
         self._view = memoryview(self._buffer)
         self._segments: dict[tuple[int, int, bytes], int] = {}
         self._ancillary: dict[int, list[tuple[int, int, bytes]]] = {}
+        self._take_runs = codec.take if awaited is not None and self._may_train else None
+        self._awaited = awaited
+        self._looks = _LOOKS if processors() > 1 else 1
+        self._addresses = PackedAddresses()
         self._told: set[int | None] = set()
 
     def wants_write(self) -> bool:
         """Return True while bursts wait for room in the send buffer."""
-        return bool(self._waiting)
+        return self._is_full or bool(self._waiting)
+
+    @property
+    def takes_trains(self) -> bool:
+        """Whether `send` may be given a `Train`; not after one was refused, until a segmented send has worked."""
+        return self._may_train
 
     def next_timer(self) -> float | None:
         """Return when a packet that fault injection holds must go on; None: none is held."""
@@ -87,11 +122,24 @@ class Wire:
         recvmsg_into, deliver = self.sock.recvmsg_into, self._deliver
         buffers, view, segments = [self._buffer], self._view, self._segments
         is_plain = self.injector is None and self.capture is None
-        for received in range(RECEIVES_PER_PUMP):
+        received = 0
+        while received < RECEIVES_PER_PUMP:
+            if self._take_runs is not None and self._awaited is not None and (awaited := self._awaited()) is not None:
+                # fast path: the middle of a long message
+                looks = self._looks if received else 1
+                bursts, error = self._take_awaited(awaited, RECEIVES_PER_PUMP - received, looks, now)
+                received += bursts
+                if error in _NOTHING_MORE:
+                    return received > 0, True
+                if error:
+                    self.receive_failures += 1
+                    received += 1
+                continue
+            received += 1
             try:
                 length_bytes, ancillary, _, source = recvmsg_into(buffers, GRO_ANCILLARY_BYTES)
             except BlockingIOError:
-                return received > 0, True
+                return received > 1, True
             except OSError:
                 # An ICMP error about an earlier datagram; whom it hit finds out by timeout.
                 self.receive_failures += 1
@@ -106,6 +154,23 @@ class Wire:
             else:
                 self._receive_examined(view[:length_bytes], segment_bytes, source[:2], now)
         return True, False
+
+    def _take_awaited(self, awaited: Awaited, most: int, looks: int, now: float) -> tuple[int, int]:
+        """Take bursts as long as they are what is awaited; return how many arrived, and the errno that ended it or 0.
+
+        What else arrived is delivered as always.
+        """
+        assert self._take_runs is not None
+        address = self._addresses.pack(awaited.source)
+        packets, bursts, asked, error, rest = self._take_runs(
+            self.sock.fileno(), self._buffer, address, *awaited[1:8], most, looks
+        )
+        awaited.took(bursts, packets, asked, now)
+        if rest is not None:
+            length_bytes, position, index, segment_bytes, packed = rest
+            source = self._addresses.unpack(packed)
+            self._deliver(self._view[position:length_bytes], segment_bytes, source, now, index)
+        return bursts, error
 
     def _segment_bytes(self, told: tuple[int, int, bytes], length_bytes: int) -> int:
         """Read the first ancillary message of a burst; UDP_GRO is the only one that was asked for."""
@@ -140,9 +205,9 @@ class Wire:
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
-    def send(self, bursts: Iterable[Burst], now: float) -> bool:
+    def send(self, bursts: Iterable[Burst | Train], now: float) -> bool:
         """Send what waits, then at most SENDS_PER_PUMP of `bursts`, until the socket is full. True: something went."""
-        worked = False
+        worked = self._is_full = False
         while self._waiting:
             # What waits was yielded earlier, so it goes first: the core counts on order.
             first = self._waiting.popleft()
@@ -152,6 +217,15 @@ class Wire:
         is_plain = self.injector is None and self.capture is None
         sent = 0
         for burst in bursts:
+            if isinstance(burst, Train):
+                number = self._send_train(burst)
+                sent += number
+                if number < burst.bursts and not self._is_full:
+                    # It was refused: what is the matter is found out burst by burst, at once.
+                    return True
+                if self._is_full or sent >= SENDS_PER_PUMP:
+                    break
+                continue
             sent += 1
             if is_plain:
                 # fast path: the kernel gathers the pieces.
@@ -161,6 +235,18 @@ class Wire:
             if self._waiting or sent >= SENDS_PER_PUMP:
                 break
         return worked or sent > 0
+
+    def _send_train(self, train: Train) -> int:
+        """Send as many bursts of it as go; return the number."""
+        assert self._send_runs is not None
+        sent, error = self._send_runs(self.sock.fileno(), self._addresses.pack(train.destination), *train[:10])
+        train.left(sent)
+        self.segmented_sends += sent
+        if error in _NOTHING_MORE:
+            self._is_full = True
+        elif error:
+            self._may_train = False
+        return sent
 
     def _send_examined(self, burst: Burst, now: float) -> None:
         data = b"".join(burst.buffers)
@@ -194,6 +280,7 @@ class Wire:
                     self._ancillary[segment_bytes] = ancillary
                 self.segmented_sends += 1
                 self.sock.sendmsg(buffers, ancillary, 0, destination)
+                self._may_train = self._send_runs is not None
             else:
                 self.sock.sendmsg(buffers, (), 0, destination)
         except BlockingIOError:

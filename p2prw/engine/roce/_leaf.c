@@ -1,4 +1,5 @@
-/* The two functions of runs.py, compiled: a run of MIDDLE packets out, a run of MIDDLE packets in.
+/* The two functions of runs.py, compiled: a run of MIDDLE packets out, a run of MIDDLE packets in. And both together
+ * with the socket's system call, for as long as nothing but such runs comes or goes.
  *
  * runs.py is the specification and the fallback: for arguments that make sense both give the same bytes and the same
  * decisions (tests/engine/roce/test_leaf.py). Arguments that do not, ValueError: every length is held against the
@@ -13,8 +14,13 @@
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __linux__
+#include <errno.h>
+#include <sys/socket.h>
+#define HAS_SOCKET_RUNS 1
+#endif
 
-#define INTERFACE 1 /* leaf.py asks for this one: a binary that is older than the checkout is not used */
+#define INTERFACE 2 /* leaf.py asks for this one: a binary that is older than the checkout is not used */
 
 enum { PREFIX_BYTES = 8, HEADER_BYTES = 12, ICRC_BYTES = 4, OVERHEAD_BYTES = HEADER_BYTES + ICRC_BYTES };
 #define PSN_MASK 0xFFFFFFu
@@ -46,6 +52,12 @@ static uint32_t crc_bytes(uint32_t crc, const uint8_t *from, size_t length) {
     while (length--)
         crc = crc >> 8 ^ tables[0][(crc ^ *from++) & 0xFF];
     return crc;
+}
+
+/* The same for 4 bytes at once, most significant first as `word` is sent. */
+static inline uint32_t crc_big32(uint32_t crc, uint32_t word) {
+    crc ^= word >> 24 | (word >> 8 & 0xFF00) | (word << 8 & 0xFF0000) | word << 24;
+    return tables[3][crc & 0xFF] ^ tables[2][crc >> 8 & 0xFF] ^ tables[1][crc >> 16 & 0xFF] ^ tables[0][crc >> 24];
 }
 
 static inline uint32_t load_little32(const uint8_t *from) {
@@ -245,15 +257,89 @@ static Py_ssize_t run_bytes(Py_ssize_t count, Py_ssize_t each) {
     return count * each;
 }
 
-static int seed_at(PyObject *seeds, Py_ssize_t place, uint32_t *seed) {
-    PyObject *item = PyList_GetItem(seeds, place); /* borrowed; IndexError */
-    if (!item)
-        return -1;
-    unsigned long value = PyLong_AsUnsignedLong(item);
-    if (value == (unsigned long)-1 && PyErr_Occurred())
-        return -1;
-    *seed = (uint32_t)value;
-    return 0;
+/* Seeds of a run: on the stack as long as it is a burst that a datagram can hold. */
+typedef struct {
+    uint32_t few[256], *all;
+} seed_list;
+
+/* Fill `seeds` with `count` of `list` from `index` on. False with ValueError (too few), TypeError, MemoryError. */
+static int read_seeds(seed_list *seeds, PyObject *list, Py_ssize_t index, Py_ssize_t count) {
+    seeds->all = seeds->few;
+    if (!PyList_Check(list) || index < 0 || index > PyList_Size(list) || count > PyList_Size(list) - index) {
+        PyErr_SetString(PyExc_ValueError, bad_run);
+        return 0;
+    }
+    if (count > (Py_ssize_t)(sizeof seeds->few / sizeof *seeds->few)) {
+        seeds->all = PyMem_Malloc((size_t)count * sizeof *seeds->all);
+        if (!seeds->all) {
+            PyErr_NoMemory();
+            return 0;
+        }
+    }
+    for (Py_ssize_t place = 0; place < count; place++) {
+        PyObject *item = PyList_GetItem(list, index + place); /* borrowed */
+        unsigned long value = item ? PyLong_AsUnsignedLong(item) : 0;
+        if (PyErr_Occurred()) {
+            if (seeds->all != seeds->few)
+                PyMem_Free(seeds->all);
+            return 0;
+        }
+        seeds->all[place] = (uint32_t)value;
+    }
+    return 1;
+}
+
+static void free_seeds(seed_list *seeds) {
+    if (seeds->all != seeds->few)
+        PyMem_Free(seeds->all);
+}
+
+/* Write `count` packets to `to`, which has room for them. */
+static void make_packets(uint8_t *to, const uint8_t *prefix, const uint32_t *seeds, uint32_t psn, const uint8_t *from,
+                         Py_ssize_t mtu, Py_ssize_t count, int ack_last) {
+    for (Py_ssize_t index = 0; index < count; index++) {
+        psn &= PSN_MASK;
+        uint32_t word = ack_last && index + 1 == count ? psn | ACK_REQUEST : psn;
+        memcpy(to, prefix, PREFIX_BYTES);
+        store_big32(to + PREFIX_BYTES, word);
+        uint32_t crc = crc_big32(~seeds[index], word);
+        crc = crc_copy(crc, to + HEADER_BYTES, from, (size_t)mtu);
+        store_little32(to + HEADER_BYTES + mtu, ~crc);
+        to += mtu + OVERHEAD_BYTES, from += mtu;
+        psn++;
+    }
+}
+
+/* Copy up to `count` packets at `from` to `to` while they are what is expected (`seeds` NULL: the ICRC is not looked
+ * at); return how many were. `asked` gathers their ACK request bits. */
+static Py_ssize_t take_packets(const uint8_t *from, Py_ssize_t count, Py_ssize_t mtu, uint64_t prefix, uint32_t psn,
+                               const uint32_t *seeds, uint8_t *to, uint32_t *asked) {
+    uint32_t high = (uint32_t)(prefix >> 32), low = (uint32_t)prefix & 0xFFFFFF;
+    Py_ssize_t done = 0;
+    for (; done < count; done++) {
+        uint32_t word = load_big32(from + PREFIX_BYTES), crc;
+        /* Byte 4 (FECN, BECN) may change on the way. */
+        if ((word & ~ACK_REQUEST) != (psn & PSN_MASK) || load_big32(from) != high ||
+            (load_big32(from + 4) & 0xFFFFFF) != low)
+            break;
+        if (seeds) {
+#ifdef __GNUC__
+            /* Memory that no cache holds is waited for while the ICRC is computed, not after it. */
+            for (Py_ssize_t place = 0; place < mtu; place += 64)
+                __builtin_prefetch(to + place, 1);
+#endif
+            crc = crc_big32(~seeds[done], word);
+            crc = crc_copy(crc, NULL, from + HEADER_BYTES, (size_t)mtu);
+            if (~crc != load_little32(from + HEADER_BYTES + mtu))
+                break;
+        }
+        /* Not before the ICRC was right; the packet is in the first-level cache by now. */
+        memcpy(to, from + HEADER_BYTES, (size_t)mtu);
+        to += mtu, from += mtu + OVERHEAD_BYTES;
+        psn++;
+        *asked |= word & ACK_REQUEST;
+    }
+    return done;
 }
 
 static PyObject *build_run(PyObject *self, PyObject *const *arguments, Py_ssize_t given, PyObject *names) {
@@ -263,8 +349,8 @@ static PyObject *build_run(PyObject *self, PyObject *const *arguments, Py_ssize_
         PyErr_SetString(PyExc_TypeError, "build_run(prefix, seeds, psn, data, mtu_bytes, count, *, ack_last)");
         return NULL;
     }
-    PyObject *seeds = arguments[1], *wire = NULL, *buffers = NULL;
-    uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[2]) & PSN_MASK;
+    PyObject *wire = NULL, *buffers = NULL;
+    uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[2]);
     Py_ssize_t mtu = PyLong_AsSsize_t(arguments[4]), count = PyLong_AsSsize_t(arguments[5]);
     int ack_last = PyObject_IsTrue(arguments[6]);
     if (PyErr_Occurred())
@@ -279,34 +365,22 @@ static PyObject *build_run(PyObject *self, PyObject *const *arguments, Py_ssize_
         PyBuffer_Release(&prefix);
         return NULL;
     }
-    if (prefix.len != PREFIX_BYTES || data.len < length || !count || !PyList_Check(seeds) || PyList_Size(seeds) < count) {
+    seed_list seeds;
+    if (prefix.len != PREFIX_BYTES || data.len < length || !count) {
         PyErr_SetString(PyExc_ValueError, bad_run);
-        goto end;
+    } else if (read_seeds(&seeds, arguments[1], 0, count)) {
+        wire = PyBytes_FromStringAndSize(NULL, length + count * OVERHEAD_BYTES);
+        if (wire) {
+            uint8_t *to = (uint8_t *)PyBytes_AsString(wire);
+            make_packets(to, prefix.buf, seeds.all, psn, data.buf, mtu, count, ack_last);
+            buffers = PyList_New(1);
+        }
+        free_seeds(&seeds);
+        if (buffers)
+            PyList_SetItem(buffers, 0, wire); /* takes it over */
+        else
+            Py_XDECREF(wire);
     }
-    wire = PyBytes_FromStringAndSize(NULL, length + count * OVERHEAD_BYTES);
-    if (!wire)
-        goto end;
-    uint8_t *to = (uint8_t *)PyBytes_AsString(wire);
-    const uint8_t *from = data.buf;
-    for (Py_ssize_t index = 0; index < count; index++) {
-        uint32_t crc;
-        if (seed_at(seeds, index, &crc))
-            goto end;
-        memcpy(to, prefix.buf, PREFIX_BYTES);
-        store_big32(to + PREFIX_BYTES, ack_last && index + 1 == count ? psn | ACK_REQUEST : psn);
-        crc = crc_bytes(~crc, to + PREFIX_BYTES, HEADER_BYTES - PREFIX_BYTES);
-        crc = crc_copy(crc, to + HEADER_BYTES, from, (size_t)mtu);
-        store_little32(to + HEADER_BYTES + mtu, ~crc);
-        to += mtu + OVERHEAD_BYTES, from += mtu;
-        psn = (psn + 1) & PSN_MASK;
-    }
-    buffers = PyList_New(1);
-    if (buffers) {
-        PyList_SetItem(buffers, 0, wire); /* takes it over */
-        wire = NULL;
-    }
-end:
-    Py_XDECREF(wire);
     PyBuffer_Release(&data);
     PyBuffer_Release(&prefix);
     return buffers;
@@ -323,11 +397,12 @@ static PyObject *receive_run(PyObject *self, PyObject *const *arguments, Py_ssiz
     Py_ssize_t mtu = PyLong_AsSsize_t(arguments[3]), index = PyLong_AsSsize_t(arguments[7]);
     Py_ssize_t offset = PyLong_AsSsize_t(arguments[9]);
     uint64_t prefix = PyLong_AsUnsignedLongLong(arguments[4]);
-    uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[5]) & PSN_MASK;
-    PyObject *seeds = arguments[6], *result = NULL;
+    uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[5]), asked = 0;
+    PyObject *result = NULL;
+    int checks = arguments[6] != Py_None;
     if (PyErr_Occurred())
         return NULL;
-    Py_ssize_t length = run_bytes(count, mtu);
+    Py_ssize_t length = run_bytes(count, mtu), done = 0;
     if (length < 0)
         return NULL;
     Py_buffer view, target;
@@ -337,46 +412,225 @@ static PyObject *receive_run(PyObject *self, PyObject *const *arguments, Py_ssiz
         PyBuffer_Release(&view);
         return NULL;
     }
+    seed_list seeds;
     if (position < 0 || position > view.len || length + count * OVERHEAD_BYTES > view.len - position || offset < 0 ||
-        offset > target.len || length > target.len - offset ||
-        (seeds != Py_None &&
-         (!PyList_Check(seeds) || index < 0 || index > PyList_Size(seeds) || count > PyList_Size(seeds) - index))) {
+        offset > target.len || length > target.len - offset) {
         PyErr_SetString(PyExc_ValueError, bad_run);
-        goto end;
+    } else if (!checks || read_seeds(&seeds, arguments[6], index, count)) {
+        const uint8_t *from = (const uint8_t *)view.buf + position;
+        done = take_packets(from, count, mtu, prefix, psn, checks ? seeds.all : NULL, (uint8_t *)target.buf + offset, &asked);
+        if (checks)
+            free_seeds(&seeds);
+        result = Py_BuildValue("nO", done, asked ? Py_True : Py_False);
     }
-    const uint8_t *from = (const uint8_t *)view.buf + position;
-    uint8_t *to = (uint8_t *)target.buf + offset;
-    uint32_t high = (uint32_t)(prefix >> 32), low = (uint32_t)prefix & 0xFFFFFF, asked = 0;
-    Py_ssize_t done = 0;
-    for (; done < count; done++) {
-        uint32_t word = load_big32(from + PREFIX_BYTES), crc;
-        /* Byte 4 (FECN, BECN) may change on the way. */
-        if ((word & ~ACK_REQUEST) != psn || load_big32(from) != high || (load_big32(from + 4) & 0xFFFFFF) != low)
-            break;
-        if (seeds != Py_None) {
-            if (seed_at(seeds, index + done, &crc))
-                goto end;
-            crc = crc_bytes(~crc, from + PREFIX_BYTES, HEADER_BYTES - PREFIX_BYTES);
-            crc = crc_copy(crc, NULL, from + HEADER_BYTES, (size_t)mtu);
-            if (~crc != load_little32(from + HEADER_BYTES + mtu))
-                break;
-        }
-        /* Not before the ICRC was right; the packet is in the first-level cache by now. */
-        memcpy(to, from + HEADER_BYTES, (size_t)mtu);
-        to += mtu, from += mtu + OVERHEAD_BYTES;
-        psn = (psn + 1) & PSN_MASK;
-        asked |= word;
-    }
-    PyObject *taken = PyLong_FromSsize_t(done);
-    if (taken) {
-        result = PyTuple_Pack(2, taken, asked & ACK_REQUEST ? Py_True : Py_False);
-        Py_DECREF(taken);
-    }
-end:
     PyBuffer_Release(&target);
     PyBuffer_Release(&view);
     return result;
 }
+
+/* ---- runs to and from a UDP socket ---------------------------------------------------------------------------- */
+
+#ifdef HAS_SOCKET_RUNS
+/* include/uapi/linux/udp.h */
+enum { SOL_UDP_ = 17, UDP_SEGMENT_ = 103, UDP_GRO_ = 104 };
+enum { MOST_DATAGRAM_BYTES = 65535, MOST_BURSTS = 64, MOST_LOOKS = 1000 };
+
+typedef union {
+    char bytes[CMSG_SPACE(sizeof(int))];
+    struct cmsghdr align;
+} control_space;
+
+/* Both give the interpreter to nobody while they run: a call is short, and to get it back may take milliseconds. */
+
+static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    (void)self;
+    if (given != 12) {
+        PyErr_SetString(PyExc_TypeError, "send_runs(fileno, address, prefix, seeds, psn, data, mtu_bytes, count, bursts, "
+                                         "asks, last_prefix, last_seed)");
+        return NULL;
+    }
+    long fileno = PyLong_AsLong(arguments[0]);
+    uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[4]);
+    Py_ssize_t mtu = PyLong_AsSsize_t(arguments[6]), count = PyLong_AsSsize_t(arguments[7]);
+    Py_ssize_t bursts = PyLong_AsSsize_t(arguments[8]), sent = 0;
+    uint64_t asks = PyLong_AsUnsignedLongLong(arguments[9]);
+    int ends = arguments[10] != Py_None;
+    uint32_t last_seed = (uint32_t)PyLong_AsUnsignedLong(arguments[11]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_ssize_t length = run_bytes(count, mtu), each = length + count * OVERHEAD_BYTES;
+    if (length < 0)
+        return NULL;
+    Py_buffer address, prefix, data;
+    if (PyObject_GetBuffer(arguments[1], &address, PyBUF_SIMPLE))
+        return NULL;
+    if (PyObject_GetBuffer(arguments[2], &prefix, PyBUF_SIMPLE)) {
+        PyBuffer_Release(&address);
+        return NULL;
+    }
+    if (PyObject_GetBuffer(arguments[5], &data, PyBUF_SIMPLE)) {
+        PyBuffer_Release(&prefix);
+        PyBuffer_Release(&address);
+        return NULL;
+    }
+    PyObject *result = NULL;
+    seed_list seeds;
+    Py_buffer last = {0};
+    Py_ssize_t packets = data.len / mtu;
+    if (ends && PyObject_GetBuffer(arguments[10], &last, PyBUF_SIMPLE)) {
+        /* the error is set */
+    } else if (prefix.len != PREFIX_BYTES || count < 2 || each > MOST_DATAGRAM_BYTES || bursts < 1 ||
+               bursts > MOST_BURSTS || data.len % mtu || packets <= (bursts - 1) * count || packets > bursts * count ||
+               (ends && last.len != PREFIX_BYTES) ||
+               address.len > (Py_ssize_t)sizeof(struct sockaddr_storage)) {
+        PyErr_SetString(PyExc_ValueError, bad_run);
+    } else if (read_seeds(&seeds, arguments[3], 0, count)) {
+        uint8_t *wire = PyMem_Malloc((size_t)each);
+        if (!wire) {
+            PyErr_NoMemory();
+        } else {
+            uint16_t segment = (uint16_t)(mtu + OVERHEAD_BYTES);
+            control_space control = {{0}};
+            struct iovec piece = {wire, (size_t)each};
+            struct msghdr message = {
+                .msg_name = address.buf, .msg_namelen = (socklen_t)address.len, .msg_iov = &piece, .msg_iovlen = 1,
+                .msg_control = &control, .msg_controllen = CMSG_SPACE(sizeof segment),
+            };
+            struct cmsghdr *told = CMSG_FIRSTHDR(&message);
+            told->cmsg_level = SOL_UDP_, told->cmsg_type = UDP_SEGMENT_, told->cmsg_len = CMSG_LEN(sizeof segment);
+            memcpy(CMSG_DATA(told), &segment, sizeof segment);
+            const uint8_t *from = data.buf;
+            int failed = 0;
+            for (; sent < bursts; sent++) {
+                /* The last burst may be shorter. */
+                Py_ssize_t here = packets < count ? packets : count, middles = here - (ends && here == packets);
+                make_packets(wire, prefix.buf, seeds.all, psn, from, mtu, middles, middles == here && asks >> sent & 1);
+                if (middles < here)
+                    make_packets(wire + middles * segment, last.buf, &last_seed, psn + (uint32_t)middles,
+                                 from + middles * mtu, mtu, 1, asks >> sent & 1);
+                piece.iov_len = (size_t)(here * segment);
+                if (sendmsg((int)fileno, &message, MSG_DONTWAIT) < 0) {
+                    failed = errno;
+                    break;
+                }
+                from += length;
+                psn += (uint32_t)count, packets -= count;
+            }
+            PyMem_Free(wire);
+            result = Py_BuildValue("ni", sent, failed);
+        }
+        free_seeds(&seeds);
+    }
+    if (last.obj)
+        PyBuffer_Release(&last);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&prefix);
+    PyBuffer_Release(&address);
+    return result;
+}
+
+/* Receive one datagram or burst into `buffer`; return its length, -1 with errno. `segment`: its packets' length. */
+static Py_ssize_t receive_one(int fileno, Py_buffer *buffer, struct sockaddr_storage *source, socklen_t *source_length,
+                              Py_ssize_t *segment) {
+    control_space control;
+    struct iovec piece = {buffer->buf, (size_t)buffer->len};
+    struct msghdr message = {
+        .msg_name = source, .msg_namelen = sizeof *source, .msg_iov = &piece, .msg_iovlen = 1,
+        .msg_control = &control, .msg_controllen = sizeof control,
+    };
+    Py_ssize_t length = recvmsg(fileno, &message, MSG_DONTWAIT);
+    if (length < 0)
+        return -1;
+    *source_length = message.msg_namelen;
+    *segment = length;
+    struct cmsghdr *told = CMSG_FIRSTHDR(&message);
+    if (told && told->cmsg_level == SOL_UDP_ && told->cmsg_type == UDP_GRO_ && told->cmsg_len >= CMSG_LEN(sizeof(int))) {
+        int size;
+        memcpy(&size, CMSG_DATA(told), sizeof size);
+        if (size > 0 && size < length)
+            *segment = size;
+    }
+    return length;
+}
+
+static PyObject *receive_runs(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
+    (void)self;
+    if (given != 12) {
+        PyErr_SetString(PyExc_TypeError, "receive_runs(fileno, buffer, address, mtu_bytes, prefix, psn, seeds, target, "
+                                         "offset, count, bursts, looks)");
+        return NULL;
+    }
+    long fileno = PyLong_AsLong(arguments[0]);
+    Py_ssize_t mtu = PyLong_AsSsize_t(arguments[3]), offset = PyLong_AsSsize_t(arguments[8]);
+    Py_ssize_t count = PyLong_AsSsize_t(arguments[9]), bursts = PyLong_AsSsize_t(arguments[10]);
+    long looks = PyLong_AsLong(arguments[11]);
+    uint64_t prefix = PyLong_AsUnsignedLongLong(arguments[4]);
+    uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[5]), asked = 0;
+    int checks = arguments[6] != Py_None;
+    if (PyErr_Occurred())
+        return NULL;
+    Py_ssize_t length = run_bytes(count, mtu);
+    if (length < 0)
+        return NULL;
+    Py_buffer buffer, address, target;
+    if (PyObject_GetBuffer(arguments[1], &buffer, PyBUF_WRITABLE))
+        return NULL;
+    if (PyObject_GetBuffer(arguments[2], &address, PyBUF_SIMPLE)) {
+        PyBuffer_Release(&buffer);
+        return NULL;
+    }
+    if (PyObject_GetBuffer(arguments[7], &target, PyBUF_WRITABLE)) {
+        PyBuffer_Release(&address);
+        PyBuffer_Release(&buffer);
+        return NULL;
+    }
+    PyObject *result = NULL;
+    seed_list seeds;
+    Py_ssize_t known = MOST_DATAGRAM_BYTES; /* packets of a burst whose seeds are there */
+    if (checks && PyList_Check(arguments[6]))
+        known = PyList_Size(arguments[6]) < 256 ? PyList_Size(arguments[6]) : 256;
+    if (offset < 0 || offset > target.len || length > target.len - offset) {
+        PyErr_SetString(PyExc_ValueError, bad_run);
+    } else if (!checks || read_seeds(&seeds, arguments[6], 0, known)) {
+        struct sockaddr_storage source;
+        socklen_t source_length = 0;
+        Py_ssize_t taken = 0, received = 0, here = 0, segment = 0, done = 0;
+        uint8_t *to = (uint8_t *)target.buf + offset;
+        int failed = 0, is_over = 0;
+        while (!is_over && received < bursts && taken < count) {
+            long left = looks < MOST_LOOKS ? looks : MOST_LOOKS;
+            do
+                here = receive_one((int)fileno, &buffer, &source, &source_length, &segment);
+            while (here < 0 && errno == EAGAIN && --left > 0);
+            if (here < 0) {
+                failed = errno;
+                break;
+            }
+            received++;
+            done = 0;
+            if (segment == mtu + OVERHEAD_BYTES && (Py_ssize_t)source_length == address.len &&
+                !memcmp(&source, address.buf, source_length)) {
+                Py_ssize_t most = here / segment;
+                most = most < count - taken ? most : count - taken;
+                most = most < known ? most : known;
+                done = take_packets(buffer.buf, most, mtu, prefix, psn, checks ? seeds.all : NULL, to, &asked);
+                taken += done, psn += (uint32_t)done, to += done * mtu;
+            }
+            is_over = done * segment != here;
+        }
+        if (checks)
+            free_seeds(&seeds);
+        /* What is left in the buffer: length, position and place of the packet that was not taken, and whose it is. */
+        result = is_over ? Py_BuildValue("nnOi(nnnny#)", taken, received, asked ? Py_True : Py_False, failed, here,
+                                         done * segment, done, segment, (char *)&source, (Py_ssize_t)source_length)
+                         : Py_BuildValue("nnOiO", taken, received, asked ? Py_True : Py_False, failed, Py_None);
+    }
+    PyBuffer_Release(&target);
+    PyBuffer_Release(&address);
+    PyBuffer_Release(&buffer);
+    return result;
+}
+#endif
 
 static PyObject *engines(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
@@ -409,6 +663,11 @@ static PyObject *use_engine(PyObject *self, PyObject *argument) {
 static PyMethodDef functions[] = {
     {"build_run", CAST(build_run), METH_FASTCALL | METH_KEYWORDS, "As runs.build_run, in one piece of memory."},
     {"receive_run", CAST(receive_run), METH_FASTCALL, "As runs.receive_run."},
+#ifdef HAS_SOCKET_RUNS
+    {"send_runs", CAST(send_runs), METH_FASTCALL, "Build runs and send each; return (how many, errno or 0)."},
+    {"receive_runs", CAST(receive_runs), METH_FASTCALL,
+     "Receive and take runs; return (packets, bursts, asked, errno or 0, what was not taken or None)."},
+#endif
     {"engines", engines, METH_NOARGS, "Ways of computing a CRC-32 on this processor; the first is used."},
     {"use_engine", use_engine, METH_O, "Use another one of them; for tests."},
     {NULL, NULL, 0, NULL},

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections import deque
 
 from p2prw.engine.model import Access
+from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.memory_table import MemoryFault, MemoryTable
 from p2prw.engine.roce.opcodes import RcOpcode
 from p2prw.engine.roce.packet import ACK_NO_CREDITS, PSN_WORD, Reth, push_aeth
 from p2prw.engine.roce.psn import PSN_MASK, packets_of
+from p2prw.engine.roce.runs import Train
 from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES
 
 _REMOTE_READ = int(Access.REMOTE_READ)
+_READ_MIDDLE = int(RcOpcode.READ_RESPONSE_MIDDLE)
 
 
 class Answer:
@@ -156,6 +159,29 @@ class AnswerQueue:
             item.is_answered = True
             del self.waiting[0]
         return burst
+
+    def next_train(self, connection: Connection, most: int, counters: QueuePairCounters) -> Train | None:
+        """Return at most `most` full bursts of the MIDDLE responses that come next; None: something else does."""
+        slot, count, mtu_bytes = self.waiting[0], connection.max_segments, connection.mtu_bytes
+        if not isinstance(slot, ReadSlot) or slot.starts or count < 2:
+            return None
+        # The last packet is never a MIDDLE; a short one leaves with those that do not fill a burst.
+        psn, middles = slot.psn, slot.end_psn - slot.psn - 1
+        bursts = min(most, middles // count if slot.length_bytes % mtu_bytes else -(-middles // count))
+        if bursts < 1:
+            return None
+        packets = min(bursts * count, middles)
+        length, address = packets * mtu_bytes, slot.address + (psn - slot.first_psn) * mtu_bytes
+        region = self._memory.find(slot.rkey, address, length, _REMOTE_READ)
+        if region is None or region.view is None:
+            return None
+
+        def left(number: int) -> None:
+            done = min(number * count, packets)
+            slot.psn = psn + done
+            counters.packets_sent += done
+
+        return connection.train(_READ_MIDDLE, psn, region.load(address - region.address, length), bursts, left)
 
     @property
     def is_answer(self) -> bool:

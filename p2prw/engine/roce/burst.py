@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from p2prw.engine.roce.icrc import Flow, crc32
 from p2prw.engine.roce.opcodes import ICRC_BYTES, MIDDLE_OVERHEAD_BYTES
 from p2prw.engine.roce.packet import ACK_REQUEST, ICRC_FIELD, PADDING, PSN_WORD, push_prefix
 from p2prw.engine.roce.psn import PSN_MASK
-from p2prw.engine.roce.runs import PURE, Buffer, RunCodec
+from p2prw.engine.roce.runs import PURE, Buffer, RunCodec, Train
 from p2prw.engine.roce.singles import build_singles
 
 MAX_BURST_BYTES = 65487
@@ -126,18 +126,42 @@ class Connection:
         """Return how many packets of one size a burst may hold."""
         return min(self.max_singles, MAX_BURST_BYTES // packet_bytes)
 
+    def _run_start(self, opcode: int) -> tuple[bytes, list[int]]:
+        """Return prefix and seeds of MIDDLE packets, for as many as a burst holds."""
+        run = self._runs.get(opcode)
+        if run is None:
+            sent, masked = self.prefix(opcode)
+            seeds = self.flow.prefixed_seeds(masked, self.segment_bytes, self.max_segments)
+            run = self._runs[opcode] = (sent, seeds)
+        return run
+
+    def train(
+        self,
+        opcode: int,
+        psn: int,
+        data: memoryview,
+        bursts: int,
+        left: Callable[[int], None],
+        *,
+        asks: int = 0,
+        last_opcode: int | None = None,
+    ) -> Train:
+        """Return full bursts of MIDDLE packets, or with `last_opcode` all to the end of a message of whole packets."""
+        (sent, seeds), last, last_seed, packets = self._run_start(opcode), None, 0, self.max_segments
+        if last_opcode is not None:
+            last, last_seeds = self._run_start(last_opcode)
+            last_seed = last_seeds[(len(data) // self.mtu_bytes - 1) % packets]
+        return Train(
+            *(sent, seeds, psn, data, self.mtu_bytes, packets, bursts, asks, last, last_seed, self.destination, left)
+        )
+
     def middle_run(
         self, opcode: int, psn: int, pieces: list[memoryview], count: int, *, ack_last: bool
     ) -> list[Buffer]:
         """Return the iovecs of `count` MIDDLE packets whose data lies in `pieces`."""
         if len(pieces) == 1:
             # fast path: the data is one piece of memory
-            run = self._runs.get(opcode)
-            if run is None:
-                sent, masked = self.prefix(opcode)
-                seeds = self.flow.prefixed_seeds(masked, self.segment_bytes, self.max_segments)
-                run = self._runs[opcode] = (sent, seeds)
-            sent, seeds = run
+            sent, seeds = self._run_start(opcode)
             return self.codec.build(sent, seeds, psn, pieces[0], self.mtu_bytes, count, ack_last=ack_last)
         buffers: list[Buffer] = []
         rest = iter(pieces)

@@ -18,8 +18,9 @@ from p2prw.engine.roce.packet import (
     RNR_TIMER_MS,
     pull_aeth,
 )
-from p2prw.engine.roce.psn import PSN_MASK, psn_unwrap
+from p2prw.engine.roce.psn import psn_unwrap
 from p2prw.engine.roce.requester import Requester
+from p2prw.engine.roce.runs import AwaitedRun
 from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES, responses_in
 from p2prw.engine.roce.work import SendWqe
 
@@ -54,6 +55,17 @@ class Completer:
                 requester.retry()
         elif (status := _FATAL_NAKS.get(syndrome)) is not None and self._advance(psn, now, fatal=True):
             requester.fail(status)
+
+    def receive_ack(self, psn: int, now: float) -> bool:
+        """Take an ACK of WRITEs and SENDs alone; False: nothing was done, and `receive_aeth` decides."""
+        requester = self._requester
+        una = requester.una_psn
+        psn = psn_unwrap(una, psn)
+        if requester.reads or not una <= psn < requester.max_sent_psn:
+            return False
+        requester.acknowledge(psn + 1)
+        requester.progress(now)
+        return True
 
     def _advance(self, end_psn: int, now: float, *, fatal: bool = False) -> bool:
         """Acknowledge all before `end_psn`. False: a READ response is missing, and it is being asked for again.
@@ -163,37 +175,25 @@ class Completer:
             requester.progress(now)
         return done
 
-    def receive_middle_run(
-        self,
-        view: memoryview,
-        position: int,
-        count: int,
-        prefix: int,
-        psn: int,
-        seeds: list[int] | None,
-        index: int,
-        now: float,
-    ) -> int:
-        """Take up to `count` MIDDLE responses at `position`; return how many were taken, 0: use the careful path."""
+    def awaited_run(self) -> AwaitedRun | None:
+        """Return where the MIDDLE responses to the oldest READ go on; None: the careful path decides."""
         requester = self._requester
         connection, una = requester.connection, requester.una_psn
-        if psn != una & PSN_MASK or connection is None or not requester.queue:
-            return 0
+        if connection is None or not requester.queue:
+            return None
         wqe = requester.queue[0]
-        if not wqe.is_read or una >= requester.max_sent_psn:
-            return 0
-        mtu = connection.mtu_bytes
-        offset = (una - wqe.first_psn) * mtu
-        window = wqe.data.plain_window(offset)
+        if not wqe.is_read or una < wqe.first_psn:
+            return None
+        window = wqe.data.plain_window((una - wqe.first_psn) * connection.mtu_bytes)
         if window is None:
-            return 0
+            return None
         target, start, left = window
         # The packet that ends the READ goes the careful way, so that completion is in one place.
-        count = min(count, left // mtu, requester.max_sent_psn - una, wqe.end_psn - 1 - una)
-        if count <= 0:
-            return 0
-        done, _asked = connection.codec.receive(view, position, count, mtu, prefix, psn, seeds, index, target, start)
-        if done:
-            requester.acknowledged(wqe, una + done)
-            requester.progress(now)
-        return done
+        packets = min(left // connection.mtu_bytes, requester.max_sent_psn - una, wqe.end_psn - 1 - una)
+        return (target, start, una, packets) if packets > 0 else None
+
+    def took_run(self, packets: int, _asked: bool, now: float) -> None:
+        """So many of them are in their place."""
+        requester = self._requester
+        requester.acknowledged(requester.queue[0], requester.una_psn + packets)
+        requester.progress(now)

@@ -10,17 +10,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
+from struct import Struct
+from typing import cast
 
 from p2prw.engine.model import QueuePairAttributes, QueuePairOptions
-from p2prw.engine.roce.burst import Burst, Connection
+from p2prw.engine.roce.burst import Burst
 from p2prw.engine.roce.icrc import IcrcCheck, packed_address
+from p2prw.engine.roce.incoming import Stream
 from p2prw.engine.roce.memory_table import MemoryTable
-from p2prw.engine.roce.opcodes import AETH_BYTES, MIDDLE_OVERHEAD_BYTES, MIN_PACKET_BYTES, TRAITS, RcOpcode
+from p2prw.engine.roce.opcodes import MIDDLE_OVERHEAD_BYTES, MIN_PACKET_BYTES, TRAITS, RcOpcode
 from p2prw.engine.roce.packet import BTH, DEFAULT_PKEY
 from p2prw.engine.roce.psn import PSN_MASK
-from p2prw.engine.roce.queue_pair import RoceQueuePair
+from p2prw.engine.roce.queue_pair import ACK_BYTES, RoceQueuePair, shared_answers
 from p2prw.engine.roce.remote import MTU_SIZES, ROCE_UDP_PORT, gid_of
-from p2prw.engine.roce.runs import PURE, Buffer, RunCodec
+from p2prw.engine.roce.runs import PURE, Awaited, RunCodec, Train
 from p2prw.engine.roce.shared_window import Share, SharedWindow
 from p2prw.errors import HostError
 
@@ -30,9 +34,12 @@ MAX_RD_ATOMIC = 255
 MAX_QUEUE_PAIRS = 4096
 _MIDDLES = frozenset({int(RcOpcode.WRITE_MIDDLE), int(RcOpcode.READ_RESPONSE_MIDDLE)})
 _SINGLES = frozenset({int(RcOpcode.WRITE_ONLY), int(RcOpcode.READ_RESPONSE_ONLY)})
-ACK_BYTES = MIN_PACKET_BYTES + AETH_BYTES
+_ACKNOWLEDGE = int(RcOpcode.ACKNOWLEDGE)
+_ACK = Struct(">IIII4x")
 _RESPONSES_PER_TURN_BYTES = 512 * 1024
 """READ responses of one queue pair before the next one has its turn: a change with every burst is slow to receive."""
+_TRAIN_BURSTS = 18
+"""Of one queue pair before the next one has its turn: 1 MiB in packets of 4096 bytes."""
 _FIRST_QPN = 2
 """0 and 1 are the management queue pairs."""
 
@@ -42,8 +49,6 @@ class DeviceCounters:
     """Cumulative since the device was made; packets that reached no queue pair are counted only here."""
 
     bursts_received: int = 0
-    bursts_sent: int = 0
-    packets_sent: int = 0
     dropped_malformed: int = 0
     """Too short, wrong TVer or P_Key, or an opcode that means nothing to us (CNP among them)."""
     dropped_unknown_qpn: int = 0
@@ -94,6 +99,8 @@ class RoceDevice:
         self._windows: dict[tuple[str, int], SharedWindow] = {}
         """By the peer's address and port."""
         self._sending: list[Share] = []
+        self._streaming: RoceQueuePair | None = None
+        """Who took a run last."""
         self._completed: set[int] = set()
         self._quiet_until = 0.0
         """No timer of a queue pair is due before."""
@@ -164,6 +171,8 @@ class RoceDevice:
         shared.join(queue_pair.share, connection.mtu_bytes)
 
     def _forget(self, queue_pair: RoceQueuePair) -> None:
+        if self._streaming is queue_pair:
+            self._streaming = None
         if self._queue_pairs.get(queue_pair.local.qpn) is queue_pair:
             del self._queue_pairs[queue_pair.local.qpn]
             self._completed.discard(queue_pair.local.qpn)
@@ -173,9 +182,12 @@ class RoceDevice:
                 if shared is not None and not shared.shares:
                     del self._windows[connection.destination]
 
-    def receive_burst(self, view: memoryview, segment_bytes: int, source: tuple[str, int], now: float) -> None:
+    def receive_burst(
+        self, view: memoryview, segment_bytes: int, source: tuple[str, int], now: float, index: int = 0
+    ) -> None:
         """Take `view`: UDP payloads of `segment_bytes` each back to back, the last may be shorter. Not kept.
 
+        `index`: the place of the first in the burst as it arrived, where what came before was `awaited`.
         What cannot be right is counted and dropped, as rxe does it (drivers/infiniband/sw/rxe/rxe_recv.c).
         """
         counters = self.counters
@@ -183,8 +195,10 @@ class RoceDevice:
         total = len(view)
         if not 0 < segment_bytes <= total:
             segment_bytes = total
+        if segment_bytes == ACK_BYTES == total and view[0] == _ACKNOWLEDGE and self._receive_ack(view, source, now):
+            return
         check, solve, queue_pairs = self.icrc_check != "off", self.icrc_check == "solve", self._queue_pairs
-        position = index = 0
+        position = 0
         while position < total:
             end = min(position + segment_bytes, total)
             if end - position < MIN_PACKET_BYTES:
@@ -205,10 +219,9 @@ class RoceDevice:
                     # fast path: a run that goes on where the last one ended
                     if not queue_pair.is_awake:
                         self._wake(queue_pair)
-                    taken = stream.receive(
-                        view, position, count, stream.prefix, word2 & PSN_MASK, stream.seeds, index, now
-                    )
+                    taken = stream.receive(view, position, count, word2 & PSN_MASK, index, now)
                     if taken:
+                        self._streaming = queue_pair
                         queue_pair.counters.packets_received += taken
                         position += taken * segment_bytes
                         index += taken
@@ -233,6 +246,8 @@ class RoceDevice:
                                 *(view, position, count, segment_bytes, words, source),
                                 *(flow, index, check, now),
                             )
+                            if taken:
+                                self._streaming = queue_pair
                     elif opcode in _SINGLES:
                         # fast path: messages of one packet each
                         taken = queue_pair.incoming.receive_singles(
@@ -255,12 +270,56 @@ class RoceDevice:
             position = end
             index += 1
 
+    def _receive_ack(self, view: memoryview, source: tuple[str, int], now: float) -> bool:
+        """Take one ACK by itself; False: the careful path decides."""
+        # fast path: the answer that the peer's window waits for.
+        word0, word1, word2, aeth = _ACK.unpack(view)
+        queue_pair = self._queue_pairs.get(word1 & 0xFFFFFF)
+        if queue_pair is None or word0 & 0x000F_FFFF != DEFAULT_PKEY or aeth >> 29:
+            return False
+        flow = queue_pair.flow_from(source)
+        if flow is None or (self.icrc_check != "off" and not flow.is_right_ack(view)):
+            return False
+        if not queue_pair.incoming.receive_ack(word2 & PSN_MASK, now):
+            return False
+        if not queue_pair.is_awake:
+            self._wake(queue_pair)
+        return True
+
+    def awaited(self) -> Awaited | None:
+        """Return what comes next if the run goes on that came last; what of it was taken must be told before the rest.
+
+        As of now: ask again before each time it is used.
+        """
+        queue_pair = self._streaming
+        if queue_pair is None or (stream := queue_pair.incoming.stream) is None:
+            return None
+        return stream.awaited(partial(self._took, queue_pair, stream))
+
+    def _took(
+        self, queue_pair: RoceQueuePair, stream: Stream, bursts: int, packets: int, asked: bool, now: float
+    ) -> None:
+        self.counters.bursts_received += bursts
+        if packets:
+            queue_pair.counters.packets_received += packets
+            stream.half.took_run(packets, asked, now)
+            # Room for another READ is looked for when one of them ends.
+            if asked and not queue_pair.is_awake:
+                self._wake(queue_pair)
+
     def bursts_to_send(self, now: float) -> Iterator[Burst]:
         """Yield bursts, one at a time, queue pairs in turn. A burst that was yielded counts as sent.
 
         Each is made when it is asked for: a driver whose socket is full stops here and comes back.
         """
-        counters, awake, responded_bytes = self.counters, self._awake, 0
+        return cast("Iterator[Burst]", self._outgoing(now, 0))
+
+    def trains_to_send(self, now: float) -> Iterator[Burst | Train]:
+        """As `bursts_to_send`, for a driver that makes the bursts of a `Train` itself and says how many have left."""
+        return self._outgoing(now, _TRAIN_BURSTS)
+
+    def _outgoing(self, now: float, train_bursts: int) -> Iterator[Burst | Train]:
+        awake, responded_bytes = self._awake, 0
         while self._sending:
             # What was acknowledged since may not make a turn longer.
             share = self._sending.pop()
@@ -268,10 +327,16 @@ class RoceDevice:
                 share.recall()
         while awake:
             queue_pair = awake[0]
+            if train_bursts and (train := queue_pair.next_train(train_bursts, now)) is not None:
+                # fast path: the middle of a long message, or of its responses
+                awake.rotate(-1)
+                responded_bytes = 0
+                yield train
+                continue
             burst = None
             if len(awake) > 1 and self._batching:
                 # fast path: what several queue pairs have to acknowledge to one peer leaves together
-                burst = self._shared_answers(queue_pair)
+                burst = shared_answers(queue_pair, awake)
             if burst is None:
                 burst = queue_pair.next_burst(now)
             if burst is None:
@@ -285,30 +350,7 @@ class RoceDevice:
                 if responded_bytes >= _RESPONSES_PER_TURN_BYTES or not queue_pair.responder.answers.is_streaming:
                     awake.rotate(-1)
                     responded_bytes = 0
-            counters.bursts_sent += 1
-            counters.packets_sent += burst.packets
             yield burst
-
-    def _shared_answers(self, first: RoceQueuePair) -> Burst | None:
-        """One burst with the next ACK or NAK of every queue pair with the peer of `first`; None: fewer than two."""
-        connection = first.responder.connection
-        if connection is None or not first.responder.answers.is_answer:
-            return None
-        most, destination = connection.singles_of(ACK_BYTES), connection.destination
-        together: list[tuple[RoceQueuePair, Connection]] = []
-        for queue_pair in self._awake:
-            if len(together) >= most:
-                break
-            responder = queue_pair.responder
-            other = responder.connection
-            if other is not None and responder.answers.is_answer and other.destination == destination:
-                together.append((queue_pair, other))
-        if len(together) < 2:
-            return None
-        buffers: list[Buffer] = []
-        for index, (queue_pair, other) in enumerate(together):
-            buffers += queue_pair.responder.answer_packet(other, index)
-        return Burst([b"".join(buffers)], ACK_BYTES, ACK_BYTES * len(together), destination, len(together))
 
     def take_completed(self) -> Collection[int]:
         """Return the QPNs of the queue pairs that have had completions to poll since the last call."""

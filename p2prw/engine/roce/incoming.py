@@ -6,14 +6,24 @@ Everything here is of a packet whose source was found good; of a run, the ICRC i
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.roce.completer import Completer
 from p2prw.engine.roce.icrc import Flow
-from p2prw.engine.roce.opcodes import HEADER_BYTES, IS_ACK, IS_READ_RESPONSE, IS_REQUEST, TRAITS, RcOpcode
+from p2prw.engine.roce.opcodes import (
+    HEADER_BYTES,
+    IS_ACK,
+    IS_READ_RESPONSE,
+    IS_REQUEST,
+    MIDDLE_OVERHEAD_BYTES,
+    TRAITS,
+    RcOpcode,
+)
 from p2prw.engine.roce.packet import ACK_REQUEST
 from p2prw.engine.roce.psn import PSN_MASK
 from p2prw.engine.roce.responder import Responder
+from p2prw.engine.roce.runs import Awaited, AwaitedRun, RunCodec
 from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES
 from p2prw.engine.roce.state import TAKES_REQUESTS, TAKES_RESPONSES, QueuePairState
 
@@ -21,39 +31,80 @@ _MOST_SEGMENTS = 128
 """UDP_MAX_SEGMENTS of Linux 6.9 and later; bounds what is remembered for one size of a peer's choosing."""
 
 
+class Half(Protocol):
+    """What takes the runs of one kind: the responder WRITEs, the completer READ responses."""
+
+    def awaited_run(self) -> AwaitedRun | None:
+        """Return where they go on; None: the careful path decides."""
+
+    def took_run(self, packets: int, asked: bool, now: float) -> None:
+        """So many are in their place; `asked`: one of them asked for an ACK."""
+
+
 class Stream:
     """MIDDLE packets of one kind from one place, found good once; the next burst of it is compared, not taken apart."""
 
-    __slots__ = ("flow", "prefix", "receive", "seeds", "segment_bytes", "source", "word0", "word1")
+    __slots__ = ("codec", "flow", "half", "mtu_bytes", "prefix", "seeds", "segment_bytes", "source", "word0", "word1")
 
     def __init__(
         self,
         word0: int,
         word1: int,
-        segment_bytes: int,
+        mtu_bytes: int,
         source: tuple[str, int],
         flow: Flow,
         seeds: list[int] | None,
-        prefix: int,
-        receive: Callable[[memoryview, int, int, int, int, list[int] | None, int, float], int],
+        half: Half,
+        codec: RunCodec,
     ) -> None:
         self.word0 = word0
         self.word1 = word1
-        self.segment_bytes = segment_bytes
+        self.mtu_bytes = mtu_bytes
+        self.segment_bytes = mtu_bytes + MIDDLE_OVERHEAD_BYTES
         self.source = source
         self.flow = flow
         self.seeds = seeds
-        self.prefix = prefix
-        self.receive = receive
+        self.prefix = word0 << 32 | word1
+        self.half = half
+        self.codec = codec
+
+    def awaited(self, took: Callable[[int, int, bool, float], None]) -> Awaited | None:
+        """Return what comes next if the run goes on; None: nothing that can be taken without a look at each packet."""
+        if self.seeds is not None and self.flow.last_id is not None:
+            return None
+        run = self.half.awaited_run()
+        if run is None:
+            return None
+        target, offset, psn, packets = run
+        return Awaited(*(self.source, self.mtu_bytes, self.prefix, psn, self.seeds, target, offset, packets, took))
+
+    def receive(self, view: memoryview, position: int, count: int, psn: int, index: int, now: float) -> int:
+        """Take up to `count` packets at `position`; return how many were taken, 0: use the careful path."""
+        awaited = self.half.awaited_run()
+        if awaited is None:
+            return 0
+        target, offset, expected_psn, most = awaited
+        if psn != expected_psn & PSN_MASK:
+            return 0
+        done, asked = self.codec.receive(
+            *(view, position, most if most < count else count, self.mtu_bytes, self.prefix, psn),
+            *(self.seeds, index, target, offset),
+        )
+        if done:
+            self.half.took_run(done, asked, now)
+        return done
 
 
 class Incoming:
     """Driven by the device with packets, by the queue pair with its state."""
 
-    def __init__(self, responder: Responder, completer: Completer, counters: QueuePairCounters) -> None:
+    def __init__(
+        self, responder: Responder, completer: Completer, counters: QueuePairCounters, codec: RunCodec
+    ) -> None:
         self._responder = responder
         self._completer = completer
         self._counters = counters
+        self._codec = codec
         self._state = QueuePairState.INIT
         self.mtu_bytes = 0
         self.stream: Stream | None = None
@@ -86,11 +137,11 @@ class Incoming:
         if self._state not in (TAKES_REQUESTS if is_write else TAKES_RESPONSES):
             return 0
         seeds = _seeds(flow, view, position, segment_bytes, index + count) if check else None
-        receive = self._responder.receive_middle_run if is_write else self._completer.receive_middle_run
-        prefix = word0 << 32 | word1
-        taken = receive(view, position, count, prefix, word2 & PSN_MASK, seeds, index, now)
+        half: Half = self._responder if is_write else self._completer
+        stream = Stream(word0, word1, self.mtu_bytes, source, flow, seeds, half, self._codec)
+        taken = stream.receive(view, position, count, word2 & PSN_MASK, index, now)
         if taken:
-            self.stream = Stream(word0, word1, segment_bytes, source, flow, seeds, prefix, receive)
+            self.stream = stream
         self._counters.packets_received += taken
         return taken
 
@@ -124,6 +175,13 @@ class Incoming:
             taken = self._completer.receive_only_run(*run, now)
         self._counters.packets_received += taken
         return taken
+
+    def receive_ack(self, psn: int, now: float) -> bool:
+        """Take an ACK whose P_Key, TVer, source and ICRC were right; False: not in this state, or nothing new."""
+        if self._state not in TAKES_RESPONSES or not self._completer.receive_ack(psn, now):
+            return False
+        self._counters.packets_received += 1
+        return True
 
     def receive_packet(self, word0: int, word2: int, view: memoryview, now: float) -> None:
         """Take one packet whose P_Key, TVer, source and ICRC were right. Whatever it holds, nothing is raised."""

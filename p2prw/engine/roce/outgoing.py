@@ -7,6 +7,7 @@ window, no memory that went.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.memory_table import MemoryFault
 from p2prw.engine.roce.packet import ACK_REQUEST
 from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK
-from p2prw.engine.roce.runs import Buffer
+from p2prw.engine.roce.runs import MOST_BURSTS, Buffer, Train
 
 if TYPE_CHECKING:
     from p2prw.engine.roce.requester import Requester
@@ -40,6 +41,7 @@ class Run:
         "_count",
         "_end_psn",
         "_first_psn",
+        "_last_opcode",
         "_offset",
         "_opcode",
         "_view",
@@ -56,6 +58,10 @@ class Run:
         self._view = view
         self._offset = offset
         self._first_psn = wqe.first_psn
+        self._last_opcode: int | None = None
+        """Where the LAST is a packet like the others, but for its opcode."""
+        if not wqe.has_imm and wqe.length_bytes % connection.mtu_bytes == 0:
+            self._last_opcode = wqe.edge(starts=False, ends=True)[0]
         self._end_psn = wqe.end_psn - 1 - count
         """The last PSN from which a full burst ends before the LAST packet."""
 
@@ -97,6 +103,55 @@ class Run:
         requester.counters.packets_sent += count
         segment_bytes = connection.segment_bytes
         return Burst(buffers, segment_bytes, segment_bytes * count, connection.destination, count)
+
+    def train(self, requester: Requester, most: int, now: float) -> Train | None:
+        """Return up to `most` of the bursts that come next, with the LAST packet where that is a whole one; else None.
+
+        What leaves is what `next_burst` and the careful way would send in turn.
+        """
+        psn, count, connection, wqe = requester.send_psn, self._count, self._connection, self.wqe
+        if psn <= self._first_psn or psn != requester.max_sent_psn or connection.max_segments != count:
+            return None
+        sent_bytes, burst_bytes, window_bytes = requester.sent_bytes, self._burst_bytes, requester.window_bytes
+        mtu_bytes, room_bytes = connection.mtu_bytes, window_bytes - (sent_bytes - requester.acked_bytes)
+        psns = requester.una_psn + MAX_OUTSTANDING_PSNS - 1 - psn
+        packets = wqe.end_psn - psn
+        bursts, last_opcode = -(-packets // count), None
+        if self._last_opcode is not None and bursts <= most and packets <= psns and packets * mtu_bytes <= room_bytes:
+            last_opcode = self._last_opcode
+        else:
+            fitting = (room_bytes - mtu_bytes) // burst_bytes
+            bursts = min(most, fitting, (self._end_psn - psn) // count + 1, psns // count)
+            packets = bursts * count
+            if bursts < 1:
+                return None
+        offset = self._offset + (psn - self._first_psn) * mtu_bytes
+        try:
+            data = self._view[offset : offset + packets * mtu_bytes]
+        except ValueError:
+            # Released: the key was revoked.
+            return None
+        step_bytes = max(1, window_bytes // ASKS_OF_A_WINDOW)
+        first = max(0, -(-(requester.asked_bytes + step_bytes - sent_bytes) // burst_bytes) - 1)
+        asks = _every(min(first, MOST_BURSTS), -(-step_bytes // burst_bytes)) & (1 << bursts) - 1
+        if last_opcode is not None:
+            asks |= 1 << bursts - 1
+
+        def left(number: int) -> None:
+            requester.sent(wqe, min(number * count, packets))
+            asked = asks & (1 << number) - 1
+            if asked:
+                requester.asked_bytes = min(sent_bytes + asked.bit_length() * burst_bytes, requester.sent_bytes)
+            if number and requester.deadline is None and requester.timeout_s is not None:
+                requester.deadline = now + requester.timeout_s
+
+        return connection.train(self._opcode, psn, data, bursts, left, asks=asks, last_opcode=last_opcode)
+
+
+@functools.lru_cache(maxsize=256)
+def _every(first: int, step: int) -> int:
+    """Return bits `first`, `first` + `step`, ..., for as many bursts as a train may have."""
+    return sum(1 << place for place in range(first, MOST_BURSTS, step))
 
 
 def small_writes(unsent: Iterable[SendWqe], psn: int, most: int) -> tuple[list[bytes], list[Buffer]]:

@@ -15,7 +15,7 @@ Who does what: `requester` sends requests, `completer` takes their answers, `res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from p2prw.engine.model import Access, Completion, Opcode, QueuePairAttributes, QueuePairOptions, Sge, WcStatus
@@ -26,16 +26,13 @@ from p2prw.engine.roce.completions import CompletionQueue
 from p2prw.engine.roce.icrc import Flow
 from p2prw.engine.roce.incoming import Incoming
 from p2prw.engine.roce.memory_table import MemoryFault, MemoryTable, ScatterList
-from p2prw.engine.roce.opcodes import (
-    IS_READ_REQUEST,
-    IS_WRITE,
-)
+from p2prw.engine.roce.opcodes import AETH_BYTES, IS_READ_REQUEST, IS_WRITE, MIN_PACKET_BYTES
 from p2prw.engine.roce.packet import MAX_MESSAGE_BYTES
 from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK, packets_of
 from p2prw.engine.roce.remote import Sources, address_of, check_attributes
 from p2prw.engine.roce.requester import Requester
 from p2prw.engine.roce.responder import Responder
-from p2prw.engine.roce.runs import PURE, RunCodec
+from p2prw.engine.roce.runs import PURE, Buffer, RunCodec, Train
 from p2prw.engine.roce.shared_window import Share
 from p2prw.engine.roce.spoil import SpoiltList
 from p2prw.engine.roce.state import (
@@ -48,6 +45,7 @@ from p2prw.engine.roce.state import (
 from p2prw.engine.roce.work import ReceiveWqe, SendWqe
 from p2prw.errors import HostError, LocalProtocolError
 
+ACK_BYTES = MIN_PACKET_BYTES + AETH_BYTES
 _READ, _RTS = Opcode.RDMA_READ, QueuePairState.RTS
 _MOST_SEGMENTS = 128
 """UDP_MAX_SEGMENTS of Linux 6.9 and later; bounds what is remembered for one size of a peer's choosing."""
@@ -120,7 +118,7 @@ class RoceQueuePair:
             counters=self.counters,
             fail=self._fail,
         )
-        self.incoming = Incoming(self.responder, self.completer, self.counters)
+        self.incoming = Incoming(self.responder, self.completer, self.counters, codec)
 
     def __repr__(self) -> str:
         requester = self.requester
@@ -315,6 +313,18 @@ class RoceQueuePair:
             burst = self.share.ask(now)
         return burst
 
+    def next_train(self, most: int, now: float) -> Train | None:
+        """Return at most `most` bursts of a long message in one, where no decision lies between them; else None."""
+        answers, requester = self.responder.answers, self.requester
+        unsent = requester.unsent
+        if answers.waiting:
+            # READ responses and requests take turns, burst by burst.
+            return None if unsent else self.responder.next_train(most)
+        run = requester.run
+        if run is None or not unsent or run.wqe is not unsent[0] or self.state is not _RTS:
+            return None
+        return run.train(requester, most, now) if self.share.is_free and requester.rnr_deadline is None else None
+
     def next_timer(self) -> float | None:
         """Return when `handle_timer` must be called (absolute), None: nothing runs."""
         return self.requester.next_timer()
@@ -333,3 +343,25 @@ class RoceQueuePair:
         self.requester.flush(status)
         self.responder.flush()
         self.share.leave()
+
+
+def shared_answers(first: RoceQueuePair, others: Iterable[RoceQueuePair]) -> Burst | None:
+    """One burst with the next ACK or NAK of every queue pair with the peer of `first`; None: fewer than two."""
+    connection = first.responder.connection
+    if connection is None or not first.responder.answers.is_answer:
+        return None
+    most, destination = connection.singles_of(ACK_BYTES), connection.destination
+    together: list[tuple[RoceQueuePair, Connection]] = []
+    for queue_pair in others:
+        if len(together) >= most:
+            break
+        responder = queue_pair.responder
+        other = responder.connection
+        if other is not None and responder.answers.is_answer and other.destination == destination:
+            together.append((queue_pair, other))
+    if len(together) < 2:
+        return None
+    buffers: list[Buffer] = []
+    for index, (queue_pair, other) in enumerate(together):
+        buffers += queue_pair.responder.answer_packet(other, index)
+    return Burst([b"".join(buffers)], ACK_BYTES, ACK_BYTES * len(together), destination, len(together))

@@ -53,7 +53,8 @@ class Requester:
         # things to send
         self.queue: deque[SendWqe] = deque()
         self.unsent: deque[SendWqe] = deque()
-        self._run: Run | None = None
+        self.run: Run | None = None
+        """Of the long message that went out last."""
         self.next_psn = psn
         self.send_psn = psn
         self.max_sent_psn = psn
@@ -111,7 +112,7 @@ class Requester:
         wqe = self.unsent[0]
         if wqe.local_error is not None:
             return None
-        run = self._run
+        run = self.run
         try:
             if run is not None and run.wqe is wqe:
                 # fast path: more of what went out last
@@ -150,8 +151,13 @@ class Requester:
             opcode, extension = wqe.edge(starts=not sent, ends=not after)
             pieces = wqe.data.gather(offset, length)
             # A FIRST that more packets follow at once need not ask; a window that is full must be opened by an ACK.
-            burst = connection.single(opcode, psn, extension, pieces, length, ack_request=not after or packets == 1)
-            self._sent(wqe, 1)
+            asks = not after or packets == 1
+            burst = connection.single(opcode, psn, extension, pieces, length, ack_request=asks)
+            self.sent(wqe, 1)
+            if asks:
+                self.asked_bytes = self.sent_bytes
+            if not sent and wqe.psns > 2 * connection.max_segments > 2:
+                self.run = Run.of(connection, _SEND_MIDDLE if wqe.is_send else _WRITE_MIDDLE, wqe)
             return burst
         middles = min(after, connection.max_segments, packets)
         run_bytes = middles * mtu
@@ -167,7 +173,7 @@ class Requester:
             and tail_bytes + (IMMDT_BYTES if wqe.has_imm else 0) <= mtu
         )
         if asks or takes_last:
-            self.asked_bytes = end_bytes
+            self.asked_bytes = end_bytes + (tail_bytes if takes_last else 0)
         middle = _SEND_MIDDLE if wqe.is_send else _WRITE_MIDDLE
         buffers = connection.middle_run(middle, psn, pieces, middles, ack_last=asks and not takes_last)
         total, count = middles * connection.segment_bytes, middles
@@ -178,9 +184,7 @@ class Requester:
                 opcode, psn + middles, extension, tail, tail_bytes, ack_request=True, index=middles
             )
             buffers, total, count = buffers + more, total + size, count + 1
-        self._sent(wqe, count)
-        if sent == 1 and wqe.psns > 2 * connection.max_segments > 2:
-            self._run = Run.of(connection, middle, wqe)
+        self.sent(wqe, count)
         return Burst(buffers, min(connection.segment_bytes, total), total, connection.destination, count)
 
     def _small_writes(self, connection: Connection, first: SendWqe) -> Burst | None:
@@ -200,7 +204,7 @@ class Requester:
         for _ in range(count - 1):
             self.unsent.popleft()
         last = self.unsent[0]
-        self._sent(last, count)
+        self.sent(last, count)
         return connection.singles(_WRITE_ONLY, heads, pieces)
 
     def _packets_allowed(self, next_bytes: int, mtu_bytes: int) -> int:
@@ -257,10 +261,11 @@ class Requester:
         length = min(count * mtu, wqe.length_bytes - offset)
         if piece is None:
             self.reads.append(ReadPiece(psn, psn + count))
-        self._sent(wqe, count, packets=1)
+        self.sent(wqe, count, packets=1)
         return push_reth(wqe.remote_addr + offset, wqe.rkey, length)
 
-    def _sent(self, wqe: SendWqe, psns: int, packets: int | None = None) -> None:
+    def sent(self, wqe: SendWqe, psns: int, packets: int | None = None) -> None:
+        """So many PSNs of `wqe` have left, in as many packets but for a READ request."""
         packets = psns if packets is None else packets
         psn, most = self.send_psn, self.max_sent_psn
         if psn < most:

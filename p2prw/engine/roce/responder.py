@@ -39,8 +39,8 @@ from p2prw.engine.roce.packet import (
     pull_immdt,
     pull_reth,
 )
-from p2prw.engine.roce.psn import PSN_MASK, psn_unwrap
-from p2prw.engine.roce.runs import Buffer
+from p2prw.engine.roce.psn import psn_unwrap
+from p2prw.engine.roce.runs import AwaitedRun, Buffer, Train
 from p2prw.engine.roce.singles import receive_writes
 from p2prw.engine.roce.work import ReceiveWqe
 
@@ -238,43 +238,27 @@ class Responder:
         """ACK everything up to now."""
         self.answers.answer(self.expected_psn - 1, ACK_NO_CREDITS, self.msn)
 
-    def receive_middle_run(
-        self,
-        view: memoryview,
-        position: int,
-        count: int,
-        prefix: int,
-        psn: int,
-        seeds: list[int] | None,
-        index: int,
-        _now: float,
-    ) -> int:
-        """Take up to `count` WRITE MIDDLEs at `position`; return how many were taken, 0: use the careful path."""
+    def awaited_run(self) -> AwaitedRun | None:
+        """Return where the MIDDLEs of the WRITE in progress go on; None: the careful path decides."""
         connection = self.connection
         if self._kind != IS_WRITE or self._nak_sent or connection is None or self.refused_traits & IS_WRITE:
-            return 0
-        if psn != self.expected_psn & PSN_MASK:
-            return 0
-        mtu = connection.mtu_bytes
+            return None
         left = self._length - self._done
         address = self._write_address + self._done
         region = self._memory.find(self._write_rkey, address, left, _REMOTE_WRITE)
         if region is None or region.view is None:
-            return 0
+            return None
         # A MIDDLE leaves at least one byte for the LAST.
-        middles = (left - 1) // mtu
-        if middles < count:
-            if not middles:
-                return 0
-            count = middles
-        done, asked = connection.codec.receive(
-            view, position, count, mtu, prefix, psn, seeds, index, region.view, address - region.address
-        )
-        if done:
-            self._done += done * mtu
-            self.counters.peer_bytes += done * mtu
-            self._accept(done, asked)
-        return done
+        middles = (left - 1) // connection.mtu_bytes
+        return (region.view, address - region.address, self.expected_psn, middles) if middles else None
+
+    def took_run(self, packets: int, asked: bool, _now: float) -> None:
+        """So many of them are in their place."""
+        assert self.connection is not None
+        length_bytes = packets * self.connection.mtu_bytes
+        self._done += length_bytes
+        self.counters.peer_bytes += length_bytes
+        self._accept(packets, asked)
 
     def receive_only_run(
         self,
@@ -361,6 +345,10 @@ class Responder:
             burst = self.answers.next_burst(connection)
         self.counters.packets_sent += burst.packets
         return burst
+
+    def next_train(self, most: int) -> Train | None:
+        """Return at most `most` full bursts of READ responses that come next, in one; None: something else does."""
+        return self.answers.next_train(self.connection, most, self.counters) if self.connection else None
 
     def answer_packet(self, connection: Connection, index: int) -> list[Buffer]:
         """Take off the ACK or NAK that comes next; return it as segment `index` of a burst."""

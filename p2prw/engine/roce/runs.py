@@ -4,7 +4,8 @@ A MIDDLE packet is `prefix (8, constant) | PSN word (4) | data (path MTU) | ICRC
 and the header of the next are one piece of 16 bytes, so a packet costs two iovecs and no copy. Coming in, everything
 after the prefix is one CRC call, because the prefix's share is in the seed.
 
-`leaf.py` has the same two, compiled, where that could be built; a device is told which to use (`RunCodec`).
+`leaf.py` has the same two, compiled, where that could be built; a device is told which to use (`RunCodec`). What a
+compiled one can do more, several bursts with a call, is written down here too: `Train` goes out, `Awaited` comes in.
 """
 
 from __future__ import annotations
@@ -96,6 +97,52 @@ def receive_run(
     return done, asked & ACK_REQUEST != 0
 
 
+MOST_BURSTS = 64
+"""Of a `Train`: its bits of `asks`."""
+
+
+class Train(NamedTuple):
+    """Bursts of one run that a driver makes and sends itself (`RunCodec.send`); only what `left` is told has left."""
+
+    prefix: bytes
+    seeds: list[int]
+    psn: int
+    data: memoryview
+    """Of all bursts together."""
+    mtu_bytes: int
+    packets: int
+    """Of each burst."""
+    bursts: int
+    asks: int
+    """Bit i: the last packet of burst i asks for an ACK."""
+    last_prefix: bytes | None
+    """Of the very last packet, where that is a LAST; the last burst may be shorter then."""
+    last_seed: int
+    destination: tuple[str, int]
+    left: Callable[[int], None]
+    """Takes the number of bursts that have left; called once."""
+
+
+class Awaited(NamedTuple):
+    """What comes next if the run that came last goes on: a driver may put it where it belongs (`RunCodec.take`)."""
+
+    source: tuple[str, int]
+    mtu_bytes: int
+    prefix: int
+    psn: int
+    seeds: list[int] | None
+    target: memoryview
+    offset: int
+    packets: int
+    """At most."""
+    took: Callable[[int, int, bool, float], None]
+    """Takes the numbers of bursts received and of packets taken, whether one asked for an ACK, and the time."""
+
+
+AwaitedRun = tuple[memoryview, int, int, int]
+"""Memory and the offset in it where the next MIDDLE packet belongs, its PSN, and the most that may follow."""
+
+
 class RunCodec(NamedTuple):
     """Who makes and who takes the runs of a device."""
 
@@ -105,6 +152,18 @@ class RunCodec(NamedTuple):
     """As `build_run`; what it returns may not change while the burst is in use, so no buffer is used again."""
     receive: Callable[..., tuple[int, bool]]
     """As `receive_run`."""
+    send: Callable[..., tuple[int, int]] | None = None
+    """(fileno, address, a Train's fields up to `last_seed`): bursts sent, and the errno that ended it or 0.
+
+    `address` is a struct sockaddr.
+    """
+    take: Callable[..., tuple[int, int, bool, int, tuple[int, int, int, int, bytes] | None]] | None = None
+    """(fileno, buffer, address, an Awaited's fields from `mtu_bytes` to `packets`, most bursts, most looks at an empty
+    socket): packets taken, bursts received, whether one asked for an ACK, errno or 0, and what was not awaited.
+
+    That is in the buffer: its length, the position of the first packet not taken, that packet's place in its burst, the
+    length of packets, and the sender's struct sockaddr. None: all was taken.
+    """
 
 
 PURE = RunCodec("python", build_run, receive_run)

@@ -111,6 +111,9 @@ class FakeSocket:
         self.sent: list[tuple[int, bool]] = []
         """(bytes, segmented) of each send that went out."""
         device.wire.sock = self  # type: ignore[assignment]
+        # Nothing gets past it.
+        device.wire._send_runs = device.wire._take_runs = None
+        device.wire._may_train = False
 
     def sendmsg(self, buffers: Any, ancillary: Any, flags: int, destination: Any) -> int:
         if self.send_errors:

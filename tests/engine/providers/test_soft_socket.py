@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from p2prw.engine.providers.soft_socket import (
     ROCE_UDP_PORT,
     UDP_NO_CHECK6_RX,
     BoundSocket,
+    PackedAddresses,
     open_socket,
     path_mtu_to,
     who_owns_udp_port,
@@ -193,3 +195,30 @@ def proc_with(tmp_path: Path, rows: list[tuple[str, int, int]]) -> Path:
 )
 def test_owner_of_the_port(tmp_path: Path, rows: list[tuple[str, int, int]], says: str) -> None:
     assert says in who_owns_udp_port("127.0.0.1", 4791, proc_with(tmp_path, rows))
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_addresses_are_packed_as_the_kernel_has_them(family: int, host: str) -> None:
+    """The C library's own sendto takes them, and recvfrom gives the same."""
+    libc, addresses = ctypes.CDLL(None, use_errno=True), PackedAddresses()
+    with socket.socket(family, socket.SOCK_DGRAM) as here, socket.socket(family, socket.SOCK_DGRAM) as there:
+        here.bind((host, 0))
+        there.bind((host, 0))
+        there.settimeout(5)
+        to = addresses.pack(there.getsockname()[:2])
+        assert libc.sendto(here.fileno(), b"hello", 5, 0, to, len(to)) == 5
+        space, length = ctypes.create_string_buffer(128), ctypes.c_uint(128)
+        assert libc.recvfrom(there.fileno(), ctypes.create_string_buffer(16), 16, 0, space, ctypes.byref(length)) == 5
+        packed = space.raw[: length.value]
+        assert packed == addresses.pack(here.getsockname()[:2])
+        assert addresses.unpack(packed) == here.getsockname()[:2]
+
+
+def test_addresses_keep_their_zone_and_do_not_pile_up() -> None:
+    addresses = PackedAddresses()
+    near = addresses.pack(("fe80::1%lo", 4791))
+    assert near != addresses.pack(("fe80::1", 4791))
+    assert addresses.unpack(near) == ("fe80::1%lo", 4791)
+    for port in range(1000):
+        assert addresses.unpack(addresses.pack(("127.0.0.1", port))) == ("127.0.0.1", port)
+    assert len(addresses._packed) <= 64 and len(addresses._unpacked) <= 64

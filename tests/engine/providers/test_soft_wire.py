@@ -12,6 +12,7 @@ import pytest
 
 from p2prw.engine.inject import parse_faults
 from p2prw.engine.model import Opcode, QueuePairOptions, WcStatus
+from p2prw.engine.roce.runs import RunCodec
 
 Connect = Callable[..., Any]
 SIZE = 1 << 20
@@ -46,6 +47,98 @@ def test_waiting_burst_survives_deregistration(connect: Connect, fake_socket: Wi
     pair.near.view = None
     pair.near.bytes.release()
     assert pair.client.wants_write()
+
+
+class Trains:
+    """The compiled sends and receives of both ends, counted; the sends of `refusals` fail, after so many bursts."""
+
+    def __init__(self, pair: Any, codec: RunCodec) -> None:
+        self.sent = self.taken = 0
+        self.refusals: list[tuple[int, int]] = []
+        for device in (pair.client, pair.server):
+            wire = device.wire
+            wire._send_runs, wire._take_runs, wire._may_train = self.send, self.take, True
+        assert codec.send is not None and codec.take is not None
+        self._send, self._take = codec.send, codec.take
+
+    def send(self, *arguments: Any) -> tuple[int, int]:
+        bursts, error = arguments[8], 0
+        if self.refusals:
+            bursts, error = self.refusals.pop(0)
+            size = bursts * arguments[6] * arguments[7]
+            arguments = (*arguments[:5], arguments[5][:size], *arguments[6:8], bursts, arguments[9], None, 0)
+        sent, failed = self._send(*arguments) if bursts else (0, 0)
+        self.sent += sent
+        return sent, failed or error
+
+    def take(self, *arguments: Any) -> Any:
+        result = self._take(*arguments)
+        self.taken += result[0]
+        return result
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_long_messages_go_and_come_in_trains(connect: Connect, compiled_codec: RunCodec, address: str) -> None:
+    pair = connect(address)
+    trains = Trains(pair, compiled_codec)
+    assert pair.run(Opcode.RDMA_WRITE) is WcStatus.SUCCESS
+    assert pair.far.bytes == PATTERN
+    assert trains.sent == 17 and trains.taken >= 200
+    pair.near.bytes[:] = bytes(SIZE)
+    assert pair.run(Opcode.RDMA_READ) is WcStatus.SUCCESS
+    assert pair.near.bytes == PATTERN
+    # All but what comes before a run of READ responses was seen for the first time.
+    assert trains.sent == 17 + 17 and trains.taken >= 400
+    assert pair.queue.counters.retransmitted_packets == 0
+
+
+@pytest.mark.parametrize("bursts", [0, 1, 3])
+def test_the_rest_of_a_train_waits_for_room(connect: Connect, compiled_codec: RunCodec, bursts: int) -> None:
+    pair = connect()
+    trains = Trains(pair, compiled_codec)
+    trains.refusals = [(bursts, errno.EAGAIN)]
+    pair.post(Opcode.RDMA_WRITE)
+    pair.client.pump()
+    assert pair.client.wants_write() and trains.sent == bursts
+    assert [completion.status for completion in pair.settle()] == [WcStatus.SUCCESS]
+    assert not pair.client.wants_write()
+    assert pair.far.bytes == PATTERN
+    assert pair.queue.counters.retransmitted_packets == 0
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOBUFS, errno.EIO])
+def test_a_train_that_is_refused_goes_burst_by_burst(connect: Connect, compiled_codec: RunCodec, number: int) -> None:
+    """Whatever it was, it is gone when a burst of its own is tried: nothing is lost, trains go on."""
+    pair = connect()
+    trains = Trains(pair, compiled_codec)
+    trains.refusals = [(2, number), (0, number)]
+    pair.post(Opcode.RDMA_WRITE)
+    assert pair.client.pump(), "at once, not after a wait"
+    assert [completion.status for completion in pair.settle()] == [WcStatus.SUCCESS]
+    assert pair.far.bytes == PATTERN
+    assert pair.client.gso and pair.client.warnings == []
+    assert trains.sent == 2 and pair.queue.counters.retransmitted_packets == 0
+    assert pair.run(Opcode.RDMA_WRITE) is WcStatus.SUCCESS
+    assert trains.sent == 2 + 17
+
+
+def test_trains_that_the_kernel_refuses_for_good_end_segmentation(
+    connect: Connect, fake_socket: Wires, compiled_codec: RunCodec
+) -> None:
+    pair = connect()
+    fake_socket(pair.client).refuse_segments = errno.EIO
+    trains = Trains(pair, compiled_codec)
+    trains.refusals = [(0, errno.EIO)] * 100
+    assert pair.run(Opcode.RDMA_WRITE) is WcStatus.SUCCESS
+    assert pair.far.bytes == PATTERN
+    assert pair.client.gso is False and trains.sent == 0
+    assert len(trains.refusals) > 90, "it is not tried again and again"
+
+
+def test_faults_and_captures_see_every_packet(connect: Connect, compiled_codec: RunCodec, tmp_path: Path) -> None:
+    for pair in (connect(server={"inject": "drop=1%"}), connect(server={"pcap": str(tmp_path / "x.pcap")})):
+        wire = pair.server.wire
+        assert not wire.takes_trains and wire._take_runs is None
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.EMSGSIZE])

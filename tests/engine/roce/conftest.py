@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,9 +13,9 @@ import pytest
 from p2prw.engine.model import Access, Completion, Opcode, QueuePairOptions, Sge
 from p2prw.engine.roce.device import Burst, RoceDevice, RoceQueuePair
 from p2prw.engine.roce.memory_table import MemoryRegistration
-from p2prw.engine.roce.opcodes import RcOpcode
+from p2prw.engine.roce.opcodes import MIDDLE_OVERHEAD_BYTES, RcOpcode
 from p2prw.engine.roce.packet import Packet, pull_packet
-from p2prw.engine.roce.runs import PURE, RunCodec
+from p2prw.engine.roce.runs import PURE, RunCodec, Train, build_run
 
 ALL_RIGHTS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ
 
@@ -85,6 +85,44 @@ class End:
         return found
 
 
+def bursts_of(train: Train) -> Iterator[Burst]:
+    """Make the bursts of a train one by one, of the plain functions."""
+    segment_bytes = train.mtu_bytes + MIDDLE_OVERHEAD_BYTES
+    left = len(train.data) // train.mtu_bytes
+    psn, data = train.psn, train.data
+    for index in range(train.bursts):
+        here = min(left, train.packets)
+        middles = here - (train.last_prefix is not None and here == left)
+        asks = bool(train.asks >> index & 1)
+        buffers: list[Any] = []
+        if middles:
+            ack_last = asks and middles == here
+            buffers += build_run(train.prefix, train.seeds, psn, data, train.mtu_bytes, middles, ack_last=ack_last)
+        if middles < here:
+            assert train.last_prefix is not None
+            last = data[middles * train.mtu_bytes :]
+            seeds = [train.last_seed]
+            buffers += build_run(train.last_prefix, seeds, psn + middles, last, train.mtu_bytes, 1, ack_last=asks)
+        yield Burst(buffers, segment_bytes, here * segment_bytes, train.destination, here)
+        left, psn, data = left - here, psn + here, data[here * train.mtu_bytes :]
+    assert not left
+
+
+def unfolded(device: RoceDevice, now: float) -> Iterator[Burst]:
+    """What a driver sends that makes the bursts of trains itself; who stops has sent what he was given."""
+    for item in device.trains_to_send(now):
+        if isinstance(item, Burst):
+            yield item
+            continue
+        sent = 0
+        try:
+            for burst in bursts_of(item):
+                sent += 1
+                yield burst
+        finally:
+            item.left(sent)
+
+
 class Link:
     """Client `a`, server `b`, the time, and what is on the wire. Nothing moves by itself."""
 
@@ -92,11 +130,13 @@ class Link:
         self.a = a
         self.b = b
         self.now = 100.0
+        self.trains = False
+        """Ask the devices for trains, and make their bursts as a driver would."""
 
     def collect(self, end: End, *, max_bursts: int = 10_000) -> list[Burst]:
         """Take what `end` wants to send off it; not delivering it loses it."""
         bursts: list[Burst] = []
-        for burst in end.device.bursts_to_send(self.now):
+        for burst in unfolded(end.device, self.now) if self.trains else end.device.bursts_to_send(self.now):
             bursts.append(burst)
             if len(bursts) >= max_bursts:
                 break
@@ -256,6 +296,7 @@ class Lab:
     packets = staticmethod(packets)
     requests = staticmethod(requests)
     pattern = staticmethod(pattern)
+    bursts_of = staticmethod(bursts_of)
 
 
 @pytest.fixture(scope="session")

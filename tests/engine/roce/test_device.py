@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import zlib
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -68,9 +69,10 @@ def test_scattered_local_memory(connected_devices, lab, kind, sizes):
 def test_fast_paths_change_nothing_on_the_wire_or_in_memory(connected_devices):
     """With loss and reordering, packet for packet and counter for counter."""
     runs = []
-    for fast_paths in (True, False):
+    for fast_paths, trains in ((True, False), (False, False), (True, True)):
         rng, wire = random.Random(5), []
         link = connected_devices(fast_paths=fast_paths, timeout=10)
+        link.trains = trains
         link.a.queue_pair.set_window(150_000)
         link.write(1, 0, 300_000)
         link.read(2, 400_000, 300_000, 300_000)
@@ -85,7 +87,7 @@ def test_fast_paths_change_nothing_on_the_wire_or_in_memory(connected_devices):
             link.a.device.handle_timer(link.now)
         runs.append((wire, link.a.data, link.b.data, link.poll(), repr(link.a.queue_pair.counters)))
         assert [c.wr_id for c in runs[-1][3]] == [1, 2]
-    assert runs[0] == runs[1]
+    assert runs[0] == runs[1] == runs[2]
 
 
 def spy(end, original, taken):
@@ -97,12 +99,17 @@ def spy(end, original, taken):
     return call
 
 
+def count_packets(half, original, taken, packets, asked, now):
+    taken.append((half, packets))
+    original(packets, asked, now)
+
+
 def test_the_fast_paths_are_taken(connected_devices, monkeypatch):
     taken: list = []
     looked: list = []
     link = connected_devices()
     for half in (link.a.queue_pair.completer, link.b.queue_pair.responder):
-        monkeypatch.setattr(half, "receive_middle_run", spy(half, half.receive_middle_run, taken))
+        monkeypatch.setattr(half, "took_run", partial(count_packets, half, half.took_run, taken))
     for end in (link.a, link.b):
         incoming = end.queue_pair.incoming
         monkeypatch.setattr(incoming, "receive_run", spy(end, incoming.receive_run, looked))

@@ -27,9 +27,10 @@ steps = st.lists(
 )
 
 
-def play(lab: Any, scenario: list[tuple[str, int]]) -> list[Any]:
+def play(lab: Any, scenario: list[tuple[str, int]], *, trains: bool = False) -> list[Any]:
     """Return everything one end sent and completed."""
     link = lab.connected_devices(b_memory=MIB, timeout=14, retry_cnt=2)
+    link.trains = trains
     sent: list[Any] = []
     for number, (step, value) in enumerate([("write", 100 * MTU), *scenario]):
         match step:
@@ -71,6 +72,14 @@ def test_a_run_sends_what_the_careful_way_sends(lab, scenario):
     assert play(lab, scenario) == careful
 
 
+@given(scenario=steps)
+def test_trains_are_what_the_careful_way_sends(lab, scenario):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "of", lambda *_: None)
+        careful = play(lab, scenario)
+    assert play(lab, scenario, trains=True) == careful
+
+
 @pytest.fixture
 def made(monkeypatch):
     """Counts the bursts that runs made."""
@@ -87,12 +96,12 @@ def made(monkeypatch):
     return counted
 
 
-def test_all_full_bursts_but_the_first_are_made_by_a_run(connected_devices, made):
+def test_all_full_bursts_are_made_by_a_run(connected_devices, made):
     link = connected_devices(b_memory=MIB)
     link.a.queue_pair.set_window(2 * MIB)
     link.write(1, 0, MIB)
     assert [burst.packets for burst in link.deliver(link.a)] == [1] + 17 * [15]
-    assert made == 15 * [15], "what the LAST rides in is no full burst of MIDDLEs"
+    assert made == 16 * [15], "what the LAST rides in is no full burst of MIDDLEs"
     link.settle()
     assert [completion.status for completion in link.poll()] == [WcStatus.SUCCESS]
     assert link.a.data == link.b.data

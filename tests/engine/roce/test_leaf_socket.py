@@ -1,0 +1,202 @@
+"""Runs that the compiled leaf sends and receives by itself, over real sockets, against the plain functions."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2prw.engine.providers.soft_socket import UDP_GRO, UDP_SEGMENT, PackedAddresses
+from p2prw.engine.roce.runs import Train, build_run, receive_run
+
+PREFIX, LAST_PREFIX = bytes.fromhex("0740ffff00000011"), bytes.fromhex("0840ffff00000011")
+PREFIX_WORD = int.from_bytes(PREFIX, "big")
+POOL = bytes(range(256)) * 600
+OVERHEAD = 16
+
+
+def udp(address: str) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((address, 0))
+    sock.setblocking(False)
+    return sock
+
+
+@pytest.fixture(scope="module", params=["127.0.0.1", "::1"])
+def ends(request, compiled_leaf) -> Iterator[Any]:
+    """A sender, a stranger, and a receiver that gets whole bursts."""
+    with udp(request.param) as sender, udp(request.param) as stranger, udp(request.param) as receiver:
+        receiver.setsockopt(socket.SOL_UDP, UDP_GRO, 1)
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        yield SimpleNamespace(
+            leaf=compiled_leaf,
+            sender=sender,
+            stranger=stranger,
+            receiver=receiver,
+            to=PackedAddresses().pack(receiver.getsockname()[:2]),
+            source=PackedAddresses().pack(sender.getsockname()[:2]),
+        )
+
+
+def arrived(sock: socket.socket) -> list[tuple[bytes, int]]:
+    """Return (data, length of its packets) of each burst that waits."""
+    found = []
+    while True:
+        try:
+            data, ancillary, _, _ = sock.recvmsg(65536, socket.CMSG_SPACE(4))
+        except BlockingIOError:
+            return found
+        sizes = [int.from_bytes(value[:4], "little") for _, kind, value in ancillary if kind == UDP_GRO]
+        found.append((data, sizes[0] if sizes else len(data)))
+
+
+@st.composite
+def trains(draw: Any) -> Train:
+    mtu, packets = draw(st.sampled_from([16, 84, 256, 1024, 4096])), draw(st.integers(2, 15))
+    bursts = draw(st.integers(1, 4))
+    # With a LAST, the last burst may be shorter, down to that packet alone; MIDDLEs that do not fill it may leave too.
+    total = draw(st.integers((bursts - 1) * packets + 1, bursts * packets))
+    seeds = draw(st.lists(st.integers(0, 0xFFFFFFFF), min_size=packets, max_size=packets))
+    ends = draw(st.booleans())
+    psn = draw(st.one_of(st.integers(0, 0xFFFFFF), st.integers(0xFFFFF0, 0x1000010)))
+    start = draw(st.integers(0, 63))
+    data = memoryview(POOL * 2)[start : start + total * mtu]
+    asks, last_seed = draw(st.integers(0, (1 << bursts) - 1)), draw(st.integers(0, 0xFFFFFFFF))
+    last = LAST_PREFIX if ends else None
+    return Train(PREFIX, seeds, psn, data, mtu, packets, bursts, asks, last, last_seed, ("", 0), lambda _: None)
+
+
+@given(train=trains())
+@settings(max_examples=150)
+def test_a_train_leaves_as_its_bursts_would(ends, lab, train):
+    assert ends.leaf.send_runs(ends.sender.fileno(), ends.to, *train[:10]) == (train.bursts, 0)
+    expected = list(lab.bursts_of(train))
+    came = arrived(ends.receiver)
+    assert [data for data, _ in came] == [b"".join(burst.buffers) for burst in expected]
+    assert [size for _, size in came] == [min(burst.segment_bytes, burst.length_bytes) for burst in expected]
+
+
+def send(sock: socket.socket, data: bytes, segment_bytes: int, to: tuple[Any, ...]) -> None:
+    ancillary = [(socket.SOL_UDP, UDP_SEGMENT, segment_bytes.to_bytes(2, "little"))]
+    sock.sendmsg([data], ancillary if len(data) > segment_bytes else [], 0, to)
+
+
+EVENTS = ("good", "good", "good", "flip", "shuffle", "other size", "stranger", "short", "runt", "marks")
+
+
+@given(
+    mtu=st.sampled_from([84, 256, 4096]),
+    plan=st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(1, 15), st.integers(0, 1 << 16)), max_size=6),
+    psn=st.one_of(st.integers(0, 0xFFFFFF), st.integers(0xFFFFF0, 0x1000010)),
+    checks=st.booleans(),
+    known=st.integers(1, 15),
+    most=st.integers(1, 80),
+    most_bursts=st.integers(1, 8),
+    looks=st.integers(1, 3),
+)
+@settings(max_examples=300)
+def test_it_takes_what_the_plain_function_takes(ends, mtu, plan, psn, checks, known, most, most_bursts, looks):
+    """In a stream with every kind of thing in it: the same packets, and exactly the first other one is left."""
+    leaf, segment = ends.leaf, mtu + OVERHEAD
+    seeds = [(place * 2654435761) & 0xFFFFFFFF for place in range(16)]
+    sent, at = [], psn
+    for event, count, chance in plan:
+        data = memoryview(POOL)[chance % 4096 : chance % 4096 + count * mtu]
+        wire = bytearray(b"".join(build_run(PREFIX, seeds, at, data, mtu, count, ack_last=bool(chance & 1))))
+        size, sock = segment, ends.sender
+        if event == "flip":
+            wire[chance % len(wire)] ^= 1 << chance % 8
+        elif event == "shuffle" and count > 1:
+            wire[:segment], wire[segment : 2 * segment] = wire[segment : 2 * segment], wire[:segment]
+        elif event == "other size":
+            size = segment - 4
+        elif event == "stranger":
+            sock = ends.stranger
+        elif event == "short":
+            del wire[-(chance % segment) or None :]
+        elif event == "runt":
+            del wire[chance % 12 :]
+        elif event == "marks":
+            wire[4] ^= 0xC0
+        at += count
+        if wire:
+            send(sock, bytes(wire), size, ends.receiver.getsockname())
+            sent.append((bytes(wire), min(size, len(wire)), sock))
+    target = bytearray(most * mtu + 8)
+    checked = seeds[:known] if checks else None
+    buffer = bytearray(65536)
+    packets, bursts, asked, error, rest = leaf.receive_runs(
+        *(ends.receiver.fileno(), buffer, ends.source, mtu, PREFIX_WORD, psn, checked, memoryview(target), 8),
+        *(most, most_bursts, looks),
+    )
+    # the same with the plain function, burst by burst
+    wanted, wanted_target, wanted_asked, wanted_rest, seen = 0, bytearray(len(target)), False, None, 0
+    for wire, size, sock in sent:
+        if seen == most_bursts or wanted == most:
+            break
+        seen += 1
+        done = 0
+        if sock is ends.sender and size == segment:
+            count = min(len(wire) // size, most - wanted, known if checks else 1 << 16)
+            place = memoryview(wanted_target), 8 + wanted * mtu
+            done, asks = receive_run(memoryview(wire), 0, count, mtu, PREFIX_WORD, psn + wanted, checked, 0, *place)
+            wanted, wanted_asked = wanted + done, wanted_asked or asks
+        if done * size != len(wire):
+            wanted_rest = wire, done * size, done, size, PackedAddresses().pack(sock.getsockname()[:2])
+            break
+    assert (packets, bursts, asked) == (wanted, seen, wanted_asked)
+    assert target == wanted_target
+    assert (rest is None) == (wanted_rest is None)
+    if rest is not None and wanted_rest is not None:
+        assert rest[1:] == wanted_rest[1:]
+        assert bytes(buffer[: rest[0]]) == wanted_rest[0]
+    is_empty = wanted_rest is None and seen < most_bursts and wanted < most
+    assert error == (errno.EAGAIN if is_empty else 0)
+    assert len(arrived(ends.receiver)) == len(sent) - seen
+
+
+GOOD_SEND = (3, b"x" * 16, PREFIX, [1, 2], 5, memoryview(bytes(1024)), 256, 2, 2, 0, None, 0)
+GOOD_TAKE = (3, bytearray(600), b"x" * 16, 256, 5, 5, [1, 2], memoryview(bytearray(1024)), 0, 4, 4, 1)
+BIG = (1 << 63) - 1
+
+
+@pytest.mark.parametrize(
+    ("function", "good", "place", "value", "error"),
+    [
+        *[("send_runs", GOOD_SEND, 1, value, error) for value, error in ((b"x" * 200, ValueError), ("x", TypeError))],
+        *[("send_runs", GOOD_SEND, 2, value, ValueError) for value in (PREFIX[:7], b"")],
+        *[("send_runs", GOOD_SEND, 3, value, error) for value, error in (([1], ValueError), ((1, 2), ValueError))],
+        ("send_runs", GOOD_SEND, 3, [1, "2"], TypeError),
+        *[("send_runs", GOOD_SEND, 5, memoryview(bytes(size)), ValueError) for size in (0, 256, 512, 1025, 1280)],
+        *[("send_runs", GOOD_SEND, 6, value, ValueError) for value in (0, -1, BIG)],
+        *[("send_runs", GOOD_SEND, 7, value, ValueError) for value in (0, 1, -1, 300, BIG)],
+        *[("send_runs", GOOD_SEND, 8, value, ValueError) for value in (0, -1, 1, 3, 65, BIG)],
+        ("send_runs", GOOD_SEND, 10, PREFIX[:7], ValueError),
+        ("send_runs", GOOD_SEND, 10, "prefix", TypeError),
+        *[("receive_runs", GOOD_TAKE, 1, value, error) for value, error in ((b"fixed", BufferError), (5, TypeError))],
+        *[("receive_runs", GOOD_TAKE, 3, value, ValueError) for value in (0, -1, BIG)],
+        ("receive_runs", GOOD_TAKE, 6, [1, "2"], TypeError),
+        ("receive_runs", GOOD_TAKE, 6, (1, 2), ValueError),
+        ("receive_runs", GOOD_TAKE, 7, memoryview(bytes(1024)), BufferError),
+        *[("receive_runs", GOOD_TAKE, 8, value, ValueError) for value in (-1, 1, 1025, BIG)],
+        *[("receive_runs", GOOD_TAKE, 9, value, ValueError) for value in (5, -1, BIG)],
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(compiled_leaf, function, good, place, value, error):
+    with pytest.raises(error):
+        getattr(compiled_leaf, function)(*good[:place], value, *good[place + 1 :])
+    with pytest.raises(TypeError):
+        getattr(compiled_leaf, function)(*good[:-1])
+
+
+def test_what_the_kernel_says_comes_back(ends):
+    leaf = ends.leaf
+    assert leaf.send_runs(-1, ends.to, *GOOD_SEND[2:]) == (0, errno.EBADF)
+    assert leaf.receive_runs(-1, *GOOD_TAKE[1:]) == (0, 0, False, errno.EBADF, None)
+    assert leaf.receive_runs(ends.receiver.fileno(), *GOOD_TAKE[1:]) == (0, 0, False, errno.EAGAIN, None)
