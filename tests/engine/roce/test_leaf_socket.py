@@ -46,7 +46,7 @@ def ends(request, compiled_leaf) -> Iterator[Any]:
 
 def arrived(sock: socket.socket) -> list[tuple[bytes, int]]:
     """Return (data, length of its packets) of each burst that waits."""
-    found = []
+    found: list[tuple[bytes, int]] = []
     while True:
         try:
             data, ancillary, _, _ = sock.recvmsg(65536, socket.CMSG_SPACE(4))
@@ -137,18 +137,18 @@ def test_it_takes_what_the_plain_function_takes(ends, mtu, plan, psn, checks, kn
     )
     # the same with the plain function, burst by burst
     wanted, wanted_target, wanted_asked, wanted_rest, seen = 0, bytearray(len(target)), False, None, 0
-    for wire, size, sock in sent:
+    for raw, size, sock in sent:
         if seen == most_bursts or wanted == most:
             break
         seen += 1
         done = 0
         if sock is ends.sender and size == segment:
-            count = min(len(wire) // size, most - wanted, known if checks else 1 << 16)
+            count = min(len(raw) // size, most - wanted, known if checks else 1 << 16)
             place = memoryview(wanted_target), 8 + wanted * mtu
-            done, asks = receive_run(memoryview(wire), 0, count, mtu, PREFIX_WORD, psn + wanted, checked, 0, *place)
+            done, asks = receive_run(memoryview(raw), 0, count, mtu, PREFIX_WORD, psn + wanted, checked, 0, *place)
             wanted, wanted_asked = wanted + done, wanted_asked or asks
-        if done * size != len(wire):
-            wanted_rest = wire, done * size, done, size, PackedAddresses().pack(sock.getsockname()[:2])
+        if done * size != len(raw):
+            wanted_rest = raw, done * size, done, size, PackedAddresses().pack(sock.getsockname()[:2])
             break
     assert (packets, bursts, asked) == (wanted, seen, wanted_asked)
     assert target == wanted_target
