@@ -195,7 +195,9 @@ class RoceDevice:
         total = len(view)
         if not 0 < segment_bytes <= total:
             segment_bytes = total
-        if segment_bytes == ACK_BYTES == total and view[0] == _ACKNOWLEDGE and self._receive_ack(view, source, now):
+        # fast path: the answer that a peer's window waits for
+        is_ack = segment_bytes == ACK_BYTES == total and view[0] == _ACKNOWLEDGE and self._fast_paths
+        if is_ack and self._receive_ack(view, source, now):
             return
         check, solve, queue_pairs = self.icrc_check != "off", self.icrc_check == "solve", self._queue_pairs
         position = 0
@@ -272,7 +274,6 @@ class RoceDevice:
 
     def _receive_ack(self, view: memoryview, source: tuple[str, int], now: float) -> bool:
         """Take one ACK by itself; False: the careful path decides."""
-        # fast path: the answer that the peer's window waits for.
         word0, word1, word2, aeth = _ACK.unpack(view)
         queue_pair = self._queue_pairs.get(word1 & 0xFFFFFF)
         if queue_pair is None or word0 & 0x000F_FFFF != DEFAULT_PKEY or aeth >> 29:
