@@ -287,22 +287,24 @@ _KNOWN_ADDRESSES = 64
 class PackedAddresses:
     """(host, port) as the kernel's struct sockaddr and back, remembered: what arrives may be from any stranger."""
 
-    def __init__(self) -> None:
+    def __init__(self, scope_id: int = 0) -> None:
+        """`scope_id`: of the socket, 0 where its own address is not link-local."""
+        self._scope_id = scope_id
         self._packed: dict[tuple[str, int], bytes] = {}
         self._unpacked: dict[bytes, tuple[str, int]] = {}
 
     def pack(self, address: tuple[str, int]) -> bytes:
-        """Return sockaddr_in or sockaddr_in6 (include/uapi/linux/in.h, in6.h) of a numeric host, with its zone."""
+        """Return sockaddr_in or sockaddr_in6 (include/uapi/linux/in.h, in6.h) of a numeric host."""
         packed = self._packed.get(address)
         if packed is None:
             if len(self._packed) >= _KNOWN_ADDRESSES:
                 self._packed.clear()
-            host, _, zone = address[0].partition("%")
+            host = address[0].partition("%")[0]
             if ":" in host:
-                packed = _FAMILY.pack(socket.AF_INET6) + _IPV6.pack(
-                    address[1], 0, socket.inet_pton(socket.AF_INET6, host)
-                )
-                packed += _SCOPE.pack(socket.if_nametoindex(zone) if zone else 0)
+                packed = _FAMILY.pack(socket.AF_INET6)
+                packed += _IPV6.pack(address[1], 0, socket.inet_pton(socket.AF_INET6, host))
+                # Who talks to a link-local socket is on its link.
+                packed += _SCOPE.pack(self._scope_id)
             else:
                 packed = _FAMILY.pack(socket.AF_INET) + _IPV4.pack(address[1], socket.inet_aton(host))
             self._packed[address] = packed
@@ -315,10 +317,8 @@ class PackedAddresses:
             if len(self._unpacked) >= _KNOWN_ADDRESSES:
                 self._unpacked.clear()
             if _FAMILY.unpack_from(packed)[0] == socket.AF_INET6:
-                port, flow, host = _IPV6.unpack_from(packed, 2)
-                whole = (socket.inet_ntop(socket.AF_INET6, host), port, flow, _SCOPE.unpack_from(packed, 24)[0])
-                name = socket.getnameinfo(whole, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
-                address = name, port
+                port, _, host = _IPV6.unpack_from(packed, 2)
+                address = socket.inet_ntop(socket.AF_INET6, host), port
             else:
                 port, host = _IPV4.unpack_from(packed, 2)
                 address = socket.inet_ntoa(host), port

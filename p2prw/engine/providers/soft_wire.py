@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from p2prw.engine.affinity import processors
 from p2prw.engine.inject import FaultedBurst, FaultInjector, moved_icrc
 from p2prw.engine.pcap import PcapWriter
 from p2prw.engine.providers.soft_socket import (
@@ -30,9 +29,6 @@ from p2prw.engine.roce.runs import PURE, Awaited, RunCodec, Train
 RECEIVES_PER_PUMP = 16
 """Bursts taken from the socket before timers and sends get their turn, so that acknowledgements are not late."""
 SENDS_PER_PUMP = 32
-_LOOKS = 200
-"""At a socket that is empty in the middle of a message, where this process has more than one processor: 30 us, the time
-that it takes to come back here."""
 _RECEIVE_BYTES = 65536
 _KNOWN_SEGMENTS = 64
 """Sizes that are remembered: a stranger may send any."""
@@ -98,8 +94,7 @@ class Wire:
         self._ancillary: dict[int, list[tuple[int, int, bytes]]] = {}
         self._take_runs = codec.take if awaited is not None and self._may_train else None
         self._awaited = awaited
-        self._looks = _LOOKS if processors() > 1 else 1
-        self._addresses = PackedAddresses()
+        self._addresses = PackedAddresses(bound.local.scope_id)
         self._told: set[int | None] = set()
 
     def wants_write(self) -> bool:
@@ -126,8 +121,7 @@ class Wire:
         while received < RECEIVES_PER_PUMP:
             if self._take_runs is not None and self._awaited is not None and (awaited := self._awaited()) is not None:
                 # fast path: the middle of a long message
-                looks = self._looks if received else 1
-                bursts, error = self._take_awaited(awaited, RECEIVES_PER_PUMP - received, looks, now)
+                bursts, error = self._take_awaited(awaited, RECEIVES_PER_PUMP - received, now)
                 received += bursts
                 if error in _NOTHING_MORE:
                     return received > 0, True
@@ -155,7 +149,7 @@ class Wire:
                 self._receive_examined(view[:length_bytes], segment_bytes, source[:2], now)
         return True, False
 
-    def _take_awaited(self, awaited: Awaited, most: int, looks: int, now: float) -> tuple[int, int]:
+    def _take_awaited(self, awaited: Awaited, most: int, now: float) -> tuple[int, int]:
         """Take bursts as long as they are what is awaited; return how many arrived, and the errno that ended it or 0.
 
         What else arrived is delivered as always.
@@ -163,9 +157,10 @@ class Wire:
         assert self._take_runs is not None
         address = self._addresses.pack(awaited.source)
         packets, bursts, asked, error, rest = self._take_runs(
-            self.sock.fileno(), self._buffer, address, *awaited[1:8], most, looks
+            self.sock.fileno(), self._buffer, address, *awaited[1:8], most
         )
-        awaited.took(bursts, packets, asked, now)
+        # What is left of a burst counts where it is delivered.
+        awaited.took(bursts - (rest is not None), packets, asked, now)
         if rest is not None:
             length_bytes, position, index, segment_bytes, packed = rest
             source = self._addresses.unpack(packed)

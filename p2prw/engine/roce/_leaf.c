@@ -433,12 +433,18 @@ static PyObject *receive_run(PyObject *self, PyObject *const *arguments, Py_ssiz
 #ifdef HAS_SOCKET_RUNS
 /* include/uapi/linux/udp.h */
 enum { SOL_UDP_ = 17, UDP_SEGMENT_ = 103, UDP_GRO_ = 104 };
-enum { MOST_DATAGRAM_BYTES = 65535, MOST_BURSTS = 64, MOST_LOOKS = 1000 };
+enum { MOST_DATAGRAM_BYTES = 65535, MOST_BURSTS = 64 };
 
 typedef union {
     char bytes[CMSG_SPACE(sizeof(int))];
     struct cmsghdr align;
 } control_space;
+
+/* A number that is no descriptor is -1, which the kernel refuses. */
+static int descriptor(PyObject *number) {
+    long fileno = PyLong_AsLong(number);
+    return fileno == (int)fileno ? (int)fileno : -1;
+}
 
 /* Both give the interpreter to nobody while they run: a call is short, and to get it back may take milliseconds. */
 
@@ -449,7 +455,7 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
                                          "asks, last_prefix, last_seed)");
         return NULL;
     }
-    long fileno = PyLong_AsLong(arguments[0]);
+    int fileno = descriptor(arguments[0]);
     uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[4]);
     Py_ssize_t mtu = PyLong_AsSsize_t(arguments[6]), count = PyLong_AsSsize_t(arguments[7]);
     Py_ssize_t bursts = PyLong_AsSsize_t(arguments[8]), sent = 0;
@@ -458,9 +464,10 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
     uint32_t last_seed = (uint32_t)PyLong_AsUnsignedLong(arguments[11]);
     if (PyErr_Occurred())
         return NULL;
-    Py_ssize_t length = run_bytes(count, mtu), each = length + count * OVERHEAD_BYTES;
+    Py_ssize_t length = run_bytes(count, mtu);
     if (length < 0)
         return NULL;
+    Py_ssize_t each = length + count * OVERHEAD_BYTES;
     Py_buffer address, prefix, data;
     if (PyObject_GetBuffer(arguments[1], &address, PyBUF_SIMPLE))
         return NULL;
@@ -509,7 +516,7 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
                     make_packets(wire + middles * segment, last.buf, &last_seed, psn + (uint32_t)middles,
                                  from + middles * mtu, mtu, 1, asks >> sent & 1);
                 piece.iov_len = (size_t)(here * segment);
-                if (sendmsg((int)fileno, &message, MSG_DONTWAIT) < 0) {
+                if (sendmsg(fileno, &message, MSG_DONTWAIT) < 0) {
                     failed = errno;
                     break;
                 }
@@ -555,15 +562,14 @@ static Py_ssize_t receive_one(int fileno, Py_buffer *buffer, struct sockaddr_sto
 
 static PyObject *receive_runs(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
     (void)self;
-    if (given != 12) {
+    if (given != 11) {
         PyErr_SetString(PyExc_TypeError, "receive_runs(fileno, buffer, address, mtu_bytes, prefix, psn, seeds, target, "
-                                         "offset, count, bursts, looks)");
+                                         "offset, count, bursts)");
         return NULL;
     }
-    long fileno = PyLong_AsLong(arguments[0]);
+    int fileno = descriptor(arguments[0]);
     Py_ssize_t mtu = PyLong_AsSsize_t(arguments[3]), offset = PyLong_AsSsize_t(arguments[8]);
     Py_ssize_t count = PyLong_AsSsize_t(arguments[9]), bursts = PyLong_AsSsize_t(arguments[10]);
-    long looks = PyLong_AsLong(arguments[11]);
     uint64_t prefix = PyLong_AsUnsignedLongLong(arguments[4]);
     uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[5]), asked = 0;
     int checks = arguments[6] != Py_None;
@@ -598,10 +604,7 @@ static PyObject *receive_runs(PyObject *self, PyObject *const *arguments, Py_ssi
         uint8_t *to = (uint8_t *)target.buf + offset;
         int failed = 0, is_over = 0;
         while (!is_over && received < bursts && taken < count) {
-            long left = looks < MOST_LOOKS ? looks : MOST_LOOKS;
-            do
-                here = receive_one((int)fileno, &buffer, &source, &source_length, &segment);
-            while (here < 0 && errno == EAGAIN && --left > 0);
+            here = receive_one(fileno, &buffer, &source, &source_length, &segment);
             if (here < 0) {
                 failed = errno;
                 break;

@@ -276,7 +276,7 @@ class RoceDevice:
         """Take one ACK by itself; False: the careful path decides."""
         word0, word1, word2, aeth = _ACK.unpack(view)
         queue_pair = self._queue_pairs.get(word1 & 0xFFFFFF)
-        if queue_pair is None or word0 & 0x000F_FFFF != DEFAULT_PKEY or aeth >> 29:
+        if queue_pair is None or word0 & 0x003F_FFFF != DEFAULT_PKEY or aeth >> 29:
             return False
         flow = queue_pair.flow_from(source)
         if flow is None or (self.icrc_check != "off" and not flow.is_right_ack(view)):

@@ -27,6 +27,8 @@ from p2prw.engine.roce.runs import Awaited, AwaitedRun, RunCodec
 from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES
 from p2prw.engine.roce.state import TAKES_REQUESTS, TAKES_RESPONSES, QueuePairState
 
+_MOST_AWAITED = 1 << 16
+"""Packets; far beyond what one call takes. The peer chooses how long its message is."""
 _MOST_SEGMENTS = 128
 """UDP_MAX_SEGMENTS of Linux 6.9 and later; bounds what is remembered for one size of a peer's choosing."""
 
@@ -76,6 +78,7 @@ class Stream:
         if run is None:
             return None
         target, offset, psn, packets = run
+        packets = min(packets, _MOST_AWAITED)
         return Awaited(*(self.source, self.mtu_bytes, self.prefix, psn, self.seeds, target, offset, packets, took))
 
     def receive(self, view: memoryview, position: int, count: int, psn: int, index: int, now: float) -> int:

@@ -318,8 +318,13 @@ class RoceQueuePair:
         answers, requester = self.responder.answers, self.requester
         unsent = requester.unsent
         if answers.waiting:
-            # READ responses and requests take turns, burst by burst.
-            return None if unsent else self.responder.next_train(most)
+            if unsent:
+                # READ responses and requests take turns, burst by burst.
+                return None
+            if self.state is _RTS:
+                # It has nothing to send: whoever waits for the shared window does not wait for the responses as well.
+                self.share.ask(now)
+            return self.responder.next_train(most)
         run = requester.run
         if run is None or not unsent or run.wqe is not unsent[0] or self.state is not _RTS:
             return None

@@ -158,8 +158,8 @@ class RunCodec(NamedTuple):
     `address` is a struct sockaddr.
     """
     take: Callable[..., tuple[int, int, bool, int, tuple[int, int, int, int, bytes] | None]] | None = None
-    """(fileno, buffer, address, an Awaited's fields from `mtu_bytes` to `packets`, most bursts, most looks at an empty
-    socket): packets taken, bursts received, whether one asked for an ACK, errno or 0, and what was not awaited.
+    """(fileno, buffer, address, an Awaited's fields from `mtu_bytes` to `packets`, most bursts): packets taken, bursts
+    received, whether one asked for an ACK, errno or 0, and what was not awaited.
 
     That is in the buffer: its length, the position of the first packet not taken, that packet's place in its burst, the
     length of packets, and the sender's struct sockaddr. None: all was taken.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from p2prw.engine.model import WcStatus
+from p2prw.engine.roce.packet import pull_packet
+from p2prw.engine.roce.runs import PURE
 from p2prw.engine.roce.state import QueuePairState
 
 
@@ -39,3 +43,42 @@ def test_a_stream_ends_with_its_queue_pair(connected_devices):
     link.receive(link.b, bursts[3:])
     link.deliver(link.b)
     assert [c.status for c in link.poll()] == [WcStatus.REM_ACCESS_ERR]
+
+
+def test_what_is_awaited_says_where_the_next_packets_belong(connected_devices):
+    """And it is told what was taken: memory, PSNs, counters and the ACK are as if the packets had been delivered."""
+    link = connected_devices(b_memory=1 << 20)
+    assert link.b.device.awaited() is None, "nothing came yet"
+    link.write(1, 0, 120 * 4096)
+    bursts = link.collect(link.a)
+    link.receive(link.b, bursts[:2])
+    awaited = link.b.device.awaited()
+    assert awaited is not None and awaited.packets == 118 - 15
+    assert awaited.source == (link.a.device.address, link.a.device.udp_port)
+    before = link.b.queue_pair.counters.packets_received
+    raw = memoryview(b"".join(bytes(piece) for piece in bursts[2].buffers))
+    run = (awaited.mtu_bytes, awaited.prefix, awaited.psn, awaited.seeds)
+    taken = PURE.receive(raw, 0, bursts[2].packets, *run, 0, awaited.target, awaited.offset)
+    assert taken == (15, False)
+    awaited.took(1, 15, True, link.now)
+    assert link.b.queue_pair.counters.packets_received == before + 15
+    assert link.b.data[: 31 * 4096] == link.a.data[: 31 * 4096]
+    (ack,) = link.collect(link.b)
+    assert pull_packet(b"".join(ack.buffers)).bth.psn == pull_packet(bytes(raw[:4112])).bth.psn + 14 & 0xFFFFFF
+    link.receive(link.b, bursts[3:])
+    link.settle()
+    assert [completion.status for completion in link.poll()] == [WcStatus.SUCCESS]
+    assert link.b.device.awaited() is None, "between two messages"
+
+
+def test_however_long_a_peers_message_is_little_of_it_is_awaited_at_once(connected_devices):
+    """More packets than one call may hold once ended the device: 2 GiB in packets of 256 bytes are eight million."""
+    link = connected_devices(b_memory=1 << 20)
+    link.write(1, 0, 120 * 4096)
+    link.receive(link.b, link.collect(link.a)[:2])
+    responder = link.b.queue_pair.responder
+    target, offset, psn, _ = responder.awaited_run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(responder, "awaited_run", lambda: (target, offset, psn, 1 << 23))
+        awaited = link.b.device.awaited()
+    assert awaited is not None and awaited.packets == 1 << 16

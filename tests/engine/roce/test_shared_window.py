@@ -14,6 +14,7 @@ from p2prw.engine.roce.device import RoceDevice
 
 KIB, MTU = 1024, 4096
 WRITE, READ = Opcode.RDMA_WRITE, Opcode.RDMA_READ
+WRITE_ONLY = 0x0A
 
 
 class Many:
@@ -219,13 +220,14 @@ def is_due(device: RoceDevice, now: float) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("batching", [True, False])
-def test_whatever_is_lost_all_arrives_and_the_window_is_kept(connected_devices, lab, seed, batching):
+@pytest.mark.parametrize(("batching", "trains"), [(True, False), (True, True), (False, False)])
+def test_whatever_is_lost_all_arrives_and_the_window_is_kept(connected_devices, lab, seed, batching, trains):
     """With `batching` off every queue pair keeps to its own part: the way this must give the same."""
     rng = random.Random(seed)
     count, grant_bytes = rng.randint(2, 6), rng.choice([3000, 20_000, 70_000])
     options = {"timeout": rng.choice([10, 14]), "retry_cnt": 7, "depth": 64}
     link = connected_devices(batching=batching, seed=seed, **options)
+    link.trains = trains
     many = Many(link, count, grant_bytes, **options)
     wanted: Counter[int] = Counter()
     expected_a, expected_b = bytearray(link.a.data), bytearray(link.b.data)
@@ -268,3 +270,29 @@ def test_a_wait_for_a_receive_is_found_due_though_it_is_short(connected_devices)
     timer = link.a.device.next_timer()
     assert timer is not None and timer < link.now + 0.01
     assert not link.a.device.is_timer_due(link.now) and link.a.device.is_timer_due(timer)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_long_answer_of_one_does_not_keep_the_turn_from_the_others(connected_devices, lab, trains):
+    """A READ of 8 MiB is asked for in one piece, as NICs do; requests of two queue pairs come behind it."""
+    size = 8 * KIB * KIB
+    link = connected_devices(a_memory=size, b_memory=size, most_bytes=2 * KIB * KIB)
+    link.trains = trains
+    many = Many(link, 2, 512 * KIB)
+    many.far[0].set_read_window(64 * KIB * KIB)
+    remote = link.a.registration.remote_segments()[0]
+    many.far[0].post_rdma(1, READ, link.b.sges(0, size), remote.address, remote.rkey, signaled=True)
+    requests = link.collect(link.b)
+    assert len(requests) == 1
+    link.receive(link.a, requests)
+    link.receive(link.b, link.collect(link.a, max_bursts=2))
+    passed = 0
+    for index in range(2):
+        many.post(index, 0, 4000)
+        while True:
+            bursts = link.collect(link.a, max_bursts=16)
+            link.receive(link.b, bursts)
+            passed += len(bursts)
+            assert passed < 100, "of 137 that the answer takes"
+            if (WRITE_ONLY, index) in [(lab.packets([one])[0].bth.opcode, many.owner(lab, one)) for one in bursts]:
+                break
