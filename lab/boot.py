@@ -29,6 +29,7 @@ GUEST_SCRIPTS = REPOSITORY / "lab/guest"
 _POLL_S = 0.05
 _KILL_WAIT_S = 10.0
 _BOOTS = 3
+_PANIC = b"Kernel panic"
 # What udev would load at boot and nobody here uses; under software emulation each module costs up to five seconds.
 _UNWANTED_MODULES = (
     "kvm,kvm_amd,kvm_intel,pcspkr,snd_pcsp,snd,ahci,libahci,libata,scsi_mod,i2c_i801,i2c_smbus,lpc_ich,"
@@ -89,29 +90,31 @@ def boot(parts: Parts, request: BootRequest, run: Run, write: Callable[[bytes], 
     """Boot, hand the command's output to `write` as it comes, and return the command's exit code.
 
     One guest at a time on a machine: two under emulation make each other several times slower. The time limit counts
-    from the boot. A boot may hang under emulation with two processors, before the command has begun: such a guest is
-    booted again, which is said. Errors: GuestTimeout after killing the guest; LabError when it ended without
-    a result.
+    from the boot. A kernel that patches its own code may hang or panic under emulation with two processors, before the
+    command has begun: such a guest is booted again, which is said. Errors: GuestTimeout after killing the guest;
+    LabError when it ended without a result.
     """
     (run.shared / "job.sh").write_text(job_script(parts, request, run.shared), encoding="utf-8")
     exit_code = run.shared / "exit_code"
     with locked(cache_folder() / "boot.lock", while_waiting="waiting for another guest to end"):
         deadline = time.monotonic() + request.timeout_s
         for left in reversed(range(_BOOTS)):
-            if _ran(parts, request, run, write, deadline):
+            trouble = _run_once(parts, request, run, write, deadline)
+            if trouble is None:
                 break
-            silence = f"the guest's kernel said nothing for {request.silence_s:.0f} s while it booted"
             if not left:
-                raise GuestTimeout(f"{silence}, {_BOOTS} times in turn{_last_words(run)}")
-            say(f"{silence}; booting it again{_last_words(run)}")
+                raise GuestTimeout(f"{trouble}, {_BOOTS} times in turn{_last_words(run)}")
+            say(f"{trouble}; booting it again{_last_words(run)}")
     try:
         return int(exit_code.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise LabError(f"the guest ended without a result{_last_words(run)}") from None
 
 
-def _ran(parts: Parts, request: BootRequest, run: Run, write: Callable[[bytes], None], deadline: float) -> bool:
-    """Boot once. False: it hung before the command began, and was killed."""
+def _run_once(
+    parts: Parts, request: BootRequest, run: Run, write: Callable[[bytes], None], deadline: float
+) -> str | None:
+    """Boot once. Return what went wrong where that was the kernel, before the command began; the guest is gone then."""
     output = run.shared / "output"
     for path in (output, run.shared / "exit_code"):
         path.unlink(missing_ok=True)
@@ -128,10 +131,12 @@ def _ran(parts: Parts, request: BootRequest, run: Run, write: Callable[[bytes], 
                 raise GuestTimeout(f"killed after {request.timeout_s:.0f} s (--timeout){_last_words(run)}")
             # The job makes this file at its start; from then on the console may well be silent.
             if heard.silent_s(now) > request.silence_s and not output.exists():
-                return False
+                return f"the guest's kernel said nothing for {request.silence_s:.0f} s while it booted"
             time.sleep(_POLL_S)
         write(reader.read())
-    return True
+    if not output.exists() and _PANIC in (run.folder / "console").read_bytes():
+        return "the guest's kernel panicked while it booted"
+    return None
 
 
 def job_script(parts: Parts, request: BootRequest, shared: Path) -> str:

@@ -74,8 +74,8 @@ def test_output_and_code_come_back(tmp_path) -> None:
 
 
 def test_guest_that_dies_shows_its_console(tmp_path) -> None:
-    parts = fake_vng(tmp_path / "tools", "echo Kernel panic - not syncing; exit 0")
-    with Run(BARE) as run, pytest.raises(LabError, match=r"without a result[\s\S]*Kernel panic") as caught:
+    parts = fake_vng(tmp_path / "tools", "echo Kernel: oops; exit 0")
+    with Run(BARE) as run, pytest.raises(LabError, match=r"without a result[\s\S]*Kernel: oops") as caught:
         boot(parts, BootRequest(["true"], BARE), run, lambda _: None)
     assert caught.value.exit_code == 70
 
@@ -88,9 +88,10 @@ def test_guest_that_hangs_is_killed_with_its_children(tmp_path) -> None:
     assert is_gone(int((tmp_path / "child").read_text()))
 
 
-def test_boot_that_hangs_is_tried_again(tmp_path, capsys) -> None:
+@pytest.mark.parametrize("end", ["echo HugeTLB; sleep 300", "echo HugeTLB; echo Kernel panic - not syncing"])
+def test_boot_that_fails_is_tried_again(tmp_path, capsys, end) -> None:
     """The kernel stops in the middle of its words; the second one gets to the command, whose silence is no hang."""
-    body = f'if [ -e {tmp_path}/once ]; then bash "$JOB"; else touch {tmp_path}/once; echo HugeTLB; sleep 300; fi'
+    body = f'if [ -e {tmp_path}/once ]; then bash "$JOB"; else touch {tmp_path}/once; {end}; fi'
     parts = fake_vng(tmp_path / "tools", body)
     output: list[bytes] = []
     request = BootRequest(["sh", "-c", "sleep 1; echo out; exit 9"], BARE, workdir=tmp_path, silence_s=0.5)
@@ -99,6 +100,13 @@ def test_boot_that_hangs_is_tried_again(tmp_path, capsys) -> None:
     assert b"".join(output) == b"out\n"
     said = capsys.readouterr().err
     assert said.count("booting it again") == 1 and "HugeTLB" in said
+
+
+def test_panic_after_the_command_began_is_its_own_fault(tmp_path, capsys) -> None:
+    parts = fake_vng(tmp_path / "tools", 'bash "$JOB" & sleep 1; echo Kernel panic - not syncing; kill %1')
+    with Run(BARE) as run, pytest.raises(LabError, match=r"without a result[\s\S]*Kernel panic"):
+        boot(parts, BootRequest(["sleep", "60"], BARE, workdir=tmp_path), run, lambda _: None)
+    assert "again" not in capsys.readouterr().err
 
 
 def test_boot_that_always_hangs_is_given_up(tmp_path, capsys) -> None:

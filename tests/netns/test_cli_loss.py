@@ -90,6 +90,8 @@ def test_a_link_that_goes_down_and_comes_back(sound: Any, tmp_path: Path) -> Non
         client = p2prw(
             *(near, "write", f"{peer}/a", "--from", f"file:{tmp_path}/in.bin", "--retries", "8", "--json"),
             *("--timeout", "13", "--mtu", "1024", "--no-gso", "--connect-retry", "1s"),
+            # So that it is not over before the link goes down.
+            *("--rate-limit", "8MB/s"),
         )
         deadline = time.monotonic() + DEADLINE_S
         while (noted_blocks(resume_paths(str(target))[1]) or 0) < 3:
@@ -109,6 +111,6 @@ def test_a_link_that_goes_down_and_comes_back(sound: Any, tmp_path: Path) -> Non
         assert target.read_bytes() == content
     finally:
         for process in (client, server):
-            if process is not None and process.poll() is None:
+            if process is not None:
                 process.kill()
                 process.communicate()
