@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import re
 import socket
 import struct
@@ -282,45 +283,28 @@ _IPV4 = struct.Struct("!H4s8x")
 _IPV6 = struct.Struct("!HI16s")
 _SCOPE = struct.Struct("=I")
 _KNOWN_ADDRESSES = 64
+"""That are remembered: what arrives may be from any stranger."""
 
 
-class PackedAddresses:
-    """(host, port) as the kernel's struct sockaddr and back, remembered: what arrives may be from any stranger."""
+@functools.lru_cache(maxsize=_KNOWN_ADDRESSES)
+def pack_address(address: tuple[str, int], scope_id: int = 0) -> bytes:
+    """Return (numeric host, port) as sockaddr_in or sockaddr_in6 (include/uapi/linux/in.h, in6.h).
 
-    def __init__(self, scope_id: int = 0) -> None:
-        """`scope_id`: of the socket, 0 where its own address is not link-local."""
-        self._scope_id = scope_id
-        self._packed: dict[tuple[str, int], bytes] = {}
-        self._unpacked: dict[bytes, tuple[str, int]] = {}
+    `scope_id`: of the socket, 0 where its own address is not link-local.
+    """
+    host = address[0].partition("%")[0]
+    if ":" in host:
+        packed = _FAMILY.pack(socket.AF_INET6) + _IPV6.pack(address[1], 0, socket.inet_pton(socket.AF_INET6, host))
+        # Who talks to a link-local socket is on its link.
+        return packed + _SCOPE.pack(scope_id)
+    return _FAMILY.pack(socket.AF_INET) + _IPV4.pack(address[1], socket.inet_aton(host))
 
-    def pack(self, address: tuple[str, int]) -> bytes:
-        """Return sockaddr_in or sockaddr_in6 (include/uapi/linux/in.h, in6.h) of a numeric host."""
-        packed = self._packed.get(address)
-        if packed is None:
-            if len(self._packed) >= _KNOWN_ADDRESSES:
-                self._packed.clear()
-            host = address[0].partition("%")[0]
-            if ":" in host:
-                packed = _FAMILY.pack(socket.AF_INET6)
-                packed += _IPV6.pack(address[1], 0, socket.inet_pton(socket.AF_INET6, host))
-                # Who talks to a link-local socket is on its link.
-                packed += _SCOPE.pack(self._scope_id)
-            else:
-                packed = _FAMILY.pack(socket.AF_INET) + _IPV4.pack(address[1], socket.inet_aton(host))
-            self._packed[address] = packed
-        return packed
 
-    def unpack(self, packed: bytes) -> tuple[str, int]:
-        """Return host and port as `socket.recvmsg` words them."""
-        address = self._unpacked.get(packed)
-        if address is None:
-            if len(self._unpacked) >= _KNOWN_ADDRESSES:
-                self._unpacked.clear()
-            if _FAMILY.unpack_from(packed)[0] == socket.AF_INET6:
-                port, _, host = _IPV6.unpack_from(packed, 2)
-                address = socket.inet_ntop(socket.AF_INET6, host), port
-            else:
-                port, host = _IPV4.unpack_from(packed, 2)
-                address = socket.inet_ntoa(host), port
-            self._unpacked[packed] = address
-        return address
+@functools.lru_cache(maxsize=_KNOWN_ADDRESSES)
+def unpack_address(packed: bytes) -> tuple[str, int]:
+    """Return host and port of a sockaddr_in or sockaddr_in6 as `socket.recvmsg` words them."""
+    if _FAMILY.unpack_from(packed)[0] == socket.AF_INET6:
+        port, _, host = _IPV6.unpack_from(packed, 2)
+        return socket.inet_ntop(socket.AF_INET6, host), port
+    port, host = _IPV4.unpack_from(packed, 2)
+    return socket.inet_ntoa(host), port

@@ -21,7 +21,8 @@ from p2prw.engine.providers.soft_socket import (
     UDP_GRO,
     UDP_SEGMENT,
     BoundSocket,
-    PackedAddresses,
+    pack_address,
+    unpack_address,
 )
 from p2prw.engine.roce.burst import Burst
 from p2prw.engine.roce.runs import PURE, Awaited, RunCodec, Train
@@ -32,7 +33,6 @@ SENDS_PER_PUMP = 32
 _RECEIVE_BYTES = 65536
 _KNOWN_SEGMENTS = 64
 """Sizes that are remembered: a stranger may send any."""
-_NOTHING_MORE = (errno.EAGAIN, errno.EWOULDBLOCK)
 _GSO_REFUSALS = (errno.EIO, errno.EINVAL, errno.EMSGSIZE)
 
 Endpoint = tuple[str, int]
@@ -94,7 +94,7 @@ class Wire:
         self._ancillary: dict[int, list[tuple[int, int, bytes]]] = {}
         self._take_runs = codec.take if awaited is not None and self._may_train else None
         self._awaited = awaited
-        self._addresses = PackedAddresses(bound.local.scope_id)
+        self._scope_id = bound.local.scope_id
         self._told: set[int | None] = set()
 
     def wants_write(self) -> bool:
@@ -123,7 +123,7 @@ class Wire:
                 # fast path: the middle of a long message
                 bursts, error = self._take_awaited(awaited, RECEIVES_PER_PUMP - received, now)
                 received += bursts
-                if error in _NOTHING_MORE:
+                if error == errno.EAGAIN:
                     return received > 0, True
                 if error:
                     self.receive_failures += 1
@@ -155,7 +155,7 @@ class Wire:
         What else arrived is delivered as always.
         """
         assert self._take_runs is not None
-        address = self._addresses.pack(awaited.source)
+        address = pack_address(awaited.source, self._scope_id)
         packets, bursts, asked, error, rest = self._take_runs(
             self.sock.fileno(), self._buffer, address, *awaited[1:8], most
         )
@@ -163,7 +163,7 @@ class Wire:
         awaited.took(bursts - (rest is not None), packets, asked, now)
         if rest is not None:
             length_bytes, position, index, segment_bytes, packed = rest
-            source = self._addresses.unpack(packed)
+            source = unpack_address(packed)
             self._deliver(self._view[position:length_bytes], segment_bytes, source, now, index)
         return bursts, error
 
@@ -234,10 +234,10 @@ class Wire:
     def _send_train(self, train: Train) -> int:
         """Send as many bursts of it as go; return the number."""
         assert self._send_runs is not None
-        sent, error = self._send_runs(self.sock.fileno(), self._addresses.pack(train.destination), *train[:10])
+        sent, error = self._send_runs(self.sock.fileno(), pack_address(train.destination, self._scope_id), *train[:10])
         train.left(sent)
         self.segmented_sends += sent
-        if error in _NOTHING_MORE:
+        if error == errno.EAGAIN:
             self._is_full = True
         elif error:
             self._may_train = False

@@ -57,14 +57,12 @@ class Completer:
             requester.fail(status)
 
     def receive_ack(self, psn: int, now: float) -> bool:
-        """Take an ACK of WRITEs and SENDs alone; False: nothing was done, and `receive_aeth` decides."""
+        """Take a plain ACK; False: it says nothing new, or speaks of what was never sent."""
         requester = self._requester
-        una = requester.una_psn
-        psn = psn_unwrap(una, psn)
-        if requester.reads or not una <= psn < requester.max_sent_psn:
+        psn = psn_unwrap(requester.una_psn, psn)
+        if not requester.una_psn <= psn < requester.max_sent_psn:
             return False
-        requester.acknowledge(psn + 1)
-        requester.progress(now)
+        self._advance(psn + 1, now)
         return True
 
     def _advance(self, end_psn: int, now: float, *, fatal: bool = False) -> bool:

@@ -221,7 +221,7 @@ class RoceDevice:
                     # fast path: a run that goes on where the last one ended
                     if not queue_pair.is_awake:
                         self._wake(queue_pair)
-                    taken = stream.receive(view, position, count, word2 & PSN_MASK, index, now)
+                    taken = stream.receive(view, position, count, index, now)
                     if taken:
                         self._streaming = queue_pair
                         queue_pair.counters.packets_received += taken
@@ -279,7 +279,7 @@ class RoceDevice:
         if queue_pair is None or word0 & 0x003F_FFFF != DEFAULT_PKEY or aeth >> 29:
             return False
         flow = queue_pair.flow_from(source)
-        if flow is None or (self.icrc_check != "off" and not flow.is_right_ack(view)):
+        if flow is None or (self.icrc_check != "off" and not flow.check(view, 0, solve=self.icrc_check == "solve")):
             return False
         if not queue_pair.incoming.receive_ack(word2 & PSN_MASK, now):
             return False

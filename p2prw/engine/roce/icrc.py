@@ -81,10 +81,7 @@ class Flow:
     identification was last found to be) changes.
     """
 
-    __slots__ = (
-        *("_ack_prefix", "_ack_seed", "_destination", "_masked_ports", "_prefixed", "_seeds", "_source"),
-        *("is_ipv4", "last_id"),
-    )
+    __slots__ = ("_destination", "_masked_ports", "_prefixed", "_seeds", "_source", "is_ipv4", "last_id")
 
     def __init__(self, source: tuple[bytes, int], destination: tuple[bytes, int]) -> None:
         self._source = source[0]
@@ -92,8 +89,6 @@ class Flow:
         self._masked_ports = (source[1], destination[1])
         self.is_ipv4 = len(source[0]) == 4
         self.last_id: int | None = None
-        self._ack_prefix = b""
-        self._ack_seed = 0
         self._seeds: dict[tuple[int, int], int] = {}
         self._prefixed: dict[tuple[bytes, int], list[int]] = {}
 
@@ -135,16 +130,6 @@ class Flow:
         if len(seeds) < count:
             seeds.extend(crc32(prefix, self.compute_seed(i, udp_payload_bytes)) for i in range(len(seeds), count))
         return seeds
-
-    def is_right_ack(self, view: memoryview) -> bool:
-        """Tell whether the ICRC of an ACKNOWLEDGE packet, alone in its burst, is right; False: ask `check`."""
-        if self.last_id is not None:
-            return False
-        prefix = bytes(view[:8])
-        if prefix != self._ack_prefix:
-            self._ack_prefix = prefix
-            self._ack_seed = crc32(prefix[:4] + b"\xff" + prefix[5:], self.seed(0, len(view)))
-        return crc32(view[8:], self._ack_seed) == ICRC_RESIDUE
 
     def check(self, view: memoryview, index: int, *, solve: bool) -> bool:
         """Tell whether the ICRC of one whole UDP payload, segment `index` of its burst, is right.

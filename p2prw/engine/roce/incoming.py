@@ -81,14 +81,12 @@ class Stream:
         packets = min(packets, _MOST_AWAITED)
         return Awaited(*(self.source, self.mtu_bytes, self.prefix, psn, self.seeds, target, offset, packets, took))
 
-    def receive(self, view: memoryview, position: int, count: int, psn: int, index: int, now: float) -> int:
+    def receive(self, view: memoryview, position: int, count: int, index: int, now: float) -> int:
         """Take up to `count` packets at `position`; return how many were taken, 0: use the careful path."""
         awaited = self.half.awaited_run()
         if awaited is None:
             return 0
-        target, offset, expected_psn, most = awaited
-        if psn != expected_psn & PSN_MASK:
-            return 0
+        target, offset, psn, most = awaited
         done, asked = self.codec.receive(
             *(view, position, most if most < count else count, self.mtu_bytes, self.prefix, psn),
             *(self.seeds, index, target, offset),
@@ -135,14 +133,14 @@ class Incoming:
 
         `words` are the three of the BTH.
         """
-        word0, word1, word2 = words
+        word0, word1, _ = words
         is_write = word0 >> 24 == RcOpcode.WRITE_MIDDLE
         if self._state not in (TAKES_REQUESTS if is_write else TAKES_RESPONSES):
             return 0
         seeds = _seeds(flow, view, position, segment_bytes, index + count) if check else None
         half: Half = self._responder if is_write else self._completer
         stream = Stream(word0, word1, self.mtu_bytes, source, flow, seeds, half, self._codec)
-        taken = stream.receive(view, position, count, word2 & PSN_MASK, index, now)
+        taken = stream.receive(view, position, count, index, now)
         if taken:
             self.stream = stream
         self._counters.packets_received += taken

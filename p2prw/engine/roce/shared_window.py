@@ -129,7 +129,7 @@ class Share:
 
     __slots__ = (
         *("_requester", "_seen_psn", "ask", "counted_bytes", "counted_read_bytes", "granted_bytes"),
-        *("granted_read_bytes", "is_free", "is_in_line", "is_sending", "left_bytes", "packet_bytes", "shared", "wake"),
+        *("granted_read_bytes", "is_in_line", "is_sending", "left_bytes", "packet_bytes", "shared", "wake"),
     )
 
     def __init__(self, requester: Requester, wake: Callable[[], None]) -> None:
@@ -146,11 +146,14 @@ class Share:
         self.is_in_line = False
         self.is_sending = False
         """Its requester was told how much it may send, and is asked itself."""
-        self.is_free = True
-        """The requester may go on without `ask`: it is alone, or sending."""
         self.left_bytes = 0
         """Of its turn."""
         self._seen_psn = requester.send_psn
+
+    @property
+    def is_free(self) -> bool:
+        """The requester may go on without `ask`: it is sending, or alone."""
+        return self.is_sending or self.shared is None or len(self.shared.shares) == 1
 
     def grant(self, window_bytes: int | None = None, read_window_bytes: int | None = None) -> None:
         """Take what the peer grants to this queue pair, and what READ responses to it may have under way."""
@@ -176,7 +179,6 @@ class Share:
         self.ask = self._requester.next_burst
         self.counted_bytes = self.counted_read_bytes = 0
         self.is_in_line = self.is_sending = False
-        self.is_free = True
 
     def begin(self, turn_bytes: int) -> None:
         """Our turn has come."""
@@ -187,7 +189,7 @@ class Share:
 
     def recall(self) -> None:
         """Look again how much may be sent before the next burst."""
-        self.is_sending = self.is_free = False
+        self.is_sending = False
         self.ask = self._ask_in_turn
 
     def rest(self) -> None:
@@ -226,7 +228,7 @@ class Share:
         requester.window_bytes = min(max(most, least), self.counted_bytes + min(room, left))
         requester.read_window_bytes = min(max(most_read, least), self.counted_read_bytes + min(read_room, left))
         # fast path: from here on the requester itself is asked
-        self.is_sending = self.is_free = True
+        self.is_sending = True
         self.ask = requester.next_burst
         shared.sending.append(self)
         return requester.next_burst(now)

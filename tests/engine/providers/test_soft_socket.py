@@ -19,9 +19,10 @@ from p2prw.engine.providers.soft_socket import (
     ROCE_UDP_PORT,
     UDP_NO_CHECK6_RX,
     BoundSocket,
-    PackedAddresses,
     open_socket,
+    pack_address,
     path_mtu_to,
+    unpack_address,
     who_owns_udp_port,
 )
 from p2prw.errors import HostError
@@ -200,26 +201,25 @@ def test_owner_of_the_port(tmp_path: Path, rows: list[tuple[str, int, int]], say
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_addresses_are_packed_as_the_kernel_has_them(family: int, host: str) -> None:
     """The C library's own sendto takes them, and recvfrom gives the same."""
-    libc, addresses = ctypes.CDLL(None, use_errno=True), PackedAddresses()
+    libc = ctypes.CDLL(None, use_errno=True)
     with socket.socket(family, socket.SOCK_DGRAM) as here, socket.socket(family, socket.SOCK_DGRAM) as there:
         here.bind((host, 0))
         there.bind((host, 0))
         there.settimeout(5)
-        to = addresses.pack(there.getsockname()[:2])
+        to = pack_address(there.getsockname()[:2])
         assert libc.sendto(here.fileno(), b"hello", 5, 0, to, len(to)) == 5
         space, length = ctypes.create_string_buffer(128), ctypes.c_uint(128)
         assert libc.recvfrom(there.fileno(), ctypes.create_string_buffer(16), 16, 0, space, ctypes.byref(length)) == 5
         packed = space.raw[: length.value]
-        assert packed == addresses.pack(here.getsockname()[:2])
-        assert addresses.unpack(packed) == here.getsockname()[:2]
+        assert packed == pack_address(here.getsockname()[:2])
+        assert unpack_address(packed) == here.getsockname()[:2]
 
 
 def test_addresses_of_a_link_have_the_sockets_scope_and_do_not_pile_up() -> None:
-    addresses = PackedAddresses(scope_id=3)
-    near = addresses.pack(("fe80::1", 4791))
-    assert near != PackedAddresses().pack(("fe80::1", 4791))
+    near = pack_address(("fe80::1", 4791), scope_id=3)
+    assert near != pack_address(("fe80::1", 4791))
     # As recvmsg has it: without a zone.
-    assert addresses.unpack(near) == ("fe80::1", 4791)
+    assert unpack_address(near) == ("fe80::1", 4791)
     for port in range(1000):
-        assert addresses.unpack(addresses.pack(("127.0.0.1", port))) == ("127.0.0.1", port)
-    assert len(addresses._packed) <= 64 and len(addresses._unpacked) <= 64
+        assert unpack_address(pack_address(("127.0.0.1", port))) == ("127.0.0.1", port)
+    assert pack_address.cache_info().currsize <= 64 and unpack_address.cache_info().currsize <= 64

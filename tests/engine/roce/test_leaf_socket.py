@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2prw.engine.providers.soft_socket import UDP_GRO, UDP_SEGMENT, PackedAddresses
+from p2prw.engine.providers.soft_socket import UDP_GRO, UDP_SEGMENT, pack_address
 from p2prw.engine.roce.runs import Train, build_run, receive_run
 
 PREFIX, LAST_PREFIX = bytes.fromhex("0740ffff00000011"), bytes.fromhex("0840ffff00000011")
@@ -39,8 +39,8 @@ def ends(request, compiled_leaf) -> Iterator[Any]:
             sender=sender,
             stranger=stranger,
             receiver=receiver,
-            to=PackedAddresses().pack(receiver.getsockname()[:2]),
-            source=PackedAddresses().pack(sender.getsockname()[:2]),
+            to=pack_address(receiver.getsockname()[:2]),
+            source=pack_address(sender.getsockname()[:2]),
         )
 
 
@@ -147,7 +147,7 @@ def test_it_takes_what_the_plain_function_takes(ends, mtu, plan, psn, checks, kn
             done, asks = receive_run(memoryview(raw), 0, count, mtu, PREFIX_WORD, psn + wanted, checked, 0, *place)
             wanted, wanted_asked = wanted + done, wanted_asked or asks
         if done * size != len(raw):
-            wanted_rest = raw, done * size, done, size, PackedAddresses().pack(sock.getsockname()[:2])
+            wanted_rest = raw, done * size, done, size, pack_address(sock.getsockname()[:2])
             break
     assert (packets, bursts, asked) == (wanted, seen, wanted_asked)
     assert target == wanted_target
