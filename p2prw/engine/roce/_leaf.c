@@ -257,14 +257,22 @@ static Py_ssize_t run_bytes(Py_ssize_t count, Py_ssize_t each) {
     return count * each;
 }
 
-/* Seeds of a run: on the stack as long as it is a burst that a datagram can hold. */
+/* Seeds of a run: on the stack as long as it is a burst that a datagram can hold. `all` is NULL where there are none. */
 typedef struct {
     uint32_t few[256], *all;
 } seed_list;
 
-/* Fill `seeds` with `count` of `list` from `index` on. False with ValueError (too few), TypeError, MemoryError. */
+static void free_seeds(seed_list *seeds) {
+    if (seeds->all != seeds->few)
+        PyMem_Free(seeds->all);
+}
+
+/* Fill `seeds` with `count` of `list` from `index` on; None has none. False with ValueError (too few), TypeError,
+ * MemoryError. */
 static int read_seeds(seed_list *seeds, PyObject *list, Py_ssize_t index, Py_ssize_t count) {
-    seeds->all = seeds->few;
+    seeds->all = list == Py_None ? NULL : seeds->few;
+    if (list == Py_None)
+        return 1;
     if (!PyList_Check(list) || index < 0 || index > PyList_Size(list) || count > PyList_Size(list) - index) {
         PyErr_SetString(PyExc_ValueError, bad_run);
         return 0;
@@ -280,8 +288,7 @@ static int read_seeds(seed_list *seeds, PyObject *list, Py_ssize_t index, Py_ssi
         PyObject *item = PyList_GetItem(list, index + place); /* borrowed */
         unsigned long value = item ? PyLong_AsUnsignedLong(item) : 0;
         if (PyErr_Occurred()) {
-            if (seeds->all != seeds->few)
-                PyMem_Free(seeds->all);
+            free_seeds(seeds);
             return 0;
         }
         seeds->all[place] = (uint32_t)value;
@@ -289,9 +296,26 @@ static int read_seeds(seed_list *seeds, PyObject *list, Py_ssize_t index, Py_ssi
     return 1;
 }
 
-static void free_seeds(seed_list *seeds) {
-    if (seeds->all != seeds->few)
-        PyMem_Free(seeds->all);
+/* The buffers of one call, held and let go together. */
+enum { MOST_BUFFERS = 4 };
+typedef struct {
+    Py_buffer at[MOST_BUFFERS];
+    int count;
+} buffer_list;
+
+static void release(buffer_list *held) {
+    while (held->count)
+        PyBuffer_Release(&held->at[--held->count]);
+}
+
+/* Hold one more, as the next of `held`. False with BufferError or TypeError, and none is held any more. */
+static int hold(buffer_list *held, PyObject *object, int flags) {
+    if (PyObject_GetBuffer(object, &held->at[held->count], flags)) {
+        release(held);
+        return 0;
+    }
+    held->count++;
+    return 1;
 }
 
 /* Write `count` packets to `to`, which has room for them. */
@@ -358,21 +382,18 @@ static PyObject *build_run(PyObject *self, PyObject *const *arguments, Py_ssize_
     Py_ssize_t length = run_bytes(count, mtu);
     if (length < 0)
         return NULL;
-    Py_buffer prefix, data;
-    if (PyObject_GetBuffer(arguments[0], &prefix, PyBUF_SIMPLE))
+    buffer_list held = {.count = 0};
+    if (!hold(&held, arguments[0], PyBUF_SIMPLE) || !hold(&held, arguments[3], PyBUF_SIMPLE))
         return NULL;
-    if (PyObject_GetBuffer(arguments[3], &data, PyBUF_SIMPLE)) {
-        PyBuffer_Release(&prefix);
-        return NULL;
-    }
+    const Py_buffer *prefix = &held.at[0], *data = &held.at[1];
     seed_list seeds;
-    if (prefix.len != PREFIX_BYTES || data.len < length || !count) {
+    if (prefix->len != PREFIX_BYTES || data->len < length || !count || !PyList_Check(arguments[1])) {
         PyErr_SetString(PyExc_ValueError, bad_run);
     } else if (read_seeds(&seeds, arguments[1], 0, count)) {
         wire = PyBytes_FromStringAndSize(NULL, length + count * OVERHEAD_BYTES);
         if (wire) {
             uint8_t *to = (uint8_t *)PyBytes_AsString(wire);
-            make_packets(to, prefix.buf, seeds.all, psn, data.buf, mtu, count, ack_last);
+            make_packets(to, prefix->buf, seeds.all, psn, data->buf, mtu, count, ack_last);
             buffers = PyList_New(1);
         }
         free_seeds(&seeds);
@@ -381,8 +402,7 @@ static PyObject *build_run(PyObject *self, PyObject *const *arguments, Py_ssize_
         else
             Py_XDECREF(wire);
     }
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&prefix);
+    release(&held);
     return buffers;
 }
 
@@ -399,32 +419,27 @@ static PyObject *receive_run(PyObject *self, PyObject *const *arguments, Py_ssiz
     uint64_t prefix = PyLong_AsUnsignedLongLong(arguments[4]);
     uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[5]), asked = 0;
     PyObject *result = NULL;
-    int checks = arguments[6] != Py_None;
     if (PyErr_Occurred())
         return NULL;
-    Py_ssize_t length = run_bytes(count, mtu), done = 0;
+    Py_ssize_t length = run_bytes(count, mtu);
     if (length < 0)
         return NULL;
-    Py_buffer view, target;
-    if (PyObject_GetBuffer(arguments[0], &view, PyBUF_SIMPLE))
+    buffer_list held = {.count = 0};
+    if (!hold(&held, arguments[0], PyBUF_SIMPLE) || !hold(&held, arguments[8], PyBUF_WRITABLE))
         return NULL;
-    if (PyObject_GetBuffer(arguments[8], &target, PyBUF_WRITABLE)) {
-        PyBuffer_Release(&view);
-        return NULL;
-    }
+    const Py_buffer *view = &held.at[0], *target = &held.at[1];
     seed_list seeds;
-    if (position < 0 || position > view.len || length + count * OVERHEAD_BYTES > view.len - position || offset < 0 ||
-        offset > target.len || length > target.len - offset) {
+    if (position < 0 || position > view->len || length + count * OVERHEAD_BYTES > view->len - position || offset < 0 ||
+        offset > target->len || length > target->len - offset) {
         PyErr_SetString(PyExc_ValueError, bad_run);
-    } else if (!checks || read_seeds(&seeds, arguments[6], index, count)) {
-        const uint8_t *from = (const uint8_t *)view.buf + position;
-        done = take_packets(from, count, mtu, prefix, psn, checks ? seeds.all : NULL, (uint8_t *)target.buf + offset, &asked);
-        if (checks)
-            free_seeds(&seeds);
+    } else if (read_seeds(&seeds, arguments[6], index, count)) {
+        const uint8_t *from = (const uint8_t *)view->buf + position;
+        uint8_t *to = (uint8_t *)target->buf + offset;
+        Py_ssize_t done = take_packets(from, count, mtu, prefix, psn, seeds.all, to, &asked);
+        free_seeds(&seeds);
         result = Py_BuildValue("nO", done, asked ? Py_True : Py_False);
     }
-    PyBuffer_Release(&target);
-    PyBuffer_Release(&view);
+    release(&held);
     return result;
 }
 
@@ -468,28 +483,18 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
     if (length < 0)
         return NULL;
     Py_ssize_t each = length + count * OVERHEAD_BYTES;
-    Py_buffer address, prefix, data;
-    if (PyObject_GetBuffer(arguments[1], &address, PyBUF_SIMPLE))
+    buffer_list held = {.count = 0};
+    if (!hold(&held, arguments[1], PyBUF_SIMPLE) || !hold(&held, arguments[2], PyBUF_SIMPLE) ||
+        !hold(&held, arguments[5], PyBUF_SIMPLE) || (ends && !hold(&held, arguments[10], PyBUF_SIMPLE)))
         return NULL;
-    if (PyObject_GetBuffer(arguments[2], &prefix, PyBUF_SIMPLE)) {
-        PyBuffer_Release(&address);
-        return NULL;
-    }
-    if (PyObject_GetBuffer(arguments[5], &data, PyBUF_SIMPLE)) {
-        PyBuffer_Release(&prefix);
-        PyBuffer_Release(&address);
-        return NULL;
-    }
+    const Py_buffer *address = &held.at[0], *prefix = &held.at[1], *data = &held.at[2], *last = &held.at[3];
     PyObject *result = NULL;
     seed_list seeds;
-    Py_buffer last = {0};
-    Py_ssize_t packets = data.len / mtu;
-    if (ends && PyObject_GetBuffer(arguments[10], &last, PyBUF_SIMPLE)) {
-        /* the error is set */
-    } else if (prefix.len != PREFIX_BYTES || count < 2 || each > MOST_DATAGRAM_BYTES || bursts < 1 ||
-               bursts > MOST_BURSTS || data.len % mtu || packets <= (bursts - 1) * count || packets > bursts * count ||
-               (ends && last.len != PREFIX_BYTES) ||
-               address.len > (Py_ssize_t)sizeof(struct sockaddr_storage)) {
+    Py_ssize_t packets = data->len / mtu;
+    if (prefix->len != PREFIX_BYTES || count < 2 || each > MOST_DATAGRAM_BYTES || bursts < 1 || bursts > MOST_BURSTS ||
+        data->len % mtu || packets <= (bursts - 1) * count || packets > bursts * count ||
+        (ends && last->len != PREFIX_BYTES) || address->len > (Py_ssize_t)sizeof(struct sockaddr_storage) ||
+        !PyList_Check(arguments[3])) {
         PyErr_SetString(PyExc_ValueError, bad_run);
     } else if (read_seeds(&seeds, arguments[3], 0, count)) {
         uint8_t *wire = PyMem_Malloc((size_t)each);
@@ -500,20 +505,20 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
             control_space control = {{0}};
             struct iovec piece = {wire, (size_t)each};
             struct msghdr message = {
-                .msg_name = address.buf, .msg_namelen = (socklen_t)address.len, .msg_iov = &piece, .msg_iovlen = 1,
+                .msg_name = address->buf, .msg_namelen = (socklen_t)address->len, .msg_iov = &piece, .msg_iovlen = 1,
                 .msg_control = &control, .msg_controllen = CMSG_SPACE(sizeof segment),
             };
             struct cmsghdr *told = CMSG_FIRSTHDR(&message);
             told->cmsg_level = SOL_UDP_, told->cmsg_type = UDP_SEGMENT_, told->cmsg_len = CMSG_LEN(sizeof segment);
             memcpy(CMSG_DATA(told), &segment, sizeof segment);
-            const uint8_t *from = data.buf;
+            const uint8_t *from = data->buf;
             int failed = 0;
             for (; sent < bursts; sent++) {
                 /* The last burst may be shorter. */
                 Py_ssize_t here = packets < count ? packets : count, middles = here - (ends && here == packets);
-                make_packets(wire, prefix.buf, seeds.all, psn, from, mtu, middles, middles == here && asks >> sent & 1);
+                make_packets(wire, prefix->buf, seeds.all, psn, from, mtu, middles, middles == here && asks >> sent & 1);
                 if (middles < here)
-                    make_packets(wire + middles * segment, last.buf, &last_seed, psn + (uint32_t)middles,
+                    make_packets(wire + middles * segment, last->buf, &last_seed, psn + (uint32_t)middles,
                                  from + middles * mtu, mtu, 1, asks >> sent & 1);
                 piece.iov_len = (size_t)(here * segment);
                 if (sendmsg(fileno, &message, MSG_DONTWAIT) < 0) {
@@ -528,16 +533,12 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
         }
         free_seeds(&seeds);
     }
-    if (last.obj)
-        PyBuffer_Release(&last);
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&prefix);
-    PyBuffer_Release(&address);
+    release(&held);
     return result;
 }
 
 /* Receive one datagram or burst into `buffer`; return its length, -1 with errno. `segment`: its packets' length. */
-static Py_ssize_t receive_one(int fileno, Py_buffer *buffer, struct sockaddr_storage *source, socklen_t *source_length,
+static Py_ssize_t receive_one(int fileno, const Py_buffer *buffer, struct sockaddr_storage *source, socklen_t *source_length,
                               Py_ssize_t *segment) {
     control_space control;
     struct iovec piece = {buffer->buf, (size_t)buffer->len};
@@ -572,65 +573,54 @@ static PyObject *receive_runs(PyObject *self, PyObject *const *arguments, Py_ssi
     Py_ssize_t count = PyLong_AsSsize_t(arguments[9]), bursts = PyLong_AsSsize_t(arguments[10]);
     uint64_t prefix = PyLong_AsUnsignedLongLong(arguments[4]);
     uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[5]), asked = 0;
-    int checks = arguments[6] != Py_None;
     if (PyErr_Occurred())
         return NULL;
     Py_ssize_t length = run_bytes(count, mtu);
     if (length < 0)
         return NULL;
-    Py_buffer buffer, address, target;
-    if (PyObject_GetBuffer(arguments[1], &buffer, PyBUF_WRITABLE))
+    buffer_list held = {.count = 0};
+    if (!hold(&held, arguments[1], PyBUF_WRITABLE) || !hold(&held, arguments[2], PyBUF_SIMPLE) ||
+        !hold(&held, arguments[7], PyBUF_WRITABLE))
         return NULL;
-    if (PyObject_GetBuffer(arguments[2], &address, PyBUF_SIMPLE)) {
-        PyBuffer_Release(&buffer);
-        return NULL;
-    }
-    if (PyObject_GetBuffer(arguments[7], &target, PyBUF_WRITABLE)) {
-        PyBuffer_Release(&address);
-        PyBuffer_Release(&buffer);
-        return NULL;
-    }
+    const Py_buffer *buffer = &held.at[0], *address = &held.at[1], *target = &held.at[2];
     PyObject *result = NULL;
     seed_list seeds;
     Py_ssize_t known = MOST_DATAGRAM_BYTES; /* packets of a burst whose seeds are there */
-    if (checks && PyList_Check(arguments[6]))
+    if (PyList_Check(arguments[6]))
         known = PyList_Size(arguments[6]) < 256 ? PyList_Size(arguments[6]) : 256;
-    if (offset < 0 || offset > target.len || length > target.len - offset) {
+    if (offset < 0 || offset > target->len || length > target->len - offset) {
         PyErr_SetString(PyExc_ValueError, bad_run);
-    } else if (!checks || read_seeds(&seeds, arguments[6], 0, known)) {
+    } else if (read_seeds(&seeds, arguments[6], 0, known)) {
         struct sockaddr_storage source;
         socklen_t source_length = 0;
         Py_ssize_t taken = 0, received = 0, here = 0, segment = 0, done = 0;
-        uint8_t *to = (uint8_t *)target.buf + offset;
+        uint8_t *to = (uint8_t *)target->buf + offset;
         int failed = 0, is_over = 0;
         while (!is_over && received < bursts && taken < count) {
-            here = receive_one(fileno, &buffer, &source, &source_length, &segment);
+            here = receive_one(fileno, buffer, &source, &source_length, &segment);
             if (here < 0) {
                 failed = errno;
                 break;
             }
             received++;
             done = 0;
-            if (segment == mtu + OVERHEAD_BYTES && (Py_ssize_t)source_length == address.len &&
-                !memcmp(&source, address.buf, source_length)) {
+            if (segment == mtu + OVERHEAD_BYTES && (Py_ssize_t)source_length == address->len &&
+                !memcmp(&source, address->buf, source_length)) {
                 Py_ssize_t most = here / segment;
                 most = most < count - taken ? most : count - taken;
                 most = most < known ? most : known;
-                done = take_packets(buffer.buf, most, mtu, prefix, psn, checks ? seeds.all : NULL, to, &asked);
+                done = take_packets(buffer->buf, most, mtu, prefix, psn, seeds.all, to, &asked);
                 taken += done, psn += (uint32_t)done, to += done * mtu;
             }
             is_over = done * segment != here;
         }
-        if (checks)
-            free_seeds(&seeds);
+        free_seeds(&seeds);
         /* What is left in the buffer: length, position and place of the packet that was not taken, and whose it is. */
         result = is_over ? Py_BuildValue("nnOi(nnnny#)", taken, received, asked ? Py_True : Py_False, failed, here,
                                          done * segment, done, segment, (char *)&source, (Py_ssize_t)source_length)
                          : Py_BuildValue("nnOiO", taken, received, asked ? Py_True : Py_False, failed, Py_None);
     }
-    PyBuffer_Release(&target);
-    PyBuffer_Release(&address);
-    PyBuffer_Release(&buffer);
+    release(&held);
     return result;
 }
 #endif
