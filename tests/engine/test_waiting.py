@@ -94,6 +94,50 @@ def test_room_to_send_wakes_it_only_while_the_device_waits_for_that(pair, monkey
     assert asked == [select.POLLIN | select.POLLOUT, select.POLLIN], "changed when it changes, not each time"
 
 
+class PolledDevice(FakeDevice):
+    """A NIC: it wakes nobody."""
+
+    def filenos(self) -> tuple[int, ...]:
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("busily", "processors", "is_polled", "timer_s", "sleeps"),
+    [
+        (True, 2, True, 0.05, False),
+        (False, 2, True, 0.05, True),
+        (True, 1, True, 0.05, True),
+        (True, 2, False, 0.05, True),
+        (True, 2, True, None, True),
+    ],
+    ids=["work-on-a-nic", "not-asked", "one-processor", "a-socket-wakes", "no-work"],
+)
+def test_a_device_that_wakes_nobody_is_polled_without_sleep_only_where_that_was_asked(
+    pair, monkeypatch, busily, processors, is_polled, timer_s, sleeps
+):
+    monkeypatch.setattr("p2prw.engine.affinity.processors", lambda: processors)
+    device = (PolledDevice if is_polled else FakeDevice)(pair[0])
+    device.timer_s = timer_s
+    asked_ms: list[float] = []
+    monkeypatch.setattr("select.poll", lambda: Recorder(asked_ms))
+    Waiter(device, (), busily=busily).wait(0.04)  # type: ignore[arg-type]
+    assert asked_ms == ([40.0] if sleeps else [])
+
+
+class Recorder:
+    """A poll object that only notes how long it was to wait."""
+
+    def __init__(self, asked_ms: list[float]) -> None:
+        self.asked_ms = asked_ms
+
+    def register(self, fileno: int, mask: int) -> None:
+        pass
+
+    def poll(self, timeout_ms: float) -> list[tuple[int, int]]:
+        self.asked_ms.append(timeout_ms)
+        return []
+
+
 class Looks:
     """What is looked at, and for how long; every look takes 10 us. Something is there at the looks in `finds`."""
 

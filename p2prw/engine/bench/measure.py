@@ -72,8 +72,8 @@ class Measurement:
         self.lanes = [_lane_of(client, request.depth) for client in clients]
         peers = [(one.link.channel, lane.queue_pair) for one, lane in zip(attached, self.lanes, strict=True)]
         self.attendant = Attendant(peers, operation, deadline, request.connection.timeouts.idle_s)
-        self.waiter = Waiter(self.device, [channel.fileno() for channel, _ in peers])
         self.pace = pace_at(attached[0].rate_limit)
+        self.waiter = Waiter(self.device, [channel.fileno() for channel, _ in peers], busily=self.pace is None)
         self.table: Table | None = None
         if _by_pingpong(request, operation):
             most = attached[0].grant.length
