@@ -20,16 +20,19 @@ _TURNS = 2
 """Of a window: what one queue pair sends before the next one does, and the most that it has under way."""
 _PARTS = 8
 """Who waits for room is asked again when this part of the window is free: not for every packet."""
+_READ_PARTS = 2
+"""The same for READs: one that is asked for in small pieces costs both ends more than one that is asked for whole."""
 
 
 class Room:
     """One of the windows: WRITEs and SENDs towards the peer, or READ responses from it."""
 
-    __slots__ = ("_granted_bytes", "_most_bytes", "in_flight_bytes", "window_bytes")
+    __slots__ = ("_granted_bytes", "_most_bytes", "_parts", "in_flight_bytes", "window_bytes")
 
-    def __init__(self, most_bytes: int) -> None:
-        """`most_bytes` bounds it whatever is granted."""
+    def __init__(self, most_bytes: int, parts: int) -> None:
+        """`most_bytes` bounds it whatever is granted; one of `parts` must be free for who waits to be asked again."""
         self._most_bytes = most_bytes
+        self._parts = parts
         self._granted_bytes = 0
         self.window_bytes = 1
         self.in_flight_bytes = 0
@@ -43,7 +46,7 @@ class Room:
     def left_bytes(self, packet_bytes: int) -> int:
         """Return what may be sent now; 0: too little. Nothing under way is room for whatever comes."""
         left = self.window_bytes - self.in_flight_bytes
-        if self.in_flight_bytes and (left < packet_bytes or left < self.window_bytes // _PARTS):
+        if self.in_flight_bytes and (left < packet_bytes or left < self.window_bytes // self._parts):
             return 0
         return max(1, left)
 
@@ -53,8 +56,8 @@ class SharedWindow:
 
     def __init__(self, most_bytes: int, most_read_bytes: int, sending: list[Share]) -> None:
         """`sending`: where shares go whose requester was told how much it may send; `recall` them some time."""
-        self.writes = Room(most_bytes)
-        self.reads = Room(most_read_bytes)
+        self.writes = Room(most_bytes, _PARTS)
+        self.reads = Room(most_read_bytes, _READ_PARTS)
         self.sending = sending
         self.shares: dict[Share, None] = {}
         self.line: deque[Share] = deque()
@@ -204,23 +207,29 @@ class Share:
 
     def _ask_in_turn(self, now: float) -> Burst | None:
         """As `Requester.next_burst`, but in turn, and within what all together may have under way."""
+        return self._requester.next_burst(now) if self.may_send() else None
+
+    def may_send(self) -> bool:
+        """Tell whether the requester may be asked itself: it is our turn, and it was told how much it may send."""
+        if self.is_free:
+            return True
         shared, requester = self.shared, self._requester
         if shared is None:
-            return None
+            return False
         self._settle(shared)
         if not requester.unsent:
             if shared.holder is self:
                 shared.pass_on()
-            return None
+            return False
         if shared.holder is not self or self.left_bytes < self.packet_bytes:
             shared.stand_in_line(self)
             if shared.holder is None or shared.holder is self:
                 shared.pass_on()
             if shared.holder is not self:
-                return None
+                return False
         room, read_room = (each.left_bytes(self.packet_bytes) for each in (shared.writes, shared.reads))
         if not (read_room if requester.unsent[0].is_read else room):
-            return None
+            return False
         # Who waits for packets that were lost keeps no room from the others.
         parts = _TURNS if requester.retries_left == requester.retry_cnt else _TURNS * _PARTS
         most, most_read = shared.writes.window_bytes // parts, shared.reads.window_bytes // parts
@@ -231,7 +240,7 @@ class Share:
         self.is_sending = True
         self.ask = requester.next_burst
         shared.sending.append(self)
-        return requester.next_burst(now)
+        return True
 
     def _settle(self, shared: SharedWindow) -> None:
         """Count what is under way, and what our turn has cost."""

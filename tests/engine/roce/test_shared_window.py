@@ -11,6 +11,7 @@ import pytest
 
 from p2prw.engine.model import Opcode, QueuePairOptions, WcStatus
 from p2prw.engine.roce.device import RoceDevice
+from p2prw.engine.roce.outgoing import Run
 
 KIB, MTU = 1024, 4096
 WRITE, READ = Opcode.RDMA_WRITE, Opcode.RDMA_READ
@@ -99,6 +100,43 @@ def test_reads_take_turns_too(connected_devices, lab):
     link.receive(link.b, bursts)
     answers = [lab.packets([burst])[0].bth.dest_qpn for burst in link.collect(link.b)]
     assert [len(list(same)) for _, same in groupby(answers)] == [12, 12], "FIRST, MIDDLEs with LAST: not in turn"
+
+
+def test_a_read_that_waits_for_room_is_asked_for_whole(connected_devices, lab):
+    """Half of the window is free before one more is asked for, not a scrap of it."""
+    link = connected_devices()
+    many = Many(link, 3, 256 * KIB)
+    for index in range(3):
+        many.post(index, index * 300 * KIB, 300 * KIB, READ)
+    asked: list[tuple[int, int]] = []
+    for _ in range(50):
+        requests = link.collect(link.a)
+        asked += [(many.owner(lab, one), lab.packets([one])[0].reth.length_bytes) for one in requests]
+        link.receive(link.b, requests)
+        link.deliver(link.b, max_bursts=1)
+        if len(asked) == 2:
+            arrived = sum(near.counters.packets_received for near in many.near) * MTU
+    assert asked == [(0, 300 * KIB), (1, 300 * KIB), (2, 300 * KIB)]
+    assert 600 * KIB - arrived <= 384 * KIB + 15 * MTU, "nor does it wait for the window to be empty"
+    link.settle()
+    assert [many.statuses(index) for index in range(3)] == [[WcStatus.SUCCESS]] * 3
+    assert link.a.data[: 900 * KIB] == link.b.data[: 900 * KIB]
+
+
+def test_a_turn_goes_on_with_a_train(connected_devices, monkeypatch):
+    """A message that had to wait for room is not gone on with burst by burst."""
+    singly: list[Any] = []
+    plain = Run.next_burst
+    monkeypatch.setattr(Run, "next_burst", lambda run, requester: singly.append(plain(run, requester)) or singly[-1])
+    link = connected_devices(a_memory=2 * KIB * KIB, b_memory=2 * KIB * KIB)
+    link.trains = True
+    many = Many(link, 2, 512 * KIB)
+    for index in range(2):
+        many.post(index, index * KIB * KIB, KIB * KIB)
+    link.settle()
+    assert [many.statuses(index) for index in range(2)] == [[WcStatus.SUCCESS]] * 2
+    assert singly and set(singly) == {None}, "it was asked, and had nothing that a train had not"
+    assert link.a.data == link.b.data
 
 
 def test_many_responses_are_sent_in_turn(connected_devices, monkeypatch):
