@@ -20,14 +20,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES, PARTS, USUAL, Case
+from benchmarks.cases import CASES, LANES_CASES, PARTS, QUEUE_PAIRS, USUAL, Case, LanesCase
 from benchmarks.table import missed, table
 from lab.errors import FetchError, MissingError
 from lab.host import Need, ensure_host_packages
 from p2prw import __version__
+from p2prw.engine.bench.statistics import ratio_of_medians
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
@@ -37,11 +39,11 @@ P2PRW = (sys.executable, "-m", "p2prw")
 
 
 @contextmanager
-def serving(folder: Path, *more: str) -> Iterator[str]:
+def serving(folder: Path, *more: str, size: str = "8MiB") -> Iterator[str]:
     """A server of one region, in a process of its own."""
     ready = folder / "ready"
     ready.unlink(missing_ok=True)
-    words = ("serve", "--listen", "127.0.0.1:0", "--region", "scratch=host,size=8MiB", "--quiet", *more)
+    words = ("serve", "--listen", "127.0.0.1:0", "--region", f"scratch=host,size={size}", "--quiet", *more)
     with (folder / "serve.txt").open("w+") as said:
         server = subprocess.Popen([*P2PRW, *words, "--ready-file", str(ready)], stdout=said, stderr=said, cwd=ROOT)
         try:
@@ -118,6 +120,27 @@ def ceiling(pairs: int, folder: Path) -> dict[str, Any]:
     return {f"{kind}_median_bytes_per_s": rate for kind, rate in medians.items()}
 
 
+def queue_pairs(pairs: int, folder: Path) -> dict[str, Any]:
+    """Many queue pairs at once against one, all cases by turns, on one server."""
+    found: dict[LanesCase, tuple[list[float], list[float]]] = {case: ([], []) for case in LANES_CASES}
+    with serving(folder, "--max-clients", str(2 * QUEUE_PAIRS), size="64MiB") as target:
+        for number in range(pairs):
+            for case, (many, one) in found.items():
+                kinds = [(many, ("-q", str(QUEUE_PAIRS), "-s", case.size)), (one, ("-s", case.alone))]
+                for rates, words in kinds if number % 2 else kinds[::-1]:
+                    document = bench(target, "--op", case.operation, "-D", "1", *words)
+                    rates.append(document["results"][0]["bw_bytes_per_s"])
+    return {
+        case.name: {
+            "queue_pairs": QUEUE_PAIRS,
+            "many_bw_bytes_per_s": many,
+            "one_bw_bytes_per_s": one,
+            "ratio_of_medians": asdict(ratio_of_medians(many, one, seed=1)),
+        }
+        for case, (many, one) in found.items()
+    }
+
+
 def perftest(folder: Path) -> dict[str, Any]:
     """Over the kernel's rxe, against ib_write_bw and ib_read_bw: benchmarks/perftest_pairs.py in the lab's guest."""
     # Thirty pairs, half an hour: fifteen leave intervals of a tenth around a ratio.
@@ -176,6 +199,8 @@ def measure(parts: list[str], pairs: int, results: dict[str, Any], path: Path) -
                 attempt(part, "p2prw alone", lambda cases=cases: own_figures(cases, pairs, folder))
             elif part == "ceiling":
                 attempt(part, "share of the ceiling", lambda: ceiling(pairs, folder))
+            elif part == "queue_pairs":
+                attempt(part, f"{QUEUE_PAIRS} queue pairs against one", lambda: queue_pairs(pairs, folder))
             elif part == "perftest":
                 attempt(part, "perftest over rxe, in the lab", lambda: perftest(folder))
             for case in cases if part in ("ucx", "libfabric") else ():

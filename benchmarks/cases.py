@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PARTS = ("p2prw", "ucx", "libfabric", "ceiling", "perftest")
+from p2prw.units import format_size, parse_size
+
+PARTS = ("p2prw", "ucx", "libfabric", "ceiling", "queue_pairs", "perftest")
 """Pieces that can be run on their own. `perftest` boots the lab's guest, so only when it is asked for."""
 USUAL = PARTS[:-1]
 MESSAGE = ("-s", "1M", "-D", "1")
@@ -46,4 +48,31 @@ CASES = (
     _pair("READ / fi_rma_bw over tcp;ofi_rxm", "read", "fi_rma_bw -p 'tcp;ofi_rxm' -o read", 1.0),
     # It moves a few MB/s: as many messages as ours would take minutes.
     _pair("WRITE / fi_rma_bw over udp;ofi_rxd", "write", "fi_rma_bw -p 'udp;ofi_rxd' -o write -I 16 -w 1", 20.0),
+)
+
+
+QUEUE_PAIRS = 64
+
+
+@dataclass(frozen=True)
+class LanesCase:
+    """Many queue pairs at once against one."""
+
+    operation: str
+    size: str
+    """Of the messages of each."""
+    alone: str
+    """Of the messages of the one: the same, or as much memory as all the others touch."""
+    least_ratio: float = 0.85
+
+    @property
+    def name(self) -> str:
+        size, alone = (format_size(parse_size(one)) for one in (self.size, self.alone))
+        return f"{self.operation.upper()} {size}" + (f", the one {alone}" if alone != size else "")
+
+
+LANES_CASES = tuple(
+    LanesCase(operation, size, alone)
+    for operation in ("write", "read")
+    for size, alone in (("8K", "8K"), ("64K", "64K"), ("1M", "1M"), ("1M", "64M"))
 )

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import CASES, LANES_CASES, QUEUE_PAIRS, Case
 from p2prw.units import format_size
 
 BEGIN, END = "<!-- benchmarks: begin (python -m benchmarks.table --write README.md) -->", "<!-- benchmarks: end -->"
 HEAD = ("what", "p2prw", "other", "ratio (95 % interval)", "wanted", "")
+LANES_HEAD = (f"{QUEUE_PAIRS} queue pairs, messages of", f"{QUEUE_PAIRS} together", "one", *HEAD[3:])
 PERFTEST_HEAD = ("messages a second on the kernel's rxe", "p2prw", "perftest", *HEAD[3:])
 
 
@@ -47,6 +48,12 @@ def missed(results: dict[str, Any]) -> list[str]:
         else:
             rate, least = figures["p2prw_median_bytes_per_s"] / 1e9, (case.least_bytes_per_s or 0) / 1e9
             sentences.append(f"{case.name}: {rate:.2f} GB/s, wanted {least:g}")
+    for lanes in LANES_CASES:
+        figures = results.get("queue_pairs", {}).get(lanes.name)
+        if figures is not None and (ratio := figures["ratio_of_medians"]["ratio"]) < lanes.least_ratio:
+            sentences.append(
+                f"{QUEUE_PAIRS} queue pairs, {lanes.name}: ratio {ratio:.2f}, wanted {lanes.least_ratio:g}"
+            )
     for one in results.get("perftest", {}).get("cases", ()):
         if not one["holds"]:
             low = one["ratio_of_medians"]["low"]
@@ -82,6 +89,8 @@ def table(results: dict[str, Any]) -> Iterator[str]:
             f"{prebuilt / 1e9:.2f} GB/s; the device's share of that: {shares}."
         )
         yield ""
+    if lanes := results.get("queue_pairs"):
+        yield from _lanes(lanes)
     if perftest := results.get("perftest"):
         yield from _perftest(perftest)
     setups = list(results.get("setup", {}).values())
@@ -100,6 +109,27 @@ def _name(case: dict[str, Any]) -> str:
     lanes = f", {case['queue_pairs']} queue pairs" if case["queue_pairs"] > 1 else ""
     tool = case["command"].partition(" ")[0]
     return f"{case['operation'].upper()} {format_size(case['size_bytes'])}{lanes} / {tool}"
+
+
+def _lanes(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the rows of many queue pairs against one."""
+    yield _line(LANES_HEAD)
+    yield _line(("---",) * len(LANES_HEAD))
+    for case in LANES_CASES:
+        if (figures := results.get(case.name)) is None:
+            continue
+        rates = (figures[f"{kind}_bw_bytes_per_s"] for kind in ("many", "one"))
+        ratio = figures["ratio_of_medians"]
+        yield _line(
+            (
+                case.name,
+                *(_rates(values, statistics.median(values)) for values in rates),
+                f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+                f"{case.least_ratio:g} x",
+                "yes" if ratio["ratio"] >= case.least_ratio else "**no**",
+            )
+        )
+    yield ""
 
 
 def _perftest(document: dict[str, Any]) -> Iterator[str]:

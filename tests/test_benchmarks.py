@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import perftest_pairs
-from benchmarks.cases import CASES, USUAL
+from benchmarks.cases import CASES, LANES_CASES, USUAL
 from benchmarks.table import BEGIN, END, missed, rewritten, table
 from p2prw.against.tools import TOOLS, parse_command
 from p2prw.cli import cli
@@ -50,6 +50,22 @@ def test_the_table_says_what_was_missed_and_by_how_much():
     results[OWN.part] = {OWN.name: figures(1.5e9)}
     results[PAIR.part] = {PAIR.name: figures(1e9, 2.5)}
     assert missed(results) == []
+
+
+def test_many_queue_pairs_have_a_table_of_their_own():
+    first, other = LANES_CASES[:2]
+    made = {"many_bw_bytes_per_s": [0.8e9, 1e9, 0.9e9], "one_bw_bytes_per_s": [1e9, 1.2e9, 1.25e9]}
+    results: dict[str, Any] = {"queue_pairs": {
+        first.name: {**made, "ratio_of_medians": {"ratio": 0.75, "low": 0.7, "high": 0.8}},
+        other.name: {**made, "ratio_of_medians": {"ratio": 0.9, "low": 0.7, "high": 0.95}},
+    }}  # fmt: skip
+    lines = list(table(results))
+    rates = "0.90 (0.80 to 1.00) | 1.20 (1.00 to 1.25)"
+    assert f"| WRITE 8 KiB | {rates} | 0.75 (0.70 to 0.80) | 0.85 x | **no** |" in lines
+    assert f"| WRITE 64 KiB | {rates} | 0.90 (0.70 to 0.95) | 0.85 x | yes |" in lines
+    assert missed(results) == ["64 queue pairs, WRITE 8 KiB: ratio 0.75, wanted 0.85"]
+    assert len({case.name for case in LANES_CASES}) == len(LANES_CASES)
+    assert LANES_CASES[3].name == "WRITE 1 MiB, the one 64 MiB"
 
 
 def test_perftests_pairs_have_a_table_of_their_own():
