@@ -155,15 +155,19 @@ def serve_request(settings: Settings) -> ServeRequest:
 
 def peer_request(
     settings: Settings, peer_text: str | None
-) -> tuple[PeerAddress, bytes | None, TlsClient | None, Timeouts]:
-    """Return what `regions` needs: the server, the token, how to open TLS, the deadlines."""
+) -> tuple[PeerAddress, str | None, bytes | None, TlsClient | None, Timeouts]:
+    """Return what `regions` needs: the server, the one region or None, the token, how to open TLS, the deadlines."""
+    region = None
     if peer_text is not None:
-        host, origin = parse_host(peer_text.partition("/")[0], "PEER"), "command line"
+        host_text, _, name = peer_text.partition("/")
+        host, origin = parse_host(host_text, "PEER"), "command line"
+        # As it stands behind write and read, so that it can be taken over from there.
+        region = name.partition("+")[0] or None
     else:
         target, origin = _target(settings, None, what="PEER")
         host = target.peer
     settings.extra["peer"] = Value(peer_text, origin)
-    return _peer(host, settings, origin), _token(settings), _tls_client(settings), timeouts(settings)
+    return _peer(host, settings, origin), region, _token(settings), _tls_client(settings), timeouts(settings)
 
 
 def timeouts(settings: Settings) -> Timeouts:

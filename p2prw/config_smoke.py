@@ -22,7 +22,14 @@ def smoke_request(settings: Settings, peer_text: str | None, fresh_seed: int) ->
         parse_faults(settings["inject"])
     peer, token, tls = None, None, None
     if peer_text is not None:
-        peer, token, tls, _ = peer_request(settings, peer_text)
+        peer, region, token, tls, _ = peer_request(settings, peer_text)
+        if region is not None:
+            raise RequestError(
+                f"smoke takes no region: {peer_text}",
+                why="it uses those of the peer's `serve --smoke`, and writes to them",
+                fix=f"p2prw smoke {peer_text.partition('/')[0]}",
+                code="usage",
+            )
     return SmokeRequest(
         seed=fresh_seed if settings["seed"] is None else settings["seed"],
         peer=peer,

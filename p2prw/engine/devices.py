@@ -58,6 +58,13 @@ def open_device(
 
         opened = open_verbs_device(auto.name, port=ib_port, role=role, binding=verbs_binding, sysfs=root)
         return opened, auto.reason
+    if ib_port != 1:
+        raise RequestError(
+            f"the software device has no port {ib_port} (--ib-port, -i)",
+            why=f"it has one port{auto.reason}",
+            fix="no -i; a verbs device by --device: p2prw devices",
+            code="no_port",
+        )
     # Imported here: `p2prw --help` must not load numpy and the RoCE core.
     from p2prw.engine.providers.soft import open_soft_device
 

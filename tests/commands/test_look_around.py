@@ -23,6 +23,21 @@ def test_regions_table_and_document(run, engine):
     assert [row["size_bytes"] for row in document["results"]] == [1 << 20, None]
 
 
+@pytest.mark.parametrize("peer", ["h:7/inbox", "h:7/inbox+4K"])
+def test_one_region_as_write_and_read_name_it(run, engine, peer):
+    engine.regions = (RegionInfo("scratch", "host", 1 << 20, "rw"), RegionInfo("inbox", "file", None, "w"))
+    document, result = run.json("regions", peer, "--json")
+    assert result.exit_code == 0 and [row["name"] for row in document["results"]] == ["inbox"]
+    assert engine.calls[-1]["peer"] == PeerAddress("h", 7)
+
+
+def test_a_region_that_is_not_offered_is_no_empty_list(run, engine):
+    engine.regions = (RegionInfo("scratch", "host", 1 << 20, "rw"),)
+    document, result = run.json("regions", "h/scrach", "--json")
+    assert (result.exit_code, document["error"]["code"]) == (7, "unknown_region")
+    assert "h:18515/scratch" in str(document["error"])
+
+
 def test_regions_of_an_empty_server(run, engine):
     assert run("regions", "h").stdout == "h:18515 offers no region\n"
 

@@ -83,6 +83,7 @@ def test_a_junit_file_that_cannot_be_written_is_part_of_the_outcome(run, tmp_pat
         (("--device", "mlx5_77"), "no_device", 3),
         (("127.0.0.1:9", "--connect-retry", "0"), "connect_refused", 3),
         (("not a peer",), "bad_peer", 2),
+        (("127.0.0.1:1/scratch",), "usage", 2),
     ],
 )
 def test_what_is_refused_before_the_first_cell(run, words, code, exit_code):

@@ -93,6 +93,15 @@ def test_faults_and_captures_are_for_the_software_device(tmp_path, binding):
         open_device("rxe0", local_address="127.0.0.1", role="client", inject="drop=1%", sysfs=SysfsRoot(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["soft0", "auto"])
+def test_the_software_device_has_one_port(tmp_path, binding, name):
+    """Another port is of a verbs device: who asked for it is not given what it did not ask for."""
+    write_sysfs(tmp_path, gids=[LOOPBACK])
+    with pytest.raises(RequestError, match="no port 2") as refused:
+        open_device(name, local_address="127.0.0.1", role="client", ib_port=2, sysfs=SysfsRoot(tmp_path))
+    assert refused.value.code == "no_port"
+
+
 def test_the_list_holds_verbs_ports_and_software_devices(tmp_path, binding):
     assert {row.provider for row in list_devices(sysfs=SysfsRoot(tmp_path))} == {"soft"}
     write_sysfs(tmp_path, gids=[LOOPBACK])

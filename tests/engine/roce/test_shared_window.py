@@ -127,7 +127,12 @@ def test_a_turn_goes_on_with_a_train(connected_devices, monkeypatch):
     """A message that had to wait for room is not gone on with burst by burst."""
     singly: list[Any] = []
     plain = Run.next_burst
-    monkeypatch.setattr(Run, "next_burst", lambda run, requester: singly.append(plain(run, requester)) or singly[-1])
+
+    def next_burst(run: Run, requester: Any) -> Any:
+        singly.append(plain(run, requester))
+        return singly[-1]
+
+    monkeypatch.setattr(Run, "next_burst", next_burst)
     link = connected_devices(a_memory=2 * KIB * KIB, b_memory=2 * KIB * KIB)
     link.trains = True
     many = Many(link, 2, 512 * KIB)
