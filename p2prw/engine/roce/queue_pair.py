@@ -328,7 +328,9 @@ class RoceQueuePair:
         run = requester.run
         if run is None or not unsent or run.wqe is not unsent[0] or self.state is not _RTS:
             return None
-        return run.train(requester, most, now) if requester.rnr_deadline is None and self.share.may_send() else None
+        if requester.rnr_deadline is not None or not (self.share.is_free or self.share.may_go_on()):
+            return None
+        return run.train(requester, most, now)
 
     def next_timer(self) -> float | None:
         """Return when `handle_timer` must be called (absolute), None: nothing runs."""

@@ -207,12 +207,10 @@ class Share:
 
     def _ask_in_turn(self, now: float) -> Burst | None:
         """As `Requester.next_burst`, but in turn, and within what all together may have under way."""
-        return self._requester.next_burst(now) if self.may_send() else None
+        return self._requester.next_burst(now) if self.may_go_on() else None
 
-    def may_send(self) -> bool:
-        """Tell whether the requester may be asked itself: it is our turn, and it was told how much it may send."""
-        if self.is_free:
-            return True
+    def may_go_on(self) -> bool:
+        """Where it is not free: see whether it is our turn and there is room; if so tell the requester how much."""
         shared, requester = self.shared, self._requester
         if shared is None:
             return False
