@@ -159,10 +159,14 @@ def peer_request(
     """Return what `regions` needs: the server, the one region or None, the token, how to open TLS, the deadlines."""
     region = None
     if peer_text is not None:
-        host_text, _, name = peer_text.partition("/")
-        host, origin = parse_host(host_text, "PEER"), "command line"
-        # As it stands behind write and read, so that it can be taken over from there.
-        region = name.partition("+")[0] or None
+        origin = "command line"
+        host_text, _, rest = peer_text.partition("/")
+        if rest:
+            # As it stands behind write and read, so that it can be taken over from there; an offset says nothing here.
+            target = parse_target(peer_text, "PEER")
+            host, region = target.peer, target.region
+        else:
+            host = parse_host(host_text, "PEER")
     else:
         target, origin = _target(settings, None, what="PEER")
         host = target.peer

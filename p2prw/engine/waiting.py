@@ -25,13 +25,13 @@ class Spinner:
 
     def __init__(self, processors: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """`processors`: that this process may use; on one alone, who looks keeps the other from working."""
-        self._may_spin = (affinity.processors() if processors is None else processors) > 1
+        self.may_spin = (affinity.processors() if processors is None else processors) > 1
         self._clock = clock
         self._comes = False
 
     def wait(self, look: Callable[[float], _Ready], wait_s: float) -> _Ready:
         """Return what `look(timeout_s)` finds, at once or within `wait_s`."""
-        if self._comes and self._may_spin and wait_s > _SPIN_S:
+        if self._comes and self.may_spin and wait_s > _SPIN_S:
             end_s = self._clock() + _SPIN_S
             while self._clock() < end_s:
                 found = look(0)
@@ -51,16 +51,17 @@ class Waiter:
         As perftest polls: a nap is up to 3 ms late, and under rxe it sends the kernel's work from CPU to CPU.
         """
         self._device = device
-        self._busily = busily and not device.filenos() and affinity.processors() > 1
         self._filenos = tuple(filenos)
         self._poller: select.poll | None = None
         self._spinner = Spinner()
+        self._busily = busily and not device.filenos() and self._spinner.may_spin
         self._writable_wanted = False
 
     def wait(self, at_most_s: float) -> None:
         """Sleep until a descriptor turns ready, the device's timer, or `at_most_s`."""
         device = self._device
-        if self._busily and device.next_timer_s() is not None:
+        timer_s = device.next_timer_s()
+        if self._busily and timer_s is not None:
             return
         if self._poller is None:
             # Not before: a loop that is never idle opens nothing.
@@ -72,7 +73,6 @@ class Waiter:
             self._writable_wanted = writable
             for fileno in device.filenos():
                 self._poller.modify(fileno, select.POLLIN | (select.POLLOUT if writable else 0))
-        timer_s = device.next_timer_s()
         wait_s = min(at_most_s, _LONGEST_WAIT_S, timer_s if timer_s is not None else _LONGEST_WAIT_S)
         if wait_s > 0:
             self._spinner.wait(self._look, wait_s)
