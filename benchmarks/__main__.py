@@ -143,7 +143,7 @@ def queue_pairs(pairs: int, folder: Path) -> dict[str, Any]:
 
 def perftest(folder: Path) -> dict[str, Any]:
     """Over the kernel's rxe, against ib_write_bw and ib_read_bw: benchmarks/perftest_pairs.py in the lab's guest."""
-    # Thirty pairs, half an hour: fifteen leave intervals of a tenth around a ratio.
+    # Thirty pairs, twenty minutes: fifteen leave intervals of a tenth around a ratio.
     program = "python benchmarks/perftest_pairs.py --pairs 30 --json $LAB_SHARED/pairs.json"
     options = ("--rxe", "--timeout", "3000", "--folder", str(folder))
     command = [str(ROOT / "lab" / "run"), *options, "--", "bash", "-c", program]

@@ -70,6 +70,10 @@ class LanesCase:
         size, alone = (format_size(parse_size(one)) for one in (self.size, self.alone))
         return f"{self.operation.upper()} {size}" + (f", the one {alone}" if alone != size else "")
 
+    def holds(self, ratio: float) -> bool:
+        """Return whether the ratio of medians is enough."""
+        return ratio >= self.least_ratio
+
 
 LANES_CASES = tuple(
     LanesCase(operation, size, alone)

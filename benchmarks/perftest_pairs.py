@@ -35,10 +35,11 @@ from p2prw.engine.bench.statistics import ratio_of_medians
 from p2prw.engine.model import Operation, QueuePairOptions
 from p2prw.units import KIB, MIB, format_size, parse_size
 
-CASES = (
-    "write:64:60000", "write:4K:20000", "write:64K:1600", "write:1M:192", "write:64K:500:4",
-    "read:64:60000", "read:4K:20000", "read:64K:1600", "read:1M:192", "read:64K:500:4",
-)  # fmt: skip
+CASES = tuple(
+    f"{operation}:{rest}"
+    for operation in ("write", "read")
+    for rest in ("64:60000", "4K:20000", "64K:1600", "1M:192", "64K:500:4")
+)
 """A second or two each on rxe under emulation: in a quarter of one, which processor the kernel chose is most of it."""
 TOOLS = {Operation.WRITE: "ib_write_bw", Operation.READ: "ib_read_bw"}
 PERFTEST_PORT = 18615

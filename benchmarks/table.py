@@ -50,7 +50,7 @@ def missed(results: dict[str, Any]) -> list[str]:
             sentences.append(f"{case.name}: {rate:.2f} GB/s, wanted {least:g}")
     for lanes in LANES_CASES:
         figures = results.get("queue_pairs", {}).get(lanes.name)
-        if figures is not None and (ratio := figures["ratio_of_medians"]["ratio"]) < lanes.least_ratio:
+        if figures is not None and not lanes.holds(ratio := figures["ratio_of_medians"]["ratio"]):
             sentences.append(
                 f"{QUEUE_PAIRS} queue pairs, {lanes.name}: ratio {ratio:.2f}, wanted {lanes.least_ratio:g}"
             )
@@ -63,8 +63,7 @@ def missed(results: dict[str, Any]) -> list[str]:
 
 def table(results: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of the table in Markdown and what it was measured on."""
-    yield _line(HEAD)
-    yield _line(("---",) * len(HEAD))
+    yield from _head(HEAD)
     for case in CASES:
         figures = found(results, case)
         if figures is None:
@@ -72,10 +71,10 @@ def table(results: dict[str, Any]) -> Iterator[str]:
             continue
         ratio = other = ""
         if "ratio" in figures:
-            ratio = f"{figures['ratio']:.2f} ({figures['ratio_low']:.2f} to {figures['ratio_high']:.2f})"
+            ratio = _ratio(figures["ratio"], figures["ratio_low"], figures["ratio_high"])
             other = _rates(figures["other_bw_bytes_per_s"], figures["other_median_bytes_per_s"])
         own = _rates(figures["p2prw_bw_bytes_per_s"], figures["p2prw_median_bytes_per_s"])
-        yield _line((case.name, own, other, ratio, _wanted(case), "yes" if reached(case, figures) else "**no**"))
+        yield _line((case.name, own, other, ratio, _wanted(case), _verdict(reached(case, figures))))
     yield ""
     if ceiling := results.get("ceiling"):
         prebuilt = ceiling["prebuilt_median_bytes_per_s"]
@@ -113,8 +112,7 @@ def _name(case: dict[str, Any]) -> str:
 
 def _lanes(results: dict[str, Any]) -> Iterator[str]:
     """Yield the rows of many queue pairs against one."""
-    yield _line(LANES_HEAD)
-    yield _line(("---",) * len(LANES_HEAD))
+    yield from _head(LANES_HEAD)
     for case in LANES_CASES:
         if (figures := results.get(case.name)) is None:
             continue
@@ -124,9 +122,9 @@ def _lanes(results: dict[str, Any]) -> Iterator[str]:
             (
                 case.name,
                 *(_rates(values, statistics.median(values)) for values in rates),
-                f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+                _ratio(**ratio),
                 f"{case.least_ratio:g} x",
-                "yes" if ratio["ratio"] >= case.least_ratio else "**no**",
+                _verdict(case.holds(ratio["ratio"])),
             )
         )
     yield ""
@@ -134,18 +132,16 @@ def _lanes(results: dict[str, Any]) -> Iterator[str]:
 
 def _perftest(document: dict[str, Any]) -> Iterator[str]:
     """Yield the rows of perftest_pairs.py; what is wanted there is wanted of the lower end of the interval."""
-    yield _line(PERFTEST_HEAD)
-    yield _line(("---",) * len(PERFTEST_HEAD))
+    yield from _head(PERFTEST_HEAD)
     for case in document["cases"]:
         rates = [statistics.median(case[f"{tool}_msg_rate_per_s"]) for tool in ("p2prw", "perftest")]
-        found = case["ratio_of_medians"]
         yield _line(
             (
                 _name(case),
                 *(f"{rate:,.0f}" for rate in rates),
-                f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
+                _ratio(**case["ratio_of_medians"]),
                 f"{case['least_ratio']:g} x at the low end",
-                "yes" if case["holds"] else "**no**",
+                _verdict(case["holds"]),
             )
         )
     yield ""
@@ -163,10 +159,23 @@ def _rates(values: list[float], median: float) -> str:
     return f"{middle} ({low} to {high})"
 
 
+def _ratio(ratio: float, low: float, high: float) -> str:
+    return f"{ratio:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _verdict(holds: bool) -> str:
+    return "yes" if holds else "**no**"
+
+
 def _wanted(case: Case) -> str:
     if case.least_ratio is not None:
         return f"{case.least_ratio:g} x"
     return f"{case.least_bytes_per_s / 1e9:g} GB/s" if case.least_bytes_per_s is not None else ""
+
+
+def _head(cells: tuple[str, ...]) -> Iterator[str]:
+    yield _line(cells)
+    yield _line(("---",) * len(cells))
 
 
 def _line(cells: tuple[str, ...]) -> str:
