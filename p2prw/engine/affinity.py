@@ -16,7 +16,12 @@ _processors_before: list[int] = []
 
 def processors() -> int:
     """Return on how many CPUs this process might run, were it not for `--cpu`: then the other end has another one."""
-    return max([len(os.sched_getaffinity(0)), *_processors_before])
+    return max([own_processors(), *_processors_before])
+
+
+def own_processors() -> int:
+    """Return on how many CPUs this thread, and those it starts, may run."""
+    return len(os.sched_getaffinity(0))
 
 
 def pin(cpus: Iterable[int]) -> None:

@@ -1,22 +1,33 @@
 """Block digests of final memory: XXH3-128 for each block, and one digest over them; run by the side that owns it.
 
-A generator, so that one thread can drive a device between two blocks. Host memory is hashed where it lies, other memory
-passes through one reused buffer of at most 4 MiB. XXH3 finds accidents, not attackers: it is no proof against a peer
-that lies.
+A generator, so that one thread can drive a device between two blocks. Host memory is hashed where it lies, much of it
+by several threads (XXH3 of a large piece runs without the interpreter); other memory passes through one reused buffer
+of at most 4 MiB. XXH3 finds accidents, not attackers: it is no proof against a peer that lies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+import functools
+from collections import deque
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from p2prw.engine.affinity import own_processors
 from p2prw.errors import HostError, RequestError
-from p2prw.units import MIB
+from p2prw.units import KIB, MIB
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 ALGORITHM = "xxh3-128"
 BLOCK_BYTES = MIB
 MAX_READ_BYTES = 4 * MIB
-"""Most bytes of one `read_at` (see `MemorySource.read_at`)."""
+"""Most bytes of one `read_at` (see `MemorySource.read_at`), and of what one thread hashes before the next may."""
+_MOST_THREADS = 4
+"""Of the process, whoever digests: a server's loop must not wait for a processor behind its digests."""
+_LEAST_SHARED_BYTES = 16 * MIB
+_LEAST_SHARED_BLOCK_BYTES = 256 * KIB
+"""xxhash keeps the interpreter while it hashes less than 100,000 bytes."""
 
 
 class Readable(Protocol):
@@ -47,7 +58,9 @@ def digest_block(data: bytes | bytearray | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def digest_blocks(source: Readable, offset: int, length_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
+def digest_blocks(
+    source: Readable, offset: int, length_bytes: int, block_bytes: int = BLOCK_BYTES
+) -> Generator[str, None, None]:
     """Yield the XXH3-128 (32 hex digits) of each block of [offset, offset + length_bytes); the last may be shorter.
 
     Blocks longer than 4 MiB are hashed in pieces; shorter ones are read one by one, at most `block_bytes` between two
@@ -57,10 +70,17 @@ def digest_blocks(source: Readable, offset: int, length_bytes: int, block_bytes:
         raise RequestError(f"a digest block of {block_bytes} bytes", fix=str(BLOCK_BYTES), code="bad_size")
     import xxhash
 
-    buffer = memoryview(bytearray(min(MAX_READ_BYTES, block_bytes, length_bytes)))
-    hasher = xxhash.xxh3_128()
     in_place = source.in_place() if isinstance(source, InPlace) else None
     end = offset + length_bytes
+    if (
+        in_place is not None
+        and length_bytes >= _LEAST_SHARED_BYTES
+        and _LEAST_SHARED_BLOCK_BYTES <= block_bytes <= MAX_READ_BYTES
+        and (threads := min(_MOST_THREADS, own_processors())) > 1
+    ):
+        offset = yield from _digest_together(in_place, offset, end, block_bytes, threads)
+    buffer = memoryview(bytearray(min(MAX_READ_BYTES, block_bytes, length_bytes)))
+    hasher = xxhash.xxh3_128()
     while offset < end:
         block_end = min(offset + block_bytes, end)
         while offset < block_end:
@@ -85,6 +105,39 @@ def digest_blocks(source: Readable, offset: int, length_bytes: int, block_bytes:
             offset += got
         yield hasher.hexdigest()
         hasher.reset()
+
+
+def _digest_together(memory: Plain, offset: int, end: int, block_bytes: int, threads: int) -> Generator[str, None, int]:
+    """Yield the digests of [offset, end) in order; return where `memory` ended, or went away."""
+    pool, ahead = _pool(threads), deque["Future[list[str]]"]()
+    step = MAX_READ_BYTES // block_bytes * block_bytes
+    started = offset
+    try:
+        while True:
+            while len(ahead) < 2 * threads and started < end and (view := memory.view) is not None:
+                stop = min(started + step, end)
+                if stop > len(view):
+                    break
+                # The slice is made here: memory that is closed meanwhile is unmapped when the last slice goes.
+                ahead.append(pool.submit(_digest_piece, view[started:stop], block_bytes))
+                started = stop
+            if not ahead:
+                return started
+            yield from ahead.popleft().result()
+    finally:
+        for future in ahead:
+            future.cancel()
+
+
+def _digest_piece(piece: memoryview, block_bytes: int) -> list[str]:
+    return [digest_block(piece[start : start + block_bytes]) for start in range(0, len(piece), block_bytes)]
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(threads, "p2prw-digest")
 
 
 class TotalDigest:

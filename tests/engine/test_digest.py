@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2prw.engine import digest
 from p2prw.engine.digest import ALGORITHM, BLOCK_BYTES, MAX_READ_BYTES, TotalDigest, digest_block, digest_blocks
 from p2prw.errors import HostError, RequestError
 from p2prw.units import KIB, MIB
@@ -74,6 +78,82 @@ def test_plain_memory_is_hashed_where_it_lies(block):
     assert digests == [of(data[k : k + block]) for k in range(7, len(data), block)]
     assert plain.reads == []
     assert hidden.reads
+
+
+@pytest.fixture
+def hashed_by(monkeypatch):
+    """Three processors, and the names of the threads that hashed blocks."""
+    names: list[str] = []
+
+    def noting(piece):
+        names.append(threading.current_thread().name)
+        return digest_block(piece)
+
+    monkeypatch.setattr(digest, "own_processors", lambda: 3)
+    monkeypatch.setattr(digest, "digest_block", noting)
+    return names
+
+
+@pytest.mark.parametrize("block", [256 * KIB, MIB, 3 * MIB, 4 * MIB])
+def test_much_plain_memory_is_hashed_by_several_threads(hashed_by, block):
+    data = bytes(range(251)) * (41 * MIB // 251)
+    plain = Plain(data)
+    digests = list(digest_blocks(plain, 9, len(data) - 9, block))
+    assert digests == [of(data[k : k + block]) for k in range(9, len(data), block)]
+    assert plain.reads == []
+    assert len(hashed_by) == len(digests)
+    assert all(name.startswith("p2prw-digest") for name in hashed_by) and len(set(hashed_by)) <= 3
+
+
+@pytest.mark.parametrize(("size", "block"), [(15 * MIB, MIB), (20 * MIB, 128 * KIB), (20 * MIB, 8 * MIB)])
+def test_what_several_threads_would_not_make_faster_is_hashed_by_this_one(hashed_by, size, block):
+    data = bytes(size)
+    assert len(list(digest_blocks(Plain(data), 0, size, block))) == -(-size // block)
+    assert hashed_by == []
+
+
+def test_on_one_processor_this_thread_hashes(hashed_by, monkeypatch):
+    monkeypatch.setattr(digest, "own_processors", lambda: 1)
+    assert list(digest_blocks(Plain(bytes(20 * MIB)), 0, 20 * MIB)) == [of(bytes(MIB))] * 20
+    assert hashed_by == []
+
+
+def test_memory_that_several_threads_hash_may_end_or_go_away(hashed_by):
+    plain = Plain(bytes(20 * MIB))
+    with pytest.raises(HostError) as caught:
+        list(digest_blocks(plain, 0, 22 * MIB))
+    assert caught.value.code == "short_memory" and plain.reads[0] == (20 * MIB, MIB)
+    gone = Plain(bytes(64 * MIB))
+    blocks = digest_blocks(gone, 0, 64 * MIB)
+    next(blocks)
+    gone.view, gone.data = None, b""
+    with pytest.raises(HostError):
+        list(blocks)
+    # Nothing is held by who stops half-way.
+    memory = bytearray(64 * MIB)
+    left = Plain(bytes(0))
+    left.view = memoryview(memory)
+    blocks = digest_blocks(left, 0, len(memory))
+    next(blocks)
+    blocks.close()
+    left.view = None
+    wait_for(lambda: is_resizable(memory))
+
+
+def is_resizable(memory: bytearray) -> bool:
+    try:
+        memory.append(0)
+    except BufferError:
+        return False
+    return True
+
+
+def wait_for(condition) -> None:
+    """A thread that was hashing may need a moment more."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def test_plain_memory_that_ends_early_is_an_error():
