@@ -156,11 +156,11 @@ class Wire:
         """
         assert self._take_runs is not None
         address = pack_address(awaited.source, self._scope_id)
-        packets, bursts, asked, error, rest = self._take_runs(
-            self.sock.fileno(), self._buffer, address, *awaited[1:8], most
+        packets, bursts, asked, ended, error, rest = self._take_runs(
+            self.sock.fileno(), self._buffer, address, *awaited[1:10], most
         )
         # What is left of a burst counts where it is delivered.
-        awaited.took(bursts - (rest is not None), packets, asked, now)
+        awaited.took(bursts - (rest is not None), packets, asked, ended, now)
         if rest is not None:
             length_bytes, position, index, segment_bytes, packed = rest
             source = unpack_address(packed)
@@ -215,7 +215,7 @@ class Wire:
             if isinstance(burst, Train):
                 number = self._send_train(burst)
                 sent += number
-                if number < burst.bursts and not self._is_full:
+                if number < burst.sends and not self._is_full:
                     # It was refused: what is the matter is found out burst by burst, at once.
                     return True
                 if self._is_full or sent >= SENDS_PER_PUMP:
@@ -232,11 +232,11 @@ class Wire:
         return worked or sent > 0
 
     def _send_train(self, train: Train) -> int:
-        """Send as many bursts of it as go; return the number."""
+        """Send as much of it as goes; return the number of sends."""
         assert self._send_runs is not None
-        sent, error = self._send_runs(self.sock.fileno(), pack_address(train.destination, self._scope_id), *train[:10])
+        sent, error = self._send_runs(self.sock.fileno(), pack_address(train.destination, self._scope_id), *train[:12])
         train.left(sent)
-        self.segmented_sends += sent
+        self.segmented_sends += max(0, sent - (train.sends - train.bursts))
         if error == errno.EAGAIN:
             self._is_full = True
         elif error:

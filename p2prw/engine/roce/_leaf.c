@@ -20,7 +20,7 @@
 #define HAS_SOCKET_RUNS 1
 #endif
 
-#define INTERFACE 2 /* leaf.py asks for this one: a binary that is older than the checkout is not used */
+#define INTERFACE 4 /* leaf.py asks for this one: a binary that is older than the checkout is not used */
 
 enum { PREFIX_BYTES = 8, HEADER_BYTES = 12, ICRC_BYTES = 4, OVERHEAD_BYTES = HEADER_BYTES + ICRC_BYTES };
 #define PSN_MASK 0xFFFFFFu
@@ -297,7 +297,7 @@ static int read_seeds(seed_list *seeds, PyObject *list, Py_ssize_t index, Py_ssi
 }
 
 /* The buffers of one call, held and let go together. */
-enum { MOST_BUFFERS = 4 };
+enum { MOST_BUFFERS = 5 };
 typedef struct {
     Py_buffer at[MOST_BUFFERS];
     int count;
@@ -318,15 +318,21 @@ static int hold(buffer_list *held, PyObject *object, int flags) {
     return 1;
 }
 
-/* Write `count` packets to `to`, which has room for them. */
+/* Write `count` packets to `to`, which has room for them. `end`: of all data there is, these packets' or more. */
 static void make_packets(uint8_t *to, const uint8_t *prefix, const uint32_t *seeds, uint32_t psn, const uint8_t *from,
-                         Py_ssize_t mtu, Py_ssize_t count, int ack_last) {
+                         const uint8_t *end, Py_ssize_t mtu, Py_ssize_t count, int ack_last) {
     for (Py_ssize_t index = 0; index < count; index++) {
         psn &= PSN_MASK;
         uint32_t word = ack_last && index + 1 == count ? psn | ACK_REQUEST : psn;
         memcpy(to, prefix, PREFIX_BYTES);
         store_big32(to + PREFIX_BYTES, word);
         uint32_t crc = crc_big32(~seeds[index], word);
+#ifdef __GNUC__
+        /* Where the next page begins, nothing foresees that it is needed; the rest of it then is. */
+        const uint8_t *next = from + mtu, *enough = end - next < mtu / 8 ? end : next + mtu / 8;
+        for (; next < enough; next += 64)
+            __builtin_prefetch(next);
+#endif
         crc = crc_copy(crc, to + HEADER_BYTES, from, (size_t)mtu);
         store_little32(to + HEADER_BYTES + mtu, ~crc);
         to += mtu + OVERHEAD_BYTES, from += mtu;
@@ -393,7 +399,8 @@ static PyObject *build_run(PyObject *self, PyObject *const *arguments, Py_ssize_
         wire = PyBytes_FromStringAndSize(NULL, length + count * OVERHEAD_BYTES);
         if (wire) {
             uint8_t *to = (uint8_t *)PyBytes_AsString(wire);
-            make_packets(to, prefix->buf, seeds.all, psn, data->buf, mtu, count, ack_last);
+            const uint8_t *from = data->buf;
+            make_packets(to, prefix->buf, seeds.all, psn, from, from + length, mtu, count, ack_last);
             buffers = PyList_New(1);
         }
         free_seeds(&seeds);
@@ -463,11 +470,36 @@ static int descriptor(PyObject *number) {
 
 /* Both give the interpreter to nobody while they run: a call is short, and to get it back may take milliseconds. */
 
+/* Send `length` bytes of `wire`, in datagrams of `segment` bytes if it is more than one; return errno or 0. */
+static int send_one(int fileno, const Py_buffer *address, uint8_t *wire, Py_ssize_t length, uint16_t segment) {
+    control_space control = {{0}};
+    struct iovec piece = {wire, (size_t)length};
+    struct msghdr message = {
+        .msg_name = address->buf, .msg_namelen = (socklen_t)address->len, .msg_iov = &piece, .msg_iovlen = 1,
+    };
+    if (length > segment) {
+        message.msg_control = &control, message.msg_controllen = CMSG_SPACE(sizeof segment);
+        struct cmsghdr *told = CMSG_FIRSTHDR(&message);
+        told->cmsg_level = SOL_UDP_, told->cmsg_type = UDP_SEGMENT_, told->cmsg_len = CMSG_LEN(sizeof segment);
+        memcpy(CMSG_DATA(told), &segment, sizeof segment);
+    }
+    return sendmsg(fileno, &message, MSG_DONTWAIT) < 0 ? errno : 0;
+}
+
+/* Write the packet that starts a message to `to`; return its length. `head`: its BTH and extension headers. */
+static Py_ssize_t make_first(uint8_t *to, const Py_buffer *head, uint32_t seed, const uint8_t *from, Py_ssize_t mtu) {
+    memcpy(to, head->buf, (size_t)head->len);
+    uint32_t crc = crc_copy_tables(~seed, NULL, to + PREFIX_BYTES, (size_t)(head->len - PREFIX_BYTES));
+    crc = crc_copy(crc, to + head->len, from, (size_t)mtu);
+    store_little32(to + head->len + mtu, ~crc);
+    return head->len + mtu + ICRC_BYTES;
+}
+
 static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
     (void)self;
-    if (given != 12) {
+    if (given != 14) {
         PyErr_SetString(PyExc_TypeError, "send_runs(fileno, address, prefix, seeds, psn, data, mtu_bytes, count, bursts, "
-                                         "asks, last_prefix, last_seed)");
+                                         "asks, last_prefix, last_seed, first_head, first_seed)");
         return NULL;
     }
     int fileno = descriptor(arguments[0]);
@@ -475,8 +507,9 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
     Py_ssize_t mtu = PyLong_AsSsize_t(arguments[6]), count = PyLong_AsSsize_t(arguments[7]);
     Py_ssize_t bursts = PyLong_AsSsize_t(arguments[8]), sent = 0;
     uint64_t asks = PyLong_AsUnsignedLongLong(arguments[9]);
-    int ends = arguments[10] != Py_None;
+    int ends = arguments[10] != Py_None, starts = arguments[12] != Py_None;
     uint32_t last_seed = (uint32_t)PyLong_AsUnsignedLong(arguments[11]);
+    uint32_t first_seed = (uint32_t)PyLong_AsUnsignedLong(arguments[13]);
     if (PyErr_Occurred())
         return NULL;
     Py_ssize_t length = run_bytes(count, mtu);
@@ -485,16 +518,18 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
     Py_ssize_t each = length + count * OVERHEAD_BYTES;
     buffer_list held = {.count = 0};
     if (!hold(&held, arguments[1], PyBUF_SIMPLE) || !hold(&held, arguments[2], PyBUF_SIMPLE) ||
-        !hold(&held, arguments[5], PyBUF_SIMPLE) || (ends && !hold(&held, arguments[10], PyBUF_SIMPLE)))
+        !hold(&held, arguments[5], PyBUF_SIMPLE) || !hold(&held, arguments[ends ? 10 : 2], PyBUF_SIMPLE) ||
+        !hold(&held, arguments[starts ? 12 : 2], PyBUF_SIMPLE))
         return NULL;
-    const Py_buffer *address = &held.at[0], *prefix = &held.at[1], *data = &held.at[2], *last = &held.at[3];
+    const Py_buffer *address = &held.at[0], *prefix = &held.at[1], *data = &held.at[2];
+    const Py_buffer *last = &held.at[3], *first = &held.at[4];
     PyObject *result = NULL;
     seed_list seeds;
-    Py_ssize_t packets = data->len / mtu;
-    if (prefix->len != PREFIX_BYTES || count < 2 || each > MOST_DATAGRAM_BYTES || bursts < 1 || bursts > MOST_BURSTS ||
-        data->len % mtu || packets <= (bursts - 1) * count || packets > bursts * count ||
-        (ends && last->len != PREFIX_BYTES) || address->len > (Py_ssize_t)sizeof(struct sockaddr_storage) ||
-        !PyList_Check(arguments[3])) {
+    Py_ssize_t packets = data->len / mtu - starts;
+    if (prefix->len != PREFIX_BYTES || last->len != PREFIX_BYTES || count < 2 || each > MOST_DATAGRAM_BYTES ||
+        bursts < !starts || bursts > MOST_BURSTS || data->len % mtu || packets <= (bursts - 1) * count ||
+        packets > bursts * count || (starts && (first->len < HEADER_BYTES || first->len + mtu + ICRC_BYTES > each)) ||
+        address->len > (Py_ssize_t)sizeof(struct sockaddr_storage) || !PyList_Check(arguments[3])) {
         PyErr_SetString(PyExc_ValueError, bad_run);
     } else if (read_seeds(&seeds, arguments[3], 0, count)) {
         uint8_t *wire = PyMem_Malloc((size_t)each);
@@ -502,29 +537,24 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
             PyErr_NoMemory();
         } else {
             uint16_t segment = (uint16_t)(mtu + OVERHEAD_BYTES);
-            control_space control = {{0}};
-            struct iovec piece = {wire, (size_t)each};
-            struct msghdr message = {
-                .msg_name = address->buf, .msg_namelen = (socklen_t)address->len, .msg_iov = &piece, .msg_iovlen = 1,
-                .msg_control = &control, .msg_controllen = CMSG_SPACE(sizeof segment),
-            };
-            struct cmsghdr *told = CMSG_FIRSTHDR(&message);
-            told->cmsg_level = SOL_UDP_, told->cmsg_type = UDP_SEGMENT_, told->cmsg_len = CMSG_LEN(sizeof segment);
-            memcpy(CMSG_DATA(told), &segment, sizeof segment);
-            const uint8_t *from = data->buf;
+            const uint8_t *from = data->buf, *end = from + data->len;
             int failed = 0;
-            for (; sent < bursts; sent++) {
+            if (starts) {
+                Py_ssize_t size = make_first(wire, first, first_seed, from, mtu);
+                failed = send_one(fileno, address, wire, size, (uint16_t)size);
+                sent += !failed;
+                from += mtu;
+            }
+            for (Py_ssize_t burst = 0; burst < bursts && !failed; burst++) {
                 /* The last burst may be shorter. */
                 Py_ssize_t here = packets < count ? packets : count, middles = here - (ends && here == packets);
-                make_packets(wire, prefix->buf, seeds.all, psn, from, mtu, middles, middles == here && asks >> sent & 1);
+                int ask = asks >> burst & 1;
+                make_packets(wire, prefix->buf, seeds.all, psn, from, end, mtu, middles, middles == here && ask);
                 if (middles < here)
                     make_packets(wire + middles * segment, last->buf, &last_seed, psn + (uint32_t)middles,
-                                 from + middles * mtu, mtu, 1, asks >> sent & 1);
-                piece.iov_len = (size_t)(here * segment);
-                if (sendmsg(fileno, &message, MSG_DONTWAIT) < 0) {
-                    failed = errno;
-                    break;
-                }
+                                 from + middles * mtu, end, mtu, 1, ask);
+                failed = send_one(fileno, address, wire, here * segment, segment);
+                sent += !failed;
                 from += length;
                 psn += (uint32_t)count, packets -= count;
             }
@@ -561,42 +591,52 @@ static Py_ssize_t receive_one(int fileno, const Py_buffer *buffer, struct sockad
     return length;
 }
 
+/* Fill `seeds` with the first of `list`, at most as many as a stack holds; return how many packets of a burst have one.
+ * -1 as read_seeds. */
+static Py_ssize_t read_known_seeds(seed_list *seeds, PyObject *list) {
+    Py_ssize_t known = MOST_DATAGRAM_BYTES;
+    if (PyList_Check(list))
+        known = PyList_Size(list) < 256 ? PyList_Size(list) : 256;
+    return read_seeds(seeds, list, 0, known) ? known : -1;
+}
+
 static PyObject *receive_runs(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
     (void)self;
-    if (given != 11) {
+    if (given != 13) {
         PyErr_SetString(PyExc_TypeError, "receive_runs(fileno, buffer, address, mtu_bytes, prefix, psn, seeds, target, "
-                                         "offset, count, bursts)");
+                                         "offset, count, last_prefix, last_seeds, bursts)");
         return NULL;
     }
-    int fileno = descriptor(arguments[0]);
+    int fileno = descriptor(arguments[0]), ends = arguments[10] != Py_None, ended = 0;
     Py_ssize_t mtu = PyLong_AsSsize_t(arguments[3]), offset = PyLong_AsSsize_t(arguments[8]);
-    Py_ssize_t count = PyLong_AsSsize_t(arguments[9]), bursts = PyLong_AsSsize_t(arguments[10]);
+    Py_ssize_t count = PyLong_AsSsize_t(arguments[9]), bursts = PyLong_AsSsize_t(arguments[12]);
     uint64_t prefix = PyLong_AsUnsignedLongLong(arguments[4]);
+    uint64_t last_prefix = ends ? PyLong_AsUnsignedLongLong(arguments[10]) : 0;
     uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[5]), asked = 0;
     if (PyErr_Occurred())
         return NULL;
     Py_ssize_t length = run_bytes(count, mtu);
     if (length < 0)
         return NULL;
+    length += ends ? mtu : 0;
     buffer_list held = {.count = 0};
     if (!hold(&held, arguments[1], PyBUF_WRITABLE) || !hold(&held, arguments[2], PyBUF_SIMPLE) ||
         !hold(&held, arguments[7], PyBUF_WRITABLE))
         return NULL;
     const Py_buffer *buffer = &held.at[0], *address = &held.at[1], *target = &held.at[2];
     PyObject *result = NULL;
-    seed_list seeds;
-    Py_ssize_t known = MOST_DATAGRAM_BYTES; /* packets of a burst whose seeds are there */
-    if (PyList_Check(arguments[6]))
-        known = PyList_Size(arguments[6]) < 256 ? PyList_Size(arguments[6]) : 256;
+    seed_list seeds, last_seeds;
+    Py_ssize_t known, last_known;
     if (offset < 0 || offset > target->len || length > target->len - offset) {
         PyErr_SetString(PyExc_ValueError, bad_run);
-    } else if (read_seeds(&seeds, arguments[6], 0, known)) {
+    } else if ((known = read_known_seeds(&seeds, arguments[6])) >= 0 &&
+               (last_known = read_known_seeds(&last_seeds, arguments[11])) >= 0) {
         struct sockaddr_storage source;
         socklen_t source_length = 0;
         Py_ssize_t taken = 0, received = 0, here = 0, segment = 0, done = 0;
         uint8_t *to = (uint8_t *)target->buf + offset;
         int failed = 0, is_over = 0;
-        while (!is_over && received < bursts && taken < count) {
+        while (!is_over && received < bursts && (taken < count || ends)) {
             here = receive_one(fileno, buffer, &source, &source_length, &segment);
             if (here < 0) {
                 failed = errno;
@@ -606,19 +646,27 @@ static PyObject *receive_runs(PyObject *self, PyObject *const *arguments, Py_ssi
             done = 0;
             if (segment == mtu + OVERHEAD_BYTES && (Py_ssize_t)source_length == address->len &&
                 !memcmp(&source, address->buf, source_length)) {
-                Py_ssize_t most = here / segment;
-                most = most < count - taken ? most : count - taken;
+                Py_ssize_t there = here / segment, most = there < count - taken ? there : count - taken;
                 most = most < known ? most : known;
                 done = take_packets(buffer->buf, most, mtu, prefix, psn, seeds.all, to, &asked);
                 taken += done, psn += (uint32_t)done, to += done * mtu;
+                if (ends && !ended && taken == count && done < there && done < last_known) {
+                    const uint32_t *seed = last_seeds.all ? last_seeds.all + done : NULL;
+                    const uint8_t *from = (const uint8_t *)buffer->buf + done * segment;
+                    ended = (int)take_packets(from, 1, mtu, last_prefix, psn, seed, to, &asked);
+                    done += ended;
+                }
             }
             is_over = done * segment != here;
         }
         free_seeds(&seeds);
+        free_seeds(&last_seeds);
         /* What is left in the buffer: length, position and place of the packet that was not taken, and whose it is. */
-        result = is_over ? Py_BuildValue("nnOi(nnnny#)", taken, received, asked ? Py_True : Py_False, failed, here,
+        taken += ended;
+        PyObject *has_asked = asked ? Py_True : Py_False, *has_ended = ended ? Py_True : Py_False;
+        result = is_over ? Py_BuildValue("nnOOi(nnnny#)", taken, received, has_asked, has_ended, failed, here,
                                          done * segment, done, segment, (char *)&source, (Py_ssize_t)source_length)
-                         : Py_BuildValue("nnOiO", taken, received, asked ? Py_True : Py_False, failed, Py_None);
+                         : Py_BuildValue("nnOOiO", taken, received, has_asked, has_ended, failed, Py_None);
     }
     release(&held);
     return result;
@@ -659,7 +707,7 @@ static PyMethodDef functions[] = {
 #ifdef HAS_SOCKET_RUNS
     {"send_runs", CAST(send_runs), METH_FASTCALL, "Build runs and send each; return (how many, errno or 0)."},
     {"receive_runs", CAST(receive_runs), METH_FASTCALL,
-     "Receive and take runs; return (packets, bursts, asked, errno or 0, what was not taken or None)."},
+     "Receive and take runs; return (packets, bursts, asked, ended, errno or 0, what was not taken or None)."},
 #endif
     {"engines", engines, METH_NOARGS, "Ways of computing a CRC-32 on this processor; the first is used."},
     {"use_engine", use_engine, METH_O, "Use another one of them; for tests."},

@@ -19,7 +19,7 @@ from p2prw.engine.roce.runs import Train
 from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES
 
 _REMOTE_READ = int(Access.REMOTE_READ)
-_READ_MIDDLE = int(RcOpcode.READ_RESPONSE_MIDDLE)
+_READ_FIRST, _READ_MIDDLE = int(RcOpcode.READ_RESPONSE_FIRST), int(RcOpcode.READ_RESPONSE_MIDDLE)
 
 
 class Answer:
@@ -161,27 +161,36 @@ class AnswerQueue:
         return burst
 
     def next_train(self, connection: Connection, most: int, counters: QueuePairCounters) -> Train | None:
-        """Return at most `most` full bursts of the MIDDLE responses that come next; None: something else does."""
+        """Return the FIRST response if it is its turn, with at most `most` full bursts of the MIDDLEs that come next.
+
+        None: something else does.
+        """
         slot, count, mtu_bytes = self.waiting[0], connection.max_segments, connection.mtu_bytes
-        if not isinstance(slot, ReadSlot) or slot.starts or count < 2:
+        if not isinstance(slot, ReadSlot) or count < 2:
             return None
         # The last packet is never a MIDDLE; a short one leaves with those that do not fill a burst.
-        psn, middles = slot.psn, slot.end_psn - slot.psn - 1
+        psn, starts = slot.psn, slot.starts
+        middles = slot.end_psn - psn - starts - 1
         bursts = min(most, middles // count if slot.length_bytes % mtu_bytes else -(-middles // count))
         if bursts < 1:
             return None
         packets = min(bursts * count, middles)
-        length, address = packets * mtu_bytes, slot.address + (psn - slot.first_psn) * mtu_bytes
+        length, address = (starts + packets) * mtu_bytes, slot.address + (psn - slot.first_psn) * mtu_bytes
         region = self._memory.find(slot.rkey, address, length, _REMOTE_READ)
         if region is None or region.view is None:
             return None
 
         def left(number: int) -> None:
-            done = min(number * count, packets)
+            if not number:
+                return
+            done = starts + min((number - starts) * count, packets)
             slot.psn = psn + done
+            slot.starts = False
             counters.packets_sent += done
 
-        return connection.train(_READ_MIDDLE, psn, region.load(address - region.address, length), bursts, left)
+        data = region.load(address - region.address, length)
+        first = (_READ_FIRST, push_aeth(ACK_NO_CREDITS, slot.msn)) if starts else None
+        return connection.train(_READ_MIDDLE, psn, data, bursts, left, first=first)
 
     @property
     def is_answer(self) -> bool:

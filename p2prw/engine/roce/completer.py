@@ -188,9 +188,9 @@ class Completer:
         target, start, left = window
         # The packet that ends the READ goes the careful way, so that completion is in one place.
         packets = min(left // connection.mtu_bytes, requester.max_sent_psn - una, wqe.end_psn - 1 - una)
-        return (target, start, una, packets) if packets > 0 else None
+        return (target, start, una, packets, False) if packets > 0 else None
 
-    def took_run(self, packets: int, _asked: bool, now: float) -> None:
+    def took_run(self, packets: int, _asked: bool, _ended: bool, now: float) -> None:
         """So many of them are in their place."""
         requester = self._requester
         requester.acknowledged(requester.queue[0], requester.una_psn + packets)

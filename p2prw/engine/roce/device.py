@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
-from struct import Struct
 from typing import cast
 
 from p2prw.engine.model import QueuePairAttributes, QueuePairOptions
@@ -35,7 +34,8 @@ MAX_QUEUE_PAIRS = 4096
 _MIDDLES = frozenset({int(RcOpcode.WRITE_MIDDLE), int(RcOpcode.READ_RESPONSE_MIDDLE)})
 _SINGLES = frozenset({int(RcOpcode.WRITE_ONLY), int(RcOpcode.READ_RESPONSE_ONLY)})
 _ACKNOWLEDGE = int(RcOpcode.ACKNOWLEDGE)
-_ACK = Struct(">IIII4x")
+_ALONE = frozenset({_ACKNOWLEDGE, int(RcOpcode.WRITE_FIRST)})
+"""Packets that often come by themselves."""
 _RESPONSES_PER_TURN_BYTES = 512 * 1024
 """READ responses of one queue pair before the next one has its turn: a change with every burst is slow to receive."""
 _TRAIN_BURSTS = 18
@@ -195,12 +195,12 @@ class RoceDevice:
         total = len(view)
         if not 0 < segment_bytes <= total:
             segment_bytes = total
-        # fast path: the answer that a peer's window waits for
-        is_ack = segment_bytes == ACK_BYTES == total and view[0] == _ACKNOWLEDGE and self._fast_paths
-        if is_ack and self._receive_ack(view, source, now):
-            return
-        check, solve, queue_pairs = self.icrc_check != "off", self.icrc_check == "solve", self._queue_pairs
         position = 0
+        if self._fast_paths and total >= MIN_PACKET_BYTES and view[0] in _ALONE:
+            # fast path: the answers that a peer's windows wait for, and what a long WRITE begins with
+            while self._receive_alone(view[position : position + segment_bytes], source, now, index):
+                position, index = position + segment_bytes, index + 1
+        check, solve, queue_pairs = self.icrc_check != "off", self.icrc_check == "solve", self._queue_pairs
         while position < total:
             end = min(position + segment_bytes, total)
             if end - position < MIN_PACKET_BYTES:
@@ -272,17 +272,26 @@ class RoceDevice:
             position = end
             index += 1
 
-    def _receive_ack(self, view: memoryview, source: tuple[str, int], now: float) -> bool:
-        """Take one ACK by itself; False: the careful path decides."""
-        word0, word1, word2, aeth = _ACK.unpack(view)
+    def _receive_alone(self, view: memoryview, source: tuple[str, int], now: float, index: int) -> bool:
+        """Take an ACK, or the first packet of a WRITE; False: the careful path decides."""
+        size = len(view)
+        if size < MIN_PACKET_BYTES:
+            return False
+        word0, word1, word2 = BTH.unpack_from(view)
+        opcode = word0 >> 24
+        if opcode not in _ALONE or (opcode == _ACKNOWLEDGE and size != ACK_BYTES):
+            return False
         queue_pair = self._queue_pairs.get(word1 & 0xFFFFFF)
-        if queue_pair is None or word0 & 0x003F_FFFF != DEFAULT_PKEY or aeth >> 29:
+        if queue_pair is None or word0 & 0x003F_FFFF != DEFAULT_PKEY:
             return False
         flow = queue_pair.flow_from(source)
-        if flow is None or (self.icrc_check != "off" and not flow.check(view, 0, solve=self.icrc_check == "solve")):
+        if flow is None or (self.icrc_check != "off" and not flow.check(view, index, solve=self.icrc_check == "solve")):
             return False
-        if not queue_pair.incoming.receive_ack(word2 & PSN_MASK, now):
+        if not queue_pair.incoming.receive_alone(word0, word2, view, now):
             return False
+        if opcode != _ACKNOWLEDGE:
+            # What comes next is most likely its middle.
+            self._streaming = queue_pair
         if not queue_pair.is_awake:
             self._wake(queue_pair)
         return True
@@ -298,12 +307,12 @@ class RoceDevice:
         return stream.awaited(partial(self._took, queue_pair, stream))
 
     def _took(
-        self, queue_pair: RoceQueuePair, stream: Stream, bursts: int, packets: int, asked: bool, now: float
+        self, queue_pair: RoceQueuePair, stream: Stream, bursts: int, packets: int, asked: bool, ended: bool, now: float
     ) -> None:
         self.counters.bursts_received += bursts
         if packets:
             queue_pair.counters.packets_received += packets
-            stream.half.took_run(packets, asked, now)
+            stream.half.took_run(packets, asked, ended, now)
             # Room for another READ is looked for when one of them ends.
             if asked and not queue_pair.is_awake:
                 self._wake(queue_pair)

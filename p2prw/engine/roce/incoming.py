@@ -12,15 +12,18 @@ from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.roce.completer import Completer
 from p2prw.engine.roce.icrc import Flow
 from p2prw.engine.roce.opcodes import (
+    BTH_BYTES,
     HEADER_BYTES,
+    ICRC_BYTES,
     IS_ACK,
     IS_READ_RESPONSE,
     IS_REQUEST,
     MIDDLE_OVERHEAD_BYTES,
+    RETH_BYTES,
     TRAITS,
     RcOpcode,
 )
-from p2prw.engine.roce.packet import ACK_REQUEST
+from p2prw.engine.roce.packet import ACK_REQUEST, pull_reth
 from p2prw.engine.roce.psn import PSN_MASK
 from p2prw.engine.roce.responder import Responder
 from p2prw.engine.roce.runs import Awaited, AwaitedRun, RunCodec
@@ -29,6 +32,12 @@ from p2prw.engine.roce.state import TAKES_REQUESTS, TAKES_RESPONSES, QueuePairSt
 
 _MOST_AWAITED = 1 << 16
 """Packets; far beyond what one call takes. The peer chooses how long its message is."""
+_FROM_MIDDLE_TO_LAST = (RcOpcode.WRITE_LAST - RcOpcode.WRITE_MIDDLE) << 56
+_MARKS = 0xFF00_0000
+"""Byte 4 of a BTH, which enters the ICRC as ones."""
+_MOST_BURST_BYTES = 65535
+_WRITE_FIRST = int(RcOpcode.WRITE_FIRST)
+_FIRST_BYTES = BTH_BYTES + RETH_BYTES + ICRC_BYTES
 _MOST_SEGMENTS = 128
 """UDP_MAX_SEGMENTS of Linux 6.9 and later; bounds what is remembered for one size of a peer's choosing."""
 
@@ -39,14 +48,17 @@ class Half(Protocol):
     def awaited_run(self) -> AwaitedRun | None:
         """Return where they go on; None: the careful path decides."""
 
-    def took_run(self, packets: int, asked: bool, now: float) -> None:
-        """So many are in their place; `asked`: one of them asked for an ACK."""
+    def took_run(self, packets: int, asked: bool, ended: bool, now: float) -> None:
+        """So many are in their place; `asked`: one of them asked for an ACK; `ended`: the last was the LAST."""
 
 
 class Stream:
     """MIDDLE packets of one kind from one place, found good once; the next burst of it is compared, not taken apart."""
 
-    __slots__ = ("codec", "flow", "half", "mtu_bytes", "prefix", "seeds", "segment_bytes", "source", "word0", "word1")
+    __slots__ = (
+        *("codec", "flow", "half", "last_prefix", "last_seeds", "mtu_bytes", "prefix", "seeds", "segment_bytes"),
+        *("source", "word0", "word1"),
+    )
 
     def __init__(
         self,
@@ -67,32 +79,47 @@ class Stream:
         self.flow = flow
         self.seeds = seeds
         self.prefix = word0 << 32 | word1
+        self.last_prefix: int | None = None
+        """Of the LAST that would end a WRITE of these."""
+        self.last_seeds: list[int] | None = None
+        if word0 >> 24 == RcOpcode.WRITE_MIDDLE:
+            self.last_prefix = self.prefix + _FROM_MIDDLE_TO_LAST
+            if seeds is not None:
+                masked = (self.last_prefix | _MARKS).to_bytes(8, "big")
+                places = min(_MOST_SEGMENTS, -(-_MOST_BURST_BYTES // self.segment_bytes))
+                self.last_seeds = flow.prefixed_seeds(masked, self.segment_bytes, places)
         self.half = half
         self.codec = codec
 
-    def awaited(self, took: Callable[[int, int, bool, float], None]) -> Awaited | None:
+    def awaited(self, took: Callable[[int, int, bool, bool, float], None]) -> Awaited | None:
         """Return what comes next if the run goes on; None: nothing that can be taken without a look at each packet."""
         if self.seeds is not None and self.flow.last_id is not None:
             return None
         run = self.half.awaited_run()
         if run is None:
             return None
-        target, offset, psn, packets = run
+        target, offset, psn, packets, ends = run
+        last = self.last_prefix if ends and packets <= _MOST_AWAITED else None
         packets = min(packets, _MOST_AWAITED)
-        return Awaited(*(self.source, self.mtu_bytes, self.prefix, psn, self.seeds, target, offset, packets, took))
+        if not packets and last is None:
+            return None
+        return Awaited(
+            *(self.source, self.mtu_bytes, self.prefix, psn, self.seeds, target, offset, packets),
+            *(last, self.last_seeds, took),
+        )
 
     def receive(self, view: memoryview, position: int, count: int, index: int, now: float) -> int:
         """Take up to `count` packets at `position`; return how many were taken, 0: use the careful path."""
         awaited = self.half.awaited_run()
         if awaited is None:
             return 0
-        target, offset, psn, most = awaited
+        target, offset, psn, most, _ = awaited
         done, asked = self.codec.receive(
             *(view, position, most if most < count else count, self.mtu_bytes, self.prefix, psn),
             *(self.seeds, index, target, offset),
         )
         if done:
-            self.half.took_run(done, asked, now)
+            self.half.took_run(done, asked, False, now)
         return done
 
 
@@ -177,9 +204,22 @@ class Incoming:
         self._counters.packets_received += taken
         return taken
 
-    def receive_ack(self, psn: int, now: float) -> bool:
-        """Take an ACK whose P_Key, TVer, source and ICRC were right; False: not in this state, or nothing new."""
-        if self._state not in TAKES_RESPONSES or not self._completer.receive_ack(psn, now):
+    def receive_alone(self, word0: int, word2: int, view: memoryview, now: float) -> bool:
+        """Take an ACK or the first packet of a WRITE, P_Key, TVer, source and ICRC of which were right.
+
+        False, and nothing done: not in this state, or there is more to say about it.
+        """
+        if word0 >> 24 == _WRITE_FIRST:
+            if self._state not in TAKES_REQUESTS or len(view) < _FIRST_BYTES:
+                return False
+            reth, data = pull_reth(view, BTH_BYTES), view[_FIRST_BYTES - ICRC_BYTES : -ICRC_BYTES]
+            if not self._responder.receive_first(word2 & PSN_MASK, reth, data, bool(word2 & ACK_REQUEST)):
+                return False
+        elif (
+            self._state not in TAKES_RESPONSES
+            or view[BTH_BYTES] >> 5
+            or not self._completer.receive_ack(word2 & PSN_MASK, now)
+        ):
             return False
         self._counters.packets_received += 1
         return True

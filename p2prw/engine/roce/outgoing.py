@@ -105,47 +105,62 @@ class Run:
         return Burst(buffers, segment_bytes, segment_bytes * count, connection.destination, count)
 
     def train(self, requester: Requester, most: int, now: float) -> Train | None:
-        """Return up to `most` of the bursts that come next, with the LAST packet where that is a whole one; else None.
+        """Return the FIRST if it is its turn, up to `most` of the bursts that come next, and the LAST if it is whole.
 
-        What leaves is what `next_burst` and the careful way would send in turn.
+        None where the careful way decides. What leaves is what it and `next_burst` would send in turn.
         """
         psn, count, connection, wqe = requester.send_psn, self._count, self._connection, self.wqe
-        if psn <= self._first_psn or psn != requester.max_sent_psn or connection.max_segments != count:
+        if psn < self._first_psn or psn != requester.max_sent_psn or not 1 < connection.max_segments == count:
             return None
         sent_bytes, burst_bytes, window_bytes = requester.sent_bytes, self._burst_bytes, requester.window_bytes
-        mtu_bytes, room_bytes = connection.mtu_bytes, window_bytes - (sent_bytes - requester.acked_bytes)
-        psns = requester.una_psn + MAX_OUTSTANDING_PSNS - 1 - psn
-        packets = wqe.end_psn - psn
-        bursts, last_opcode = -(-packets // count), None
-        if self._last_opcode is not None and bursts <= most and packets <= psns and packets * mtu_bytes <= room_bytes:
+        mtu_bytes, starts = connection.mtu_bytes, psn == self._first_psn
+        if starts:
+            sent_bytes += mtu_bytes
+        run_psn = psn + starts
+        room_bytes = window_bytes - (sent_bytes - requester.acked_bytes)
+        packets = wqe.end_psn - run_psn
+        allowed = min(requester.una_psn + MAX_OUTSTANDING_PSNS - 1 - run_psn, room_bytes // mtu_bytes)
+        fills, last_opcode = False, None
+        if self._last_opcode is not None and packets <= allowed and packets <= most * count:
             last_opcode = self._last_opcode
         else:
-            fitting = (room_bytes - mtu_bytes) // burst_bytes
-            bursts = min(most, fitting, (self._end_psn - psn) // count + 1, psns // count)
-            packets = bursts * count
-            if bursts < 1:
+            middles = min(packets - 1, most * count, allowed)
+            if self._last_opcode is None and middles == packets - 1:
+                # Those that do not fill a burst leave with the LAST.
+                middles -= middles % count
+            packets, fills = middles, middles == allowed
+            if packets < 1:
                 return None
+        bursts = -(-packets // count)
         offset = self._offset + (psn - self._first_psn) * mtu_bytes
         try:
-            data = self._view[offset : offset + packets * mtu_bytes]
+            data = self._view[offset : offset + (starts + packets) * mtu_bytes]
         except ValueError:
             # Released: the key was revoked.
             return None
         step_bytes = max(1, window_bytes // ASKS_OF_A_WINDOW)
         first = max(0, -(-(requester.asked_bytes + step_bytes - sent_bytes) // burst_bytes) - 1)
         asks = _every(min(first, MOST_BURSTS), -(-step_bytes // burst_bytes)) & (1 << bursts) - 1
-        if last_opcode is not None:
+        if last_opcode is not None or fills:
             asks |= 1 << bursts - 1
 
         def left(number: int) -> None:
-            requester.sent(wqe, min(number * count, packets))
+            if not number:
+                return
+            number -= starts
+            requester.sent(wqe, starts + min(number * count, packets))
             asked = asks & (1 << number) - 1
             if asked:
                 requester.asked_bytes = min(sent_bytes + asked.bit_length() * burst_bytes, requester.sent_bytes)
-            if number and requester.deadline is None and requester.timeout_s is not None:
+            if requester.deadline is None and requester.timeout_s is not None:
                 requester.deadline = now + requester.timeout_s
 
-        return connection.train(self._opcode, psn, data, bursts, left, asks=asks, last_opcode=last_opcode)
+        return connection.train(
+            *(self._opcode, psn, data, bursts, left),
+            asks=asks,
+            last_opcode=last_opcode,
+            first=wqe.edge(starts=True, ends=False) if starts else None,
+        )
 
 
 @functools.lru_cache(maxsize=256)

@@ -325,12 +325,12 @@ class RoceQueuePair:
                 # It has nothing to send: whoever waits for the shared window does not wait for the responses as well.
                 self.share.ask(now)
             return self.responder.next_train(most)
-        run = requester.run
-        if run is None or not unsent or run.wqe is not unsent[0] or self.state is not _RTS:
+        if not unsent or unsent[0].psns == 1 or unsent[0].is_read or self.state is not _RTS:
             return None
         if requester.rnr_deadline is not None or not (self.share.is_free or self.share.may_go_on()):
             return None
-        return run.train(requester, most, now)
+        run = requester.run_of_next()
+        return run.train(requester, most, now) if run is not None else None
 
     def next_timer(self) -> float | None:
         """Return when `handle_timer` must be called (absolute), None: nothing runs."""

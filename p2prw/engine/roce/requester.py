@@ -131,6 +131,16 @@ class Requester:
             self.deadline = now + self.timeout_s
         return burst
 
+    def run_of_next(self) -> Run | None:
+        """Return the run of the WRITE or SEND that comes next, or goes on; None: the careful way decides."""
+        run, wqe, connection = self.run, self.unsent[0], self.connection
+        if run is not None and run.wqe is wqe:
+            return run
+        if connection is None or self.send_psn != wqe.first_psn:
+            return None
+        self.run = run = Run.of(connection, _SEND_MIDDLE if wqe.is_send else _WRITE_MIDDLE, wqe)
+        return run
+
     def report_local_error(self) -> None:
         """Fail with the oldest work request's own error, if it has one."""
         if self.queue and (error := self.queue[0].local_error) is not None:

@@ -36,10 +36,11 @@ from p2prw.engine.roce.packet import (
     NAK_REMOTE_ACCESS,
     NAK_REMOTE_OPERATION,
     RNR_NAK,
+    Reth,
     pull_immdt,
     pull_reth,
 )
-from p2prw.engine.roce.psn import psn_unwrap
+from p2prw.engine.roce.psn import PSN_MASK, psn_unwrap
 from p2prw.engine.roce.runs import AwaitedRun, Buffer, Train
 from p2prw.engine.roce.singles import receive_writes
 from p2prw.engine.roce.work import ReceiveWqe
@@ -249,16 +250,42 @@ class Responder:
         if region is None or region.view is None:
             return None
         # A MIDDLE leaves at least one byte for the LAST.
-        middles = (left - 1) // connection.mtu_bytes
-        return (region.view, address - region.address, self.expected_psn, middles) if middles else None
+        middles, is_whole = (left - 1) // connection.mtu_bytes, not left % connection.mtu_bytes
+        if not middles and not is_whole:
+            return None
+        return region.view, address - region.address, self.expected_psn, middles, is_whole
 
-    def took_run(self, packets: int, asked: bool, _now: float) -> None:
+    def took_run(self, packets: int, asked: bool, ended: bool, _now: float) -> None:
         """So many of them are in their place."""
         assert self.connection is not None
         length_bytes = packets * self.connection.mtu_bytes
         self._done += length_bytes
         self.counters.peer_bytes += length_bytes
+        if ended:
+            self._end_message(IS_WRITE, None)
         self._accept(packets, asked)
+
+    def receive_first(self, psn: int, reth: Reth, data: memoryview, asks: bool) -> bool:
+        """Take the first packet of a WRITE that is as expected into plain memory; False: the careful path decides."""
+        length, mtu = reth.length_bytes, self.connection.mtu_bytes if self.connection else 0
+        if (
+            psn != self.expected_psn & PSN_MASK
+            or self._kind
+            or self._nak_sent
+            or self.refused_traits & IS_WRITE
+            or len(data) != mtu
+            or not mtu < length <= MAX_MESSAGE_BYTES
+        ):
+            return False
+        region = self._memory.find(reth.rkey, reth.remote_addr, length, _REMOTE_WRITE)
+        if region is None or region.view is None:
+            return False
+        region.store(reth.remote_addr - region.address, data)
+        self._kind, self._length, self._done = IS_WRITE, length, mtu
+        self._write_address, self._write_rkey = reth.remote_addr, reth.rkey
+        self.counters.peer_bytes += mtu
+        self._accept(1, asks)
+        return True
 
     def receive_only_run(
         self,

@@ -102,13 +102,17 @@ MOST_BURSTS = 64
 
 
 class Train(NamedTuple):
-    """Bursts of one run that a driver makes and sends itself (`RunCodec.send`); only what `left` is told has left."""
+    """Packets of one message that a driver makes and sends itself (`RunCodec.send`): perhaps a FIRST, then bursts.
+
+    Only what `left` is told has left.
+    """
 
     prefix: bytes
     seeds: list[int]
     psn: int
+    """Of the first MIDDLE."""
     data: memoryview
-    """Of all bursts together."""
+    """Of all packets together."""
     mtu_bytes: int
     packets: int
     """Of each burst."""
@@ -118,9 +122,17 @@ class Train(NamedTuple):
     last_prefix: bytes | None
     """Of the very last packet, where that is a LAST; the last burst may be shorter then."""
     last_seed: int
+    first_head: bytes | None
+    """BTH and extension headers of a FIRST packet with the first path MTU of `data`; it leaves alone, before them."""
+    first_seed: int
     destination: tuple[str, int]
     left: Callable[[int], None]
-    """Takes the number of bursts that have left; called once."""
+    """Takes the number of sends, the FIRST and each burst, that have left; called once."""
+
+    @property
+    def sends(self) -> int:
+        """How many there are if all goes well."""
+        return self.bursts + (self.first_head is not None)
 
 
 class Awaited(NamedTuple):
@@ -134,13 +146,18 @@ class Awaited(NamedTuple):
     target: memoryview
     offset: int
     packets: int
-    """At most."""
-    took: Callable[[int, int, bool, float], None]
-    """Takes the numbers of bursts received and of packets taken, whether one asked for an ACK, and the time."""
+    """MIDDLEs at most."""
+    last_prefix: int | None
+    """Of a LAST of a whole path MTU that follows them, where one may be taken too."""
+    last_seeds: list[int] | None
+    took: Callable[[int, int, bool, bool, float], None]
+    """Takes the numbers of bursts received and of packets taken, whether one asked for an ACK, whether the LAST was
+    among them, and the time."""
 
 
-AwaitedRun = tuple[memoryview, int, int, int]
-"""Memory and the offset in it where the next MIDDLE packet belongs, its PSN, and the most that may follow."""
+AwaitedRun = tuple[memoryview, int, int, int, bool]
+"""Memory and the offset in it where the next MIDDLE packet belongs, its PSN, how many there are before the LAST, and
+whether that is a whole path MTU and may be taken with them."""
 
 
 class RunCodec(NamedTuple):
@@ -153,13 +170,13 @@ class RunCodec(NamedTuple):
     receive: Callable[..., tuple[int, bool]]
     """As `receive_run`."""
     send: Callable[..., tuple[int, int]] | None = None
-    """(fileno, address, a Train's fields up to `last_seed`): bursts sent, and the errno that ended it or 0.
+    """(fileno, address, a Train's fields up to `first_seed`): how many sends left, and the errno that ended it or 0.
 
     `address` is a struct sockaddr.
     """
-    take: Callable[..., tuple[int, int, bool, int, tuple[int, int, int, int, bytes] | None]] | None = None
-    """(fileno, buffer, address, an Awaited's fields from `mtu_bytes` to `packets`, most bursts): packets taken, bursts
-    received, whether one asked for an ACK, errno or 0, and what was not awaited.
+    take: Callable[..., tuple[int, int, bool, bool, int, tuple[int, int, int, int, bytes] | None]] | None = None
+    """(fileno, buffer, address, an Awaited's fields from `mtu_bytes` to `last_seeds`, most bursts): packets taken,
+    bursts received, whether one asked for an ACK, whether the LAST was taken, errno or 0, and what was not awaited.
 
     That is in the buffer: its length, the position of the first packet not taken, that packet's place in its burst, the
     length of packets, and the sender's struct sockaddr. None: all was taken.

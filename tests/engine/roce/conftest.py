@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from p2prw.engine.roce.device import Burst, RoceDevice, RoceQueuePair
 from p2prw.engine.roce.memory_table import MemoryRegistration
 from p2prw.engine.roce.opcodes import MIDDLE_OVERHEAD_BYTES, RcOpcode
 from p2prw.engine.roce.packet import Packet, pull_packet
-from p2prw.engine.roce.runs import PURE, RunCodec, Train, build_run
+from p2prw.engine.roce.runs import PURE, RunCodec, Train, build_run, receive_run
 
 ALL_RIGHTS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ
 
@@ -86,10 +87,16 @@ class End:
 
 
 def bursts_of(train: Train) -> Iterator[Burst]:
-    """Make the bursts of a train one by one, of the plain functions."""
+    """Make what a train sends one by one, of the plain functions."""
     segment_bytes = train.mtu_bytes + MIDDLE_OVERHEAD_BYTES
     left = len(train.data) // train.mtu_bytes
     psn, data = train.psn, train.data
+    if train.first_head is not None:
+        payload, data, left = data[: train.mtu_bytes], data[train.mtu_bytes :], left - 1
+        icrc = zlib.crc32(payload, zlib.crc32(train.first_head[8:], train.first_seed))
+        packet: list[Any] = [train.first_head, payload, icrc.to_bytes(4, "little")]
+        size = sum(len(piece) for piece in packet)
+        yield Burst(packet, size, size, train.destination, 1)
     for index in range(train.bursts):
         here = min(left, train.packets)
         middles = here - (train.last_prefix is not None and here == left)
@@ -123,6 +130,26 @@ def unfolded(device: RoceDevice, now: float) -> Iterator[Burst]:
             item.left(sent)
 
 
+def take_awaited(device: RoceDevice, raw: memoryview, segment_bytes: int, source: tuple[str, int], now: float) -> int:
+    """Put what is awaited of a burst in its place, with the plain functions; return how many packets that were."""
+    awaited = device.awaited()
+    if awaited is None or awaited.source != source or segment_bytes != awaited.mtu_bytes + MIDDLE_OVERHEAD_BYTES:
+        return 0
+    count = len(raw) // segment_bytes
+    most = min(count, awaited.packets, count if awaited.seeds is None else len(awaited.seeds))
+    run = (awaited.mtu_bytes, awaited.prefix, awaited.psn, awaited.seeds, 0, awaited.target, awaited.offset)
+    done, asked = receive_run(raw, 0, most, *run)
+    last, last_asked = 0, False
+    if awaited.last_prefix is not None and done == awaited.packets and done < count:
+        at = awaited.offset + done * awaited.mtu_bytes
+        seeds = awaited.last_seeds
+        end = (awaited.mtu_bytes, awaited.last_prefix, awaited.psn + done, seeds, done, awaited.target, at)
+        last, last_asked = receive_run(raw, done * segment_bytes, 1, *end)
+    took = done + last
+    awaited.took(took * segment_bytes == len(raw), took, asked or last_asked, bool(last), now)
+    return took
+
+
 class Link:
     """Client `a`, server `b`, the time, and what is on the wire. Nothing moves by itself."""
 
@@ -132,6 +159,8 @@ class Link:
         self.now = 100.0
         self.trains = False
         """Ask the devices for trains, and make their bursts as a driver would."""
+        self.takes = False
+        """Put what a device awaits in its place, as a driver would."""
 
     def collect(self, end: End, *, max_bursts: int = 10_000) -> list[Burst]:
         """Take what `end` wants to send off it; not delivering it loses it."""
@@ -154,7 +183,12 @@ class Link:
             raw = bytearray(b"".join(burst.buffers))
             assert len(raw) == burst.length_bytes
             assert burst.destination == (end.device.address, end.device.udp_port)
-            end.device.receive_burst(memoryview(raw), burst.segment_bytes, source, self.now)
+            view, segment_bytes, index = memoryview(raw), burst.segment_bytes, 0
+            if self.takes:
+                index = take_awaited(end.device, view, segment_bytes, source, self.now)
+                view = view[index * segment_bytes :]
+            if len(view) or not raw:
+                end.device.receive_burst(view, segment_bytes, source, self.now, index)
 
     def inject(self, end: End, opcode: int, psn: int, extension: bytes = b"", data: bytes = b"", **more: Any) -> None:
         """Give `end` one well-made packet as its peer would send it."""

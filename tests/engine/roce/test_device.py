@@ -99,9 +99,9 @@ def spy(end, original, taken):
     return call
 
 
-def count_packets(half, original, taken, packets, asked, now):
+def count_packets(half, original, taken, packets, asked, ended, now):
     taken.append((half, packets))
-    original(packets, asked, now)
+    original(packets, asked, ended, now)
 
 
 def test_the_fast_paths_are_taken(connected_devices, monkeypatch):

@@ -53,14 +53,14 @@ def test_what_is_awaited_says_where_the_next_packets_belong(connected_devices):
     bursts = link.collect(link.a)
     link.receive(link.b, bursts[:2])
     awaited = link.b.device.awaited()
-    assert awaited is not None and awaited.packets == 118 - 15
+    assert awaited is not None and awaited.packets == 118 - 15 and awaited.last_prefix is not None
     assert awaited.source == (link.a.device.address, link.a.device.udp_port)
     before = link.b.queue_pair.counters.packets_received
     raw = memoryview(b"".join(bytes(piece) for piece in bursts[2].buffers))
     run = (awaited.mtu_bytes, awaited.prefix, awaited.psn, awaited.seeds)
     taken = PURE.receive(raw, 0, bursts[2].packets, *run, 0, awaited.target, awaited.offset)
     assert taken == (15, False)
-    awaited.took(1, 15, True, link.now)
+    awaited.took(1, 15, True, False, link.now)
     assert link.b.queue_pair.counters.packets_received == before + 15
     assert link.b.data[: 31 * 4096] == link.a.data[: 31 * 4096]
     (ack,) = link.collect(link.b)
@@ -77,8 +77,9 @@ def test_however_long_a_peers_message_is_little_of_it_is_awaited_at_once(connect
     link.write(1, 0, 120 * 4096)
     link.receive(link.b, link.collect(link.a)[:2])
     responder = link.b.queue_pair.responder
-    target, offset, psn, _ = responder.awaited_run()
+    target, offset, psn, _, ends = responder.awaited_run()
+    assert ends
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(responder, "awaited_run", lambda: (target, offset, psn, 1 << 23))
+        patch.setattr(responder, "awaited_run", lambda: (target, offset, psn, 1 << 23, ends))
         awaited = link.b.device.awaited()
-    assert awaited is not None and awaited.packets == 1 << 16
+    assert awaited is not None and awaited.packets == 1 << 16 and awaited.last_prefix is None

@@ -16,7 +16,7 @@ from p2prw.engine.providers.soft_socket import UDP_GRO, UDP_SEGMENT, pack_addres
 from p2prw.engine.roce.runs import Train, build_run, receive_run
 
 PREFIX, LAST_PREFIX = bytes.fromhex("0740ffff00000011"), bytes.fromhex("0840ffff00000011")
-PREFIX_WORD = int.from_bytes(PREFIX, "big")
+PREFIX_WORD, LAST_WORD = int.from_bytes(PREFIX, "big"), int.from_bytes(LAST_PREFIX, "big")
 POOL = bytes(range(256)) * 600
 OVERHEAD = 16
 
@@ -62,20 +62,21 @@ def trains(draw: Any) -> Train:
     bursts = draw(st.integers(1, 4))
     # With a LAST, the last burst may be shorter, down to that packet alone; MIDDLEs that do not fill it may leave too.
     total = draw(st.integers((bursts - 1) * packets + 1, bursts * packets))
+    head = draw(st.one_of(st.none(), st.binary(min_size=12, max_size=28)))
     seeds = draw(st.lists(st.integers(0, 0xFFFFFFFF), min_size=packets, max_size=packets))
     ends = draw(st.booleans())
     psn = draw(st.one_of(st.integers(0, 0xFFFFFF), st.integers(0xFFFFF0, 0x1000010)))
     start = draw(st.integers(0, 63))
-    data = memoryview(POOL * 2)[start : start + total * mtu]
+    data = memoryview(POOL * 2)[start : start + (total + (head is not None)) * mtu]
     asks, last_seed = draw(st.integers(0, (1 << bursts) - 1)), draw(st.integers(0, 0xFFFFFFFF))
-    last = LAST_PREFIX if ends else None
-    return Train(PREFIX, seeds, psn, data, mtu, packets, bursts, asks, last, last_seed, ("", 0), lambda _: None)
+    last, run = LAST_PREFIX if ends else None, (PREFIX, seeds, psn, data, mtu, packets, bursts)
+    return Train(*run, asks, last, last_seed, head, draw(st.integers(0, 0xFFFFFFFF)), ("", 0), lambda _: None)
 
 
 @given(train=trains())
 @settings(max_examples=150)
 def test_a_train_leaves_as_its_bursts_would(ends, lab, train):
-    assert ends.leaf.send_runs(ends.sender.fileno(), ends.to, *train[:10]) == (train.bursts, 0)
+    assert ends.leaf.send_runs(ends.sender.fileno(), ends.to, *train[:12]) == (train.sends, 0)
     expected = list(lab.bursts_of(train))
     came = arrived(ends.receiver)
     assert [data for data, _ in came] == [b"".join(burst.buffers) for burst in expected]
@@ -87,7 +88,7 @@ def send(sock: socket.socket, data: bytes, segment_bytes: int, to: tuple[Any, ..
     sock.sendmsg([data], ancillary if len(data) > segment_bytes else [], 0, to)
 
 
-EVENTS = ("good", "good", "good", "flip", "shuffle", "other size", "stranger", "short", "runt", "marks")
+EVENTS = ("good", "good", "good", "flip", "shuffle", "other size", "stranger", "short", "runt", "marks", "last", "last")
 
 
 @given(
@@ -98,18 +99,29 @@ EVENTS = ("good", "good", "good", "flip", "shuffle", "other size", "stranger", "
     known=st.integers(1, 15),
     most=st.integers(1, 80),
     most_bursts=st.integers(1, 8),
+    may_end=st.booleans(),
+    fits=st.booleans(),
 )
-@settings(max_examples=300)
-def test_it_takes_what_the_plain_function_takes(ends, mtu, plan, psn, checks, known, most, most_bursts):
+@settings(max_examples=400)
+def test_it_takes_what_the_plain_function_takes(ends, mtu, plan, psn, checks, known, most, most_bursts, may_end, fits):
     """In a stream with every kind of thing in it: the same packets, and exactly the first other one is left."""
     leaf, segment = ends.leaf, mtu + OVERHEAD
     seeds = [(place * 2654435761) & 0xFFFFFFFF for place in range(16)]
+    last_seeds = [~seed & 0xFFFFFFFF for seed in seeds]
+    if fits and any(event == "last" for event, _, _ in plan):
+        # The message ends where the plan has a LAST.
+        before = plan[: [event for event, _, _ in plan].index("last") + 1]
+        most = sum(count for _, count, _ in before) - 1
     sent, at = [], psn
     for event, count, chance in plan:
         data = memoryview(POOL)[chance % 4096 : chance % 4096 + count * mtu]
         wire = bytearray(b"".join(build_run(PREFIX, seeds, at, data, mtu, count, ack_last=bool(chance & 1))))
         size, sock = segment, ends.sender
-        if event == "flip":
+        if event == "last":
+            place, end = at + count - 1, data[(count - 1) * mtu :]
+            made = build_run(LAST_PREFIX, last_seeds[count - 1 :], place, end, mtu, 1, ack_last=bool(chance & 2))
+            wire[-segment:] = b"".join(made)
+        elif event == "flip":
             wire[chance % len(wire)] ^= 1 << chance % 8
         elif event == "shuffle" and count > 1:
             wire[:segment], wire[segment : 2 * segment] = wire[segment : 2 * segment], wire[:segment]
@@ -127,41 +139,48 @@ def test_it_takes_what_the_plain_function_takes(ends, mtu, plan, psn, checks, kn
         if wire:
             send(sock, bytes(wire), size, ends.receiver.getsockname())
             sent.append((bytes(wire), min(size, len(wire)), sock))
-    target = bytearray(most * mtu + 8)
+    target = bytearray((most + may_end) * mtu + 8)
     checked = seeds[:known] if checks else None
+    last_checked = last_seeds[:known] if checks else None
+    wanted_end, last = False, LAST_WORD if may_end else None
     buffer = bytearray(65536)
-    packets, bursts, asked, error, rest = leaf.receive_runs(
+    packets, bursts, asked, ended, error, rest = leaf.receive_runs(
         *(ends.receiver.fileno(), buffer, ends.source, mtu, PREFIX_WORD, psn, checked, memoryview(target), 8),
-        *(most, most_bursts),
+        *(most, last, last_checked, most_bursts),
     )
     # the same with the plain function, burst by burst
     wanted, wanted_target, wanted_asked, wanted_rest, seen = 0, bytearray(len(target)), False, None, 0
     for raw, size, sock in sent:
-        if seen == most_bursts or wanted == most:
+        if seen == most_bursts or (wanted == most and not may_end):
             break
         seen += 1
         done = 0
         if sock is ends.sender and size == segment:
-            count = min(len(raw) // size, most - wanted, known if checks else 1 << 16)
+            count = min(len(raw) // size, most + wanted_end - wanted, known if checks else 1 << 16)
             place = memoryview(wanted_target), 8 + wanted * mtu
             done, asks = receive_run(memoryview(raw), 0, count, mtu, PREFIX_WORD, psn + wanted, checked, 0, *place)
             wanted, wanted_asked = wanted + done, wanted_asked or asks
+            if may_end and not wanted_end and wanted == most and done < min(len(raw) // size, known if checks else 99):
+                run = (mtu, LAST_WORD, psn + wanted, last_checked, done, memoryview(wanted_target), 8 + wanted * mtu)
+                taken, asks = receive_run(memoryview(raw), done * size, 1, *run)
+                done, wanted, wanted_end = done + taken, wanted + taken, bool(taken)
+                wanted_asked = wanted_asked or asks
         if done * size != len(raw):
             wanted_rest = raw, done * size, done, size, pack_address(sock.getsockname()[:2])
             break
-    assert (packets, bursts, asked) == (wanted, seen, wanted_asked)
+    assert (packets, bursts, asked, ended) == (wanted, seen, wanted_asked, wanted_end)
     assert target == wanted_target
     assert (rest is None) == (wanted_rest is None)
     if rest is not None and wanted_rest is not None:
         assert rest[1:] == wanted_rest[1:]
         assert bytes(buffer[: rest[0]]) == wanted_rest[0]
-    is_empty = wanted_rest is None and seen < most_bursts and wanted < most
+    is_empty = wanted_rest is None and seen < most_bursts and (wanted < most or may_end)
     assert error == (errno.EAGAIN if is_empty else 0)
     assert len(arrived(ends.receiver)) == len(sent) - seen
 
 
-GOOD_SEND = (3, b"x" * 16, PREFIX, [1, 2], 5, memoryview(bytes(1024)), 256, 2, 2, 0, None, 0)
-GOOD_TAKE = (3, bytearray(600), b"x" * 16, 256, 5, 5, [1, 2], memoryview(bytearray(1024)), 0, 4, 4)
+GOOD_SEND = (3, b"x" * 16, PREFIX, [1, 2], 5, memoryview(bytes(1024)), 256, 2, 2, 0, None, 0, None, 0)
+GOOD_TAKE = (3, bytearray(600), b"x" * 16, 256, 5, 5, [1, 2], memoryview(bytearray(1024)), 0, 4, None, None, 4)
 BIG = (1 << 63) - 1
 
 
@@ -178,6 +197,9 @@ BIG = (1 << 63) - 1
         *[("send_runs", GOOD_SEND, 8, value, ValueError) for value in (0, -1, 1, 3, 65, BIG)],
         ("send_runs", GOOD_SEND, 10, PREFIX[:7], ValueError),
         ("send_runs", GOOD_SEND, 10, "prefix", TypeError),
+        # With a FIRST, the data is that of one packet more.
+        *[("send_runs", GOOD_SEND, 12, bytes(size), ValueError) for size in (0, 11, 285, 1 << 16)],
+        ("send_runs", GOOD_SEND, 12, "head", TypeError),
         *[("receive_runs", GOOD_TAKE, 1, value, error) for value, error in ((b"fixed", BufferError), (5, TypeError))],
         *[("receive_runs", GOOD_TAKE, 3, value, ValueError) for value in (0, -1, BIG)],
         ("receive_runs", GOOD_TAKE, 6, [1, "2"], TypeError),
@@ -185,6 +207,11 @@ BIG = (1 << 63) - 1
         ("receive_runs", GOOD_TAKE, 7, memoryview(bytes(1024)), BufferError),
         *[("receive_runs", GOOD_TAKE, 8, value, ValueError) for value in (-1, 1, 1025, BIG)],
         *[("receive_runs", GOOD_TAKE, 9, value, ValueError) for value in (5, -1, BIG)],
+        # A LAST needs room for one more.
+        ("receive_runs", GOOD_TAKE, 10, 5, ValueError),
+        ("receive_runs", GOOD_TAKE, 10, "prefix", TypeError),
+        ("receive_runs", GOOD_TAKE, 11, (1, 2), ValueError),
+        ("receive_runs", GOOD_TAKE, 11, [1, "2"], TypeError),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(compiled_leaf, function, good, place, value, error):
@@ -198,5 +225,5 @@ def test_what_the_kernel_says_comes_back(ends):
     leaf = ends.leaf
     assert leaf.send_runs(-1, ends.to, *GOOD_SEND[2:]) == (0, errno.EBADF)
     assert leaf.send_runs(1 << 40, ends.to, *GOOD_SEND[2:]) == (0, errno.EBADF)
-    assert leaf.receive_runs(-1, *GOOD_TAKE[1:]) == (0, 0, False, errno.EBADF, None)
-    assert leaf.receive_runs(ends.receiver.fileno(), *GOOD_TAKE[1:]) == (0, 0, False, errno.EAGAIN, None)
+    assert leaf.receive_runs(-1, *GOOD_TAKE[1:]) == (0, 0, False, False, errno.EBADF, None)
+    assert leaf.receive_runs(ends.receiver.fileno(), *GOOD_TAKE[1:]) == (0, 0, False, False, errno.EAGAIN, None)

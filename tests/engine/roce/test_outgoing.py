@@ -17,6 +17,8 @@ MTU = 4096
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(1, 120 * MTU)),
+        # Whole packets to the end, short messages among them.
+        st.tuples(st.just("write"), st.one_of(st.integers(1, 4), st.integers(14, 120)).map(lambda n: n * MTU)),
         st.tuples(st.just("read"), st.integers(1, 20 * MTU)),
         st.tuples(st.sampled_from(["carry", "lose"]), st.integers(1, 12)),
         st.tuples(st.sampled_from(["answer", "lose_answers", "time", "singles", "revoke"]), st.just(0)),
@@ -27,10 +29,10 @@ steps = st.lists(
 )
 
 
-def play(lab: Any, scenario: list[tuple[str, int]], *, trains: bool = False) -> list[Any]:
-    """Return everything one end sent and completed."""
+def play(lab: Any, scenario: list[tuple[str, int]], *, trains: bool = False, takes: bool = False) -> list[Any]:
+    """Return everything one end sent and completed, and what the other one received."""
     link = lab.connected_devices(b_memory=MIB, timeout=14, retry_cnt=2)
-    link.trains = trains
+    link.trains, link.takes = trains, takes
     sent: list[Any] = []
     for number, (step, value) in enumerate([("write", 100 * MTU), *scenario]):
         match step:
@@ -61,7 +63,7 @@ def play(lab: Any, scenario: list[tuple[str, int]], *, trains: bool = False) -> 
         sent += link.poll()
         requester = link.a.queue_pair.requester
         sent.append((requester.send_psn, requester.bytes_in_flight, requester.asked_bytes, requester.deadline))
-    return [*sent, link.a.queue_pair.counters, link.b.data]
+    return [*sent, link.a.queue_pair.counters, link.b.queue_pair.counters, link.b.device.counters, link.b.data]
 
 
 @given(scenario=steps)
@@ -78,6 +80,41 @@ def test_trains_are_what_the_careful_way_sends(lab, scenario):
         patch.setattr(Run, "of", lambda *_: None)
         careful = play(lab, scenario)
     assert play(lab, scenario, trains=True) == careful
+
+
+@given(scenario=steps)
+def test_what_is_taken_as_awaited_is_what_the_careful_way_takes(lab, scenario):
+    assert play(lab, scenario, trains=True, takes=True) == play(lab, scenario)
+
+
+def test_a_message_is_one_train_and_all_but_its_first_packet_is_taken_as_a_run(connected_devices, monkeypatch):
+    link = connected_devices(b_memory=MIB)
+    link.trains = link.takes = True
+    link.a.queue_pair.set_window(2 * MIB)
+    made: list[tuple[int, int]] = []
+    taken: list[int] = []
+    plain_train, responder = Run.train, link.b.queue_pair.responder
+    plain_took = responder.took_run
+
+    def train(self, *arguments):
+        found = plain_train(self, *arguments)
+        if found is not None:
+            made.append((found.sends, len(found.data) // MTU))
+        return found
+
+    def took_run(packets, *more):
+        taken.append(packets)
+        plain_took(packets, *more)
+
+    monkeypatch.setattr(Run, "train", train)
+    monkeypatch.setattr(responder, "took_run", took_run)
+    for number, pages in enumerate((40, 2, 16, 40)):
+        link.write(number, 0, pages * MTU)
+    link.settle()
+    assert [completion.status for completion in link.poll()] == 4 * [WcStatus.SUCCESS]
+    assert made == [(4, 40), (2, 2), (2, 16), (4, 40)]
+    assert sum(taken) == sum((40, 2, 16, 40)) - 4
+    assert link.a.data[: 40 * MTU] == link.b.data[: 40 * MTU]
 
 
 @pytest.fixture
