@@ -229,14 +229,33 @@ class Requester:
     def _asks(self, connection: Connection, wqe: SendWqe) -> Burst | None:
         """Next burst of READ requests: as many as the window and the peer's slots allow, up to a WRITE or SEND."""
         heads: list[bytes] = []
-        most = connection.singles_of(_ASK_BYTES)
-        unsent = self.unsent
-        while True:
+        most, mtu = connection.singles_of(_ASK_BYTES), connection.mtu_bytes
+        unsent, limit = self.unsent, max(1, self.read_window_bytes // mtu)
+        before = [piece for piece in self.reads if piece.end_psn <= self.send_psn]
+        outstanding, in_flight = (
+            len(before),
+            sum(piece.end_psn - max(piece.first_psn, self.una_psn) for piece in before),
+        )
+        while outstanding < self.max_reads:
             psn = self.send_psn
-            reth = self._ask(connection.mtu_bytes, wqe)
-            if reth is None:
+            # Only what is asked for again stands among the pieces already.
+            known = self._piece_at(psn) if psn < self.max_sent_psn else None
+            left = wqe.end_psn - psn
+            if known is not None:
+                count = known.end_psn - psn
+            else:
+                count = left if left <= limit and not outstanding else min(left, max(1, limit // 2))
+            if in_flight and in_flight + count > limit:
                 break
+            if psn + count - self.una_psn > MAX_OUTSTANDING_PSNS and psn > self.una_psn:
+                break
+            offset = (psn - wqe.first_psn) * mtu
+            reth = push_reth(wqe.remote_addr + offset, wqe.rkey, min(count * mtu, wqe.length_bytes - offset))
+            if known is None:
+                self.reads.append(ReadPiece(psn, psn + count))
+            self.sent(wqe, count, packets=1)
             heads.append(PSN_WORD.pack(psn & PSN_MASK | ACK_REQUEST) + reth)
+            outstanding, in_flight = outstanding + 1, in_flight + count
             if len(heads) >= most or not unsent:
                 break
             wqe = unsent[0]
@@ -244,35 +263,9 @@ class Requester:
                 break
         return connection.singles(_READ_REQUEST, heads, [b""] * len(heads)) if heads else None
 
-    def _ask(self, mtu: int, wqe: SendWqe) -> bytes | None:
-        """RETH of the next READ request: the rest of a piece that was asked for before, or a new one that fits."""
-        psn = self.send_psn
-        outstanding = in_flight = 0
-        piece: ReadPiece | None = None
-        for known in self.reads:
-            if known.end_psn <= psn:
-                outstanding += 1
-                in_flight += known.end_psn - max(known.first_psn, self.una_psn)
-            elif known.first_psn <= psn:
-                piece = known
-        if outstanding >= self.max_reads:
-            return None
-        limit = max(1, self.read_window_bytes // mtu)
-        left = wqe.end_psn - psn
-        if piece is not None:
-            count = piece.end_psn - psn
-        else:
-            count = left if left <= limit and not outstanding else min(left, max(1, limit // 2))
-        if in_flight and in_flight + count > limit:
-            return None
-        if psn + count - self.una_psn > MAX_OUTSTANDING_PSNS and psn > self.una_psn:
-            return None
-        offset = (psn - wqe.first_psn) * mtu
-        length = min(count * mtu, wqe.length_bytes - offset)
-        if piece is None:
-            self.reads.append(ReadPiece(psn, psn + count))
-        self.sent(wqe, count, packets=1)
-        return push_reth(wqe.remote_addr + offset, wqe.rkey, length)
+    def _piece_at(self, psn: int) -> ReadPiece | None:
+        """Return what was asked for before and holds `psn`."""
+        return next((piece for piece in self.reads if piece.first_psn <= psn < piece.end_psn), None)
 
     def sent(self, wqe: SendWqe, psns: int, packets: int | None = None) -> None:
         """So many PSNs of `wqe` have left, in as many packets but for a READ request."""
