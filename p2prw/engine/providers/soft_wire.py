@@ -157,7 +157,7 @@ class Wire:
         assert self._take_runs is not None
         address = pack_address(awaited.source, self._scope_id)
         packets, bursts, asked, ended, error, rest = self._take_runs(
-            self.sock.fileno(), self._buffer, address, *awaited[1:10], most
+            self.sock.fileno(), self._buffer, address, *awaited[1:13], most
         )
         # What is left of a burst counts where it is delivered.
         awaited.took(bursts - (rest is not None), packets, asked, ended, now)
@@ -234,9 +234,9 @@ class Wire:
     def _send_train(self, train: Train) -> int:
         """Send as much of it as goes; return the number of sends."""
         assert self._send_runs is not None
-        sent, error = self._send_runs(self.sock.fileno(), pack_address(train.destination, self._scope_id), *train[:12])
+        sent, error = self._send_runs(self.sock.fileno(), pack_address(train.destination, self._scope_id), *train[:14])
         train.left(sent)
-        self.segmented_sends += max(0, sent - (train.sends - train.bursts))
+        self.segmented_sends += min(train.bursts, max(0, sent - (train.first_head is not None)))
         if error == errno.EAGAIN:
             self._is_full = True
         elif error:

@@ -20,7 +20,7 @@
 #define HAS_SOCKET_RUNS 1
 #endif
 
-#define INTERFACE 4 /* leaf.py asks for this one: a binary that is older than the checkout is not used */
+#define INTERFACE 6 /* leaf.py asks for this one: a binary that is older than the checkout is not used */
 
 enum { PREFIX_BYTES = 8, HEADER_BYTES = 12, ICRC_BYTES = 4, OVERHEAD_BYTES = HEADER_BYTES + ICRC_BYTES };
 #define PSN_MASK 0xFFFFFFu
@@ -297,7 +297,7 @@ static int read_seeds(seed_list *seeds, PyObject *list, Py_ssize_t index, Py_ssi
 }
 
 /* The buffers of one call, held and let go together. */
-enum { MOST_BUFFERS = 5 };
+enum { MOST_BUFFERS = 6 };
 typedef struct {
     Py_buffer at[MOST_BUFFERS];
     int count;
@@ -370,6 +370,29 @@ static Py_ssize_t take_packets(const uint8_t *from, Py_ssize_t count, Py_ssize_t
         *asked |= word & ACK_REQUEST;
     }
     return done;
+}
+
+/* As take_packets for one packet that came alone, `length` bytes, with `extension` bytes of headers after its BTH. */
+static int take_alone(const uint8_t *from, Py_ssize_t length, Py_ssize_t extension, Py_ssize_t mtu, uint64_t prefix,
+                      uint32_t psn, const uint32_t *seed, uint8_t *to, uint32_t *asked) {
+    if (length != mtu + OVERHEAD_BYTES + extension)
+        return 0;
+    const uint8_t *data = from + HEADER_BYTES + extension;
+    uint32_t word = load_big32(from + PREFIX_BYTES);
+    if ((word & ~ACK_REQUEST) != (psn & PSN_MASK) || load_big32(from) != (uint32_t)(prefix >> 32) ||
+        (load_big32(from + 4) & 0xFFFFFF) != ((uint32_t)prefix & 0xFFFFFF))
+        return 0;
+    /* The syndrome of an AETH: a READ response is never a NAK. */
+    if (extension && from[HEADER_BYTES] >> 5)
+        return 0;
+    if (seed) {
+        uint32_t crc = crc_copy_tables(crc_big32(~*seed, word), NULL, from + HEADER_BYTES, (size_t)extension);
+        if (~crc_copy(crc, NULL, data, (size_t)mtu) != load_little32(data + mtu))
+            return 0;
+    }
+    memcpy(to, data, (size_t)mtu);
+    *asked |= word & ACK_REQUEST;
+    return 1;
 }
 
 static PyObject *build_run(PyObject *self, PyObject *const *arguments, Py_ssize_t given, PyObject *names) {
@@ -486,8 +509,8 @@ static int send_one(int fileno, const Py_buffer *address, uint8_t *wire, Py_ssiz
     return sendmsg(fileno, &message, MSG_DONTWAIT) < 0 ? errno : 0;
 }
 
-/* Write the packet that starts a message to `to`; return its length. `head`: its BTH and extension headers. */
-static Py_ssize_t make_first(uint8_t *to, const Py_buffer *head, uint32_t seed, const uint8_t *from, Py_ssize_t mtu) {
+/* Write a packet with headers of its own to `to`; return its length. `head`: its BTH and extension headers. */
+static Py_ssize_t make_alone(uint8_t *to, const Py_buffer *head, uint32_t seed, const uint8_t *from, Py_ssize_t mtu) {
     memcpy(to, head->buf, (size_t)head->len);
     uint32_t crc = crc_copy_tables(~seed, NULL, to + PREFIX_BYTES, (size_t)(head->len - PREFIX_BYTES));
     crc = crc_copy(crc, to + head->len, from, (size_t)mtu);
@@ -497,9 +520,9 @@ static Py_ssize_t make_first(uint8_t *to, const Py_buffer *head, uint32_t seed, 
 
 static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
     (void)self;
-    if (given != 14) {
+    if (given != 16) {
         PyErr_SetString(PyExc_TypeError, "send_runs(fileno, address, prefix, seeds, psn, data, mtu_bytes, count, bursts, "
-                                         "asks, last_prefix, last_seed, first_head, first_seed)");
+                                         "asks, last_prefix, last_seed, first_head, first_seed, tail_head, tail_seed)");
         return NULL;
     }
     int fileno = descriptor(arguments[0]);
@@ -507,9 +530,10 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
     Py_ssize_t mtu = PyLong_AsSsize_t(arguments[6]), count = PyLong_AsSsize_t(arguments[7]);
     Py_ssize_t bursts = PyLong_AsSsize_t(arguments[8]), sent = 0;
     uint64_t asks = PyLong_AsUnsignedLongLong(arguments[9]);
-    int ends = arguments[10] != Py_None, starts = arguments[12] != Py_None;
+    int ends = arguments[10] != Py_None, starts = arguments[12] != Py_None, trails = arguments[14] != Py_None;
     uint32_t last_seed = (uint32_t)PyLong_AsUnsignedLong(arguments[11]);
     uint32_t first_seed = (uint32_t)PyLong_AsUnsignedLong(arguments[13]);
+    uint32_t tail_seed = (uint32_t)PyLong_AsUnsignedLong(arguments[15]);
     if (PyErr_Occurred())
         return NULL;
     Py_ssize_t length = run_bytes(count, mtu);
@@ -519,16 +543,17 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
     buffer_list held = {.count = 0};
     if (!hold(&held, arguments[1], PyBUF_SIMPLE) || !hold(&held, arguments[2], PyBUF_SIMPLE) ||
         !hold(&held, arguments[5], PyBUF_SIMPLE) || !hold(&held, arguments[ends ? 10 : 2], PyBUF_SIMPLE) ||
-        !hold(&held, arguments[starts ? 12 : 2], PyBUF_SIMPLE))
+        !hold(&held, arguments[starts ? 12 : 2], PyBUF_SIMPLE) || !hold(&held, arguments[trails ? 14 : 2], PyBUF_SIMPLE))
         return NULL;
     const Py_buffer *address = &held.at[0], *prefix = &held.at[1], *data = &held.at[2];
-    const Py_buffer *last = &held.at[3], *first = &held.at[4];
+    const Py_buffer *last = &held.at[3], *first = &held.at[4], *tail = &held.at[5];
     PyObject *result = NULL;
     seed_list seeds;
-    Py_ssize_t packets = data->len / mtu - starts;
+    Py_ssize_t packets = data->len / mtu - starts - trails;
     if (prefix->len != PREFIX_BYTES || last->len != PREFIX_BYTES || count < 2 || each > MOST_DATAGRAM_BYTES ||
         bursts < !starts || bursts > MOST_BURSTS || data->len % mtu || packets <= (bursts - 1) * count ||
         packets > bursts * count || (starts && (first->len < HEADER_BYTES || first->len + mtu + ICRC_BYTES > each)) ||
+        (trails && (tail->len < HEADER_BYTES || tail->len + mtu + ICRC_BYTES > each)) ||
         address->len > (Py_ssize_t)sizeof(struct sockaddr_storage) || !PyList_Check(arguments[3])) {
         PyErr_SetString(PyExc_ValueError, bad_run);
     } else if (read_seeds(&seeds, arguments[3], 0, count)) {
@@ -540,7 +565,7 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
             const uint8_t *from = data->buf, *end = from + data->len;
             int failed = 0;
             if (starts) {
-                Py_ssize_t size = make_first(wire, first, first_seed, from, mtu);
+                Py_ssize_t size = make_alone(wire, first, first_seed, from, mtu);
                 failed = send_one(fileno, address, wire, size, (uint16_t)size);
                 sent += !failed;
                 from += mtu;
@@ -555,8 +580,13 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
                                  from + middles * mtu, end, mtu, 1, ask);
                 failed = send_one(fileno, address, wire, here * segment, segment);
                 sent += !failed;
-                from += length;
-                psn += (uint32_t)count, packets -= count;
+                from += here * mtu;
+                psn += (uint32_t)here, packets -= here;
+            }
+            if (trails && !failed) {
+                Py_ssize_t size = make_alone(wire, tail, tail_seed, from, mtu);
+                failed = send_one(fileno, address, wire, size, (uint16_t)size);
+                sent += !failed;
             }
             PyMem_Free(wire);
             result = Py_BuildValue("ni", sent, failed);
@@ -602,41 +632,48 @@ static Py_ssize_t read_known_seeds(seed_list *seeds, PyObject *list) {
 
 static PyObject *receive_runs(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
     (void)self;
-    if (given != 13) {
+    if (given != 16) {
         PyErr_SetString(PyExc_TypeError, "receive_runs(fileno, buffer, address, mtu_bytes, prefix, psn, seeds, target, "
-                                         "offset, count, last_prefix, last_seeds, bursts)");
+                                         "offset, count, last_prefix, last_seeds, first_prefix, first_seeds, extension, "
+                                         "bursts)");
         return NULL;
     }
     int fileno = descriptor(arguments[0]), ends = arguments[10] != Py_None, ended = 0;
+    int starts = arguments[12] != Py_None, started = 0;
     Py_ssize_t mtu = PyLong_AsSsize_t(arguments[3]), offset = PyLong_AsSsize_t(arguments[8]);
-    Py_ssize_t count = PyLong_AsSsize_t(arguments[9]), bursts = PyLong_AsSsize_t(arguments[12]);
+    Py_ssize_t count = PyLong_AsSsize_t(arguments[9]), bursts = PyLong_AsSsize_t(arguments[15]);
+    Py_ssize_t extension = PyLong_AsSsize_t(arguments[14]);
     uint64_t prefix = PyLong_AsUnsignedLongLong(arguments[4]);
     uint64_t last_prefix = ends ? PyLong_AsUnsignedLongLong(arguments[10]) : 0;
+    uint64_t first_prefix = starts ? PyLong_AsUnsignedLongLong(arguments[12]) : 0;
     uint32_t psn = (uint32_t)PyLong_AsUnsignedLongLongMask(arguments[5]), asked = 0;
     if (PyErr_Occurred())
         return NULL;
     Py_ssize_t length = run_bytes(count, mtu);
     if (length < 0)
         return NULL;
-    length += ends ? mtu : 0;
+    length += (starts + ends) * mtu;
     buffer_list held = {.count = 0};
     if (!hold(&held, arguments[1], PyBUF_WRITABLE) || !hold(&held, arguments[2], PyBUF_SIMPLE) ||
         !hold(&held, arguments[7], PyBUF_WRITABLE))
         return NULL;
     const Py_buffer *buffer = &held.at[0], *address = &held.at[1], *target = &held.at[2];
     PyObject *result = NULL;
-    seed_list seeds, last_seeds;
-    Py_ssize_t known, last_known;
-    if (offset < 0 || offset > target->len || length > target->len - offset) {
+    seed_list seeds, last_seeds, first_seeds;
+    Py_ssize_t known, last_known, first_known;
+    if (offset < 0 || offset > target->len || length > target->len - offset || extension < 0 || extension > 64) {
         PyErr_SetString(PyExc_ValueError, bad_run);
     } else if ((known = read_known_seeds(&seeds, arguments[6])) >= 0 &&
-               (last_known = read_known_seeds(&last_seeds, arguments[11])) >= 0) {
+               (last_known = read_known_seeds(&last_seeds, arguments[11])) >= 0 &&
+               (first_known = read_known_seeds(&first_seeds, arguments[13])) >= 0) {
         struct sockaddr_storage source;
         socklen_t source_length = 0;
         Py_ssize_t taken = 0, received = 0, here = 0, segment = 0, done = 0;
         uint8_t *to = (uint8_t *)target->buf + offset;
         int failed = 0, is_over = 0;
-        while (!is_over && received < bursts && (taken < count || ends)) {
+        /* After a LAST of this kind comes what somebody else must look at; after one that is alone, perhaps not. */
+        int goes_on = ends && !extension;
+        while (!is_over && received < bursts && (started < starts || taken < count || ended < ends || goes_on)) {
             here = receive_one(fileno, buffer, &source, &source_length, &segment);
             if (here < 0) {
                 failed = errno;
@@ -644,25 +681,34 @@ static PyObject *receive_runs(PyObject *self, PyObject *const *arguments, Py_ssi
             }
             received++;
             done = 0;
-            if (segment == mtu + OVERHEAD_BYTES && (Py_ssize_t)source_length == address->len &&
-                !memcmp(&source, address->buf, source_length)) {
+            if ((Py_ssize_t)source_length != address->len || memcmp(&source, address->buf, source_length)) {
+                /* a stranger's */
+            } else if (started < starts) {
+                if (first_known)
+                    done = started = take_alone(buffer->buf, here, extension, mtu, first_prefix, psn, first_seeds.all, to,
+                                                &asked);
+                psn += (uint32_t)done, to += done * mtu;
+            } else if (segment == mtu + OVERHEAD_BYTES) {
                 Py_ssize_t there = here / segment, most = there < count - taken ? there : count - taken;
                 most = most < known ? most : known;
                 done = take_packets(buffer->buf, most, mtu, prefix, psn, seeds.all, to, &asked);
                 taken += done, psn += (uint32_t)done, to += done * mtu;
-                if (ends && !ended && taken == count && done < there && done < last_known) {
+                if (goes_on && !ended && taken == count && done < there && done < last_known) {
                     const uint32_t *seed = last_seeds.all ? last_seeds.all + done : NULL;
                     const uint8_t *from = (const uint8_t *)buffer->buf + done * segment;
                     ended = (int)take_packets(from, 1, mtu, last_prefix, psn, seed, to, &asked);
                     done += ended;
                 }
+            } else if (extension && ended < ends && taken == count && last_known) {
+                done = ended = take_alone(buffer->buf, here, extension, mtu, last_prefix, psn, last_seeds.all, to, &asked);
             }
             is_over = done * segment != here;
         }
         free_seeds(&seeds);
         free_seeds(&last_seeds);
+        free_seeds(&first_seeds);
         /* What is left in the buffer: length, position and place of the packet that was not taken, and whose it is. */
-        taken += ended;
+        taken += started + ended;
         PyObject *has_asked = asked ? Py_True : Py_False, *has_ended = ended ? Py_True : Py_False;
         result = is_over ? Py_BuildValue("nnOOi(nnnny#)", taken, received, has_asked, has_ended, failed, here,
                                          done * segment, done, segment, (char *)&source, (Py_ssize_t)source_length)

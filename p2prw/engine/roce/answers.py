@@ -20,6 +20,7 @@ from p2prw.engine.roce.singles import RESPONSE_OVERHEAD_BYTES
 
 _REMOTE_READ = int(Access.REMOTE_READ)
 _READ_FIRST, _READ_MIDDLE = int(RcOpcode.READ_RESPONSE_FIRST), int(RcOpcode.READ_RESPONSE_MIDDLE)
+_READ_LAST = int(RcOpcode.READ_RESPONSE_LAST)
 
 
 class Answer:
@@ -156,26 +157,30 @@ class AnswerQueue:
             return connection.single(RcOpcode.ACKNOWLEDGE, item.psn, push_aeth(item.syndrome, item.msn))
         burst = self._small_responses(connection, item) or self._responses(connection, item)
         if item.psn >= item.end_psn:
-            item.is_answered = True
-            del self.waiting[0]
+            self._answered()
         return burst
 
     def next_train(self, connection: Connection, most: int, counters: QueuePairCounters) -> Train | None:
-        """Return the FIRST response if it is its turn, with at most `most` full bursts of the MIDDLEs that come next.
+        """Return the FIRST response if it is its turn, at most `most` bursts of MIDDLEs, and the LAST if it is whole.
 
-        None: something else does.
+        None: something else comes next.
         """
         slot, count, mtu_bytes = self.waiting[0], connection.max_segments, connection.mtu_bytes
         if not isinstance(slot, ReadSlot) or count < 2:
             return None
-        # The last packet is never a MIDDLE; a short one leaves with those that do not fill a burst.
         psn, starts = slot.psn, slot.starts
         middles = slot.end_psn - psn - starts - 1
-        bursts = min(most, middles // count if slot.length_bytes % mtu_bytes else -(-middles // count))
-        if bursts < 1:
+        if middles < 0:
             return None
-        packets = min(bursts * count, middles)
-        length, address = (starts + packets) * mtu_bytes, slot.address + (psn - slot.first_psn) * mtu_bytes
+        # A LAST with less data is shorter than a MIDDLE and leaves with those that do not fill a burst.
+        is_whole = not slot.length_bytes % mtu_bytes
+        bursts = min(most, -(-middles // count) if is_whole else middles // count)
+        middles = min(bursts * count, middles)
+        trails = is_whole and psn + starts + middles + 1 == slot.end_psn
+        if not bursts and not (starts and trails):
+            return None
+        packets = starts + middles + trails
+        length, address = packets * mtu_bytes, slot.address + (psn - slot.first_psn) * mtu_bytes
         region = self._memory.find(slot.rkey, address, length, _REMOTE_READ)
         if region is None or region.view is None:
             return None
@@ -183,14 +188,25 @@ class AnswerQueue:
         def left(number: int) -> None:
             if not number:
                 return
-            done = starts + min((number - starts) * count, packets)
+            done = starts + min((number - starts) * count, middles) + (number > starts + bursts)
             slot.psn = psn + done
             slot.starts = False
             counters.packets_sent += done
+            if slot.psn >= slot.end_psn:
+                self._answered()
 
-        data = region.load(address - region.address, length)
-        first = (_READ_FIRST, push_aeth(ACK_NO_CREDITS, slot.msn)) if starts else None
-        return connection.train(_READ_MIDDLE, psn, data, bursts, left, first=first)
+        data, aeth = region.load(address - region.address, length), push_aeth(ACK_NO_CREDITS, slot.msn)
+        return connection.train(
+            *(_READ_MIDDLE, psn, data, bursts, left),
+            first=(_READ_FIRST, aeth) if starts else None,
+            tail=(_READ_LAST, aeth) if trails else None,
+        )
+
+    def _answered(self) -> None:
+        """All responses of the READ that comes next are out."""
+        slot = self.waiting.pop(0)
+        assert isinstance(slot, ReadSlot)
+        slot.is_answered = True
 
     @property
     def is_answer(self) -> bool:

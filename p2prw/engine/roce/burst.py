@@ -146,25 +146,33 @@ class Connection:
         asks: int = 0,
         last_opcode: int | None = None,
         first: tuple[int, bytes] | None = None,
+        tail: tuple[int, bytes] | None = None,
     ) -> Train:
         """Return full bursts of MIDDLE packets, or with `last_opcode` all to the end of a message of whole packets.
 
-        With `first`, opcode and extension headers, `psn` is that of a packet that leaves before them.
+        With `first`, opcode and extension headers, `psn` is that of a packet that leaves before them; `tail` is the
+        same of one that leaves after them.
         """
         (sent, seeds), last, last_seed, packets = self._run_start(opcode), None, 0, self.max_segments
         if last_opcode is not None:
             last, last_seeds = self._run_start(last_opcode)
             last_seed = last_seeds[(len(data) // self.mtu_bytes - 1 - (first is not None)) % packets]
-        head, head_seed = None, 0
+        first_head, first_seed = self._alone(first, psn)
+        tail_head, tail_seed = self._alone(tail, psn + len(data) // self.mtu_bytes - 1)
         if first is not None:
-            first_sent, masked = self.prefix(first[0])
-            head = first_sent + PSN_WORD.pack(psn & PSN_MASK) + first[1]
-            head_seed = self.flow.prefixed_seeds(masked, len(head) + self.mtu_bytes + ICRC_BYTES, 1)[0]
             psn += 1
         return Train(
-            *(sent, seeds, psn, data, self.mtu_bytes, packets, bursts, asks, last, last_seed, head, head_seed),
-            *(self.destination, left),
+            *(sent, seeds, psn, data, self.mtu_bytes, packets, bursts, asks, last, last_seed),
+            *(first_head, first_seed, tail_head, tail_seed, self.destination, left),
         )
+
+    def _alone(self, packet: tuple[int, bytes] | None, psn: int) -> tuple[bytes | None, int]:
+        """Return BTH and extension headers of a packet with a path MTU of data, and the CRC up to the PSN word."""
+        if packet is None:
+            return None, 0
+        sent, masked = self.prefix(packet[0])
+        head = sent + PSN_WORD.pack(psn & PSN_MASK) + packet[1]
+        return head, self.flow.prefixed_seeds(masked, len(head) + self.mtu_bytes + ICRC_BYTES, 1)[0]
 
     def middle_run(
         self, opcode: int, psn: int, pieces: list[memoryview], count: int, *, ack_last: bool

@@ -174,21 +174,23 @@ class Completer:
         return done
 
     def awaited_run(self) -> AwaitedRun | None:
-        """Return where the MIDDLE responses to the oldest READ go on; None: the careful path decides."""
+        """Return where the responses to the oldest READ go on; None: the careful path decides."""
         requester = self._requester
         connection, una = requester.connection, requester.una_psn
-        if connection is None or not requester.queue:
+        if connection is None or not requester.queue or not requester.reads:
             return None
-        wqe = requester.queue[0]
-        if not wqe.is_read or una < wqe.first_psn:
+        wqe, piece, mtu = requester.queue[0], requester.reads[0], connection.mtu_bytes
+        if not wqe.is_read or not max(wqe.first_psn, piece.first_psn) <= una < piece.end_psn:
             return None
-        window = wqe.data.plain_window((una - wqe.first_psn) * connection.mtu_bytes)
+        window = wqe.data.plain_window((una - wqe.first_psn) * mtu)
         if window is None:
             return None
         target, start, left = window
-        # The packet that ends the READ goes the careful way, so that completion is in one place.
-        packets = min(left // connection.mtu_bytes, requester.max_sent_psn - una, wqe.end_psn - 1 - una)
-        return (target, start, una, packets, False) if packets > 0 else None
+        starts, packets = una == piece.first_psn, min(left // mtu, piece.end_psn - una)
+        # What ends in another SGE, or with less than a packet, goes the careful way from there.
+        ends = packets == piece.end_psn - una
+        middles = packets - starts - ends if ends else min(packets, piece.end_psn - 1 - una) - starts
+        return (target, start, una, middles, starts, ends) if packets > starts else None
 
     def took_run(self, packets: int, _asked: bool, _ended: bool, now: float) -> None:
         """So many of them are in their place."""

@@ -314,7 +314,7 @@ class RoceDevice:
             queue_pair.counters.packets_received += packets
             stream.half.took_run(packets, asked, ended, now)
             # Room for another READ is looked for when one of them ends.
-            if asked and not queue_pair.is_awake:
+            if (asked or ended) and not queue_pair.is_awake:
                 self._wake(queue_pair)
 
     def bursts_to_send(self, now: float) -> Iterator[Burst]:

@@ -12,6 +12,7 @@ from p2prw.engine.providers.base import QueuePairCounters
 from p2prw.engine.roce.completer import Completer
 from p2prw.engine.roce.icrc import Flow
 from p2prw.engine.roce.opcodes import (
+    AETH_BYTES,
     BTH_BYTES,
     HEADER_BYTES,
     ICRC_BYTES,
@@ -32,7 +33,8 @@ from p2prw.engine.roce.state import TAKES_REQUESTS, TAKES_RESPONSES, QueuePairSt
 
 _MOST_AWAITED = 1 << 16
 """Packets; far beyond what one call takes. The peer chooses how long its message is."""
-_FROM_MIDDLE_TO_LAST = (RcOpcode.WRITE_LAST - RcOpcode.WRITE_MIDDLE) << 56
+_ONE_OPCODE = 1 << 56
+"""In a prefix, which is the first 8 bytes of a BTH."""
 _MARKS = 0xFF00_0000
 """Byte 4 of a BTH, which enters the ICRC as ones."""
 _MOST_BURST_BYTES = 65535
@@ -56,8 +58,8 @@ class Stream:
     """MIDDLE packets of one kind from one place, found good once; the next burst of it is compared, not taken apart."""
 
     __slots__ = (
-        *("codec", "flow", "half", "last_prefix", "last_seeds", "mtu_bytes", "prefix", "seeds", "segment_bytes"),
-        *("source", "word0", "word1"),
+        *("codec", "extension_bytes", "first_prefix", "first_seeds", "flow", "half", "last_prefix", "last_seeds"),
+        *("mtu_bytes", "prefix", "seeds", "segment_bytes", "source", "word0", "word1"),
     )
 
     def __init__(
@@ -79,15 +81,21 @@ class Stream:
         self.flow = flow
         self.seeds = seeds
         self.prefix = word0 << 32 | word1
-        self.last_prefix: int | None = None
-        """Of the LAST that would end a WRITE of these."""
+        self.last_prefix = self.prefix + _ONE_OPCODE
+        """Of the LAST that would end a message of these; all have their FIRST, MIDDLE and LAST in a row."""
+        self.first_prefix: int | None = None
+        """Of the FIRST, where it may be awaited: it is known where the responses to a READ belong."""
         self.last_seeds: list[int] | None = None
-        if word0 >> 24 == RcOpcode.WRITE_MIDDLE:
-            self.last_prefix = self.prefix + _FROM_MIDDLE_TO_LAST
-            if seeds is not None:
-                masked = (self.last_prefix | _MARKS).to_bytes(8, "big")
-                places = min(_MOST_SEGMENTS, -(-_MOST_BURST_BYTES // self.segment_bytes))
-                self.last_seeds = flow.prefixed_seeds(masked, self.segment_bytes, places)
+        self.first_seeds: list[int] | None = None
+        self.extension_bytes = 0
+        places = min(_MOST_SEGMENTS, -(-_MOST_BURST_BYTES // self.segment_bytes))
+        if word0 >> 24 == RcOpcode.READ_RESPONSE_MIDDLE:
+            self.first_prefix, self.extension_bytes, places = self.prefix - _ONE_OPCODE, AETH_BYTES, 1
+        if seeds is not None:
+            edge_bytes = self.segment_bytes + self.extension_bytes
+            self.last_seeds = flow.prefixed_seeds(_masked(self.last_prefix), edge_bytes, places)
+            if self.first_prefix is not None:
+                self.first_seeds = flow.prefixed_seeds(_masked(self.first_prefix), edge_bytes, 1)
         self.half = half
         self.codec = codec
 
@@ -98,14 +106,15 @@ class Stream:
         run = self.half.awaited_run()
         if run is None:
             return None
-        target, offset, psn, packets, ends = run
+        target, offset, psn, packets, starts, ends = run
         last = self.last_prefix if ends and packets <= _MOST_AWAITED else None
         packets = min(packets, _MOST_AWAITED)
-        if not packets and last is None:
+        first = self.first_prefix if starts else None
+        if not packets and last is None and first is None:
             return None
         return Awaited(
             *(self.source, self.mtu_bytes, self.prefix, psn, self.seeds, target, offset, packets),
-            *(last, self.last_seeds, took),
+            *(last, self.last_seeds, first, self.first_seeds, self.extension_bytes, took),
         )
 
     def receive(self, view: memoryview, position: int, count: int, index: int, now: float) -> int:
@@ -113,7 +122,9 @@ class Stream:
         awaited = self.half.awaited_run()
         if awaited is None:
             return 0
-        target, offset, psn, most, _ = awaited
+        target, offset, psn, most, starts, _ = awaited
+        # Where a READ was asked for again, a peer may begin with any opcode (rxe: MIDDLE).
+        most += starts
         done, asked = self.codec.receive(
             *(view, position, most if most < count else count, self.mtu_bytes, self.prefix, psn),
             *(self.seeds, index, target, offset),
@@ -240,6 +251,10 @@ class Incoming:
                 self._completer.receive_aeth(view, word2 & PSN_MASK, now)
             elif traits & IS_READ_RESPONSE:
                 self._completer.receive_read_response(opcode, view, pad_bytes, word2 & PSN_MASK, now)
+
+
+def _masked(prefix: int) -> bytes:
+    return (prefix | _MARKS).to_bytes(8, "big")
 
 
 def _seeds(flow: Flow, view: memoryview, position: int, segment_bytes: int, count: int) -> list[int]:

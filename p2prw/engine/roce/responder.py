@@ -253,7 +253,7 @@ class Responder:
         middles, is_whole = (left - 1) // connection.mtu_bytes, not left % connection.mtu_bytes
         if not middles and not is_whole:
             return None
-        return region.view, address - region.address, self.expected_psn, middles, is_whole
+        return region.view, address - region.address, self.expected_psn, middles, False, is_whole
 
     def took_run(self, packets: int, asked: bool, ended: bool, _now: float) -> None:
         """So many of them are in their place."""

@@ -125,14 +125,17 @@ class Train(NamedTuple):
     first_head: bytes | None
     """BTH and extension headers of a FIRST packet with the first path MTU of `data`; it leaves alone, before them."""
     first_seed: int
+    tail_head: bytes | None
+    """The same of a LAST that is longer than they are, with the last path MTU; it leaves alone, after them."""
+    tail_seed: int
     destination: tuple[str, int]
     left: Callable[[int], None]
-    """Takes the number of sends, the FIRST and each burst, that have left; called once."""
+    """Takes the number of sends, those alone and each burst, that have left; called once."""
 
     @property
     def sends(self) -> int:
         """How many there are if all goes well."""
-        return self.bursts + (self.first_head is not None)
+        return self.bursts + (self.first_head is not None) + (self.tail_head is not None)
 
 
 class Awaited(NamedTuple):
@@ -150,14 +153,19 @@ class Awaited(NamedTuple):
     last_prefix: int | None
     """Of a LAST of a whole path MTU that follows them, where one may be taken too."""
     last_seeds: list[int] | None
+    first_prefix: int | None
+    """Of a FIRST that comes before them and has PSN `psn`."""
+    first_seeds: list[int] | None
+    extension_bytes: int
+    """Of headers after the BTH of FIRST and LAST; where there are any, both come alone."""
     took: Callable[[int, int, bool, bool, float], None]
     """Takes the numbers of bursts received and of packets taken, whether one asked for an ACK, whether the LAST was
     among them, and the time."""
 
 
-AwaitedRun = tuple[memoryview, int, int, int, bool]
-"""Memory and the offset in it where the next MIDDLE packet belongs, its PSN, how many there are before the LAST, and
-whether that is a whole path MTU and may be taken with them."""
+AwaitedRun = tuple[memoryview, int, int, int, bool, bool]
+"""Memory and the offset in it where the next packet belongs, its PSN, how many MIDDLEs there are before the LAST,
+whether a FIRST comes before them, and whether the LAST is a whole path MTU and may be taken with them."""
 
 
 class RunCodec(NamedTuple):
@@ -170,12 +178,12 @@ class RunCodec(NamedTuple):
     receive: Callable[..., tuple[int, bool]]
     """As `receive_run`."""
     send: Callable[..., tuple[int, int]] | None = None
-    """(fileno, address, a Train's fields up to `first_seed`): how many sends left, and the errno that ended it or 0.
+    """(fileno, address, a Train's fields up to `tail_seed`): how many sends left, and the errno that ended it or 0.
 
     `address` is a struct sockaddr.
     """
     take: Callable[..., tuple[int, int, bool, bool, int, tuple[int, int, int, int, bytes] | None]] | None = None
-    """(fileno, buffer, address, an Awaited's fields from `mtu_bytes` to `last_seeds`, most bursts): packets taken,
+    """(fileno, buffer, address, an Awaited's fields from `mtu_bytes` to `extension_bytes`, most bursts): packets taken,
     bursts received, whether one asked for an ACK, whether the LAST was taken, errno or 0, and what was not awaited.
 
     That is in the buffer: its length, the position of the first packet not taken, that packet's place in its burst, the

@@ -92,11 +92,10 @@ def bursts_of(train: Train) -> Iterator[Burst]:
     left = len(train.data) // train.mtu_bytes
     psn, data = train.psn, train.data
     if train.first_head is not None:
-        payload, data, left = data[: train.mtu_bytes], data[train.mtu_bytes :], left - 1
-        icrc = zlib.crc32(payload, zlib.crc32(train.first_head[8:], train.first_seed))
-        packet: list[Any] = [train.first_head, payload, icrc.to_bytes(4, "little")]
-        size = sum(len(piece) for piece in packet)
-        yield Burst(packet, size, size, train.destination, 1)
+        yield alone(train.first_head, data[: train.mtu_bytes], train.first_seed, train.destination)
+        data, left = data[train.mtu_bytes :], left - 1
+    if train.tail_head is not None:
+        left -= 1
     for index in range(train.bursts):
         here = min(left, train.packets)
         middles = here - (train.last_prefix is not None and here == left)
@@ -113,6 +112,16 @@ def bursts_of(train: Train) -> Iterator[Burst]:
         yield Burst(buffers, segment_bytes, here * segment_bytes, train.destination, here)
         left, psn, data = left - here, psn + here, data[here * train.mtu_bytes :]
     assert not left
+    if train.tail_head is not None:
+        yield alone(train.tail_head, data, train.tail_seed, train.destination)
+
+
+def alone(head: bytes, payload: memoryview, seed: int, destination: tuple[str, int]) -> Burst:
+    """Make one packet of its headers, its data and the CRC up to its PSN word."""
+    icrc = zlib.crc32(payload, zlib.crc32(head[8:], seed))
+    packet: list[Any] = [head, payload, icrc.to_bytes(4, "little")]
+    size = len(head) + len(payload) + 4
+    return Burst(packet, size, size, destination, 1)
 
 
 def unfolded(device: RoceDevice, now: float) -> Iterator[Burst]:
@@ -130,23 +139,54 @@ def unfolded(device: RoceDevice, now: float) -> Iterator[Burst]:
             item.left(sent)
 
 
+def is_awaited(raw: memoryview, mtu_bytes: int, extension_bytes: int, prefix: int, psn: int, seeds: Any) -> bool:
+    """Tell whether one packet that came alone is the FIRST or LAST with these first 8 bytes and this PSN."""
+    if len(raw) != mtu_bytes + MIDDLE_OVERHEAD_BYTES + extension_bytes:
+        return False
+    word = int.from_bytes(raw[8:12], "big") & 0x7FFFFFFF
+    if bytes(raw[:4]) + bytes(raw[5:8]) != prefix.to_bytes(8, "big")[:4] + prefix.to_bytes(8, "big")[5:]:
+        return False
+    if word != psn & 0xFFFFFF or (extension_bytes and raw[12] >> 5):
+        return False
+    return seeds is None or zlib.crc32(raw[8:-4], seeds[0]) == int.from_bytes(raw[-4:], "little")
+
+
 def take_awaited(device: RoceDevice, raw: memoryview, segment_bytes: int, source: tuple[str, int], now: float) -> int:
     """Put what is awaited of a burst in its place, with the plain functions; return how many packets that were."""
     awaited = device.awaited()
-    if awaited is None or awaited.source != source or segment_bytes != awaited.mtu_bytes + MIDDLE_OVERHEAD_BYTES:
+    if awaited is None or awaited.source != source:
+        return 0
+    mtu, target, extension = awaited.mtu_bytes, awaited.target, awaited.extension_bytes
+    done, last, asked = 0, 0, False
+    edge = (awaited.first_prefix, awaited.first_seeds) if awaited.first_prefix is not None else None
+    if edge is None and extension and not awaited.packets and awaited.last_prefix is not None:
+        edge, last = (awaited.last_prefix, awaited.last_seeds), 1
+    if edge is not None:
+        if not is_awaited(raw, mtu, extension, edge[0] or 0, awaited.psn, edge[1]):
+            return 0
+        target[awaited.offset : awaited.offset + mtu] = raw[12 + extension : -4]
+        awaited.took(1, 1, bool(raw[8] & 0x80), bool(last), now)
+        return 1
+    if segment_bytes != mtu + MIDDLE_OVERHEAD_BYTES:
         return 0
     count = len(raw) // segment_bytes
     most = min(count, awaited.packets, count if awaited.seeds is None else len(awaited.seeds))
-    run = (awaited.mtu_bytes, awaited.prefix, awaited.psn, awaited.seeds, 0, awaited.target, awaited.offset)
+    run = (mtu, awaited.prefix, awaited.psn, awaited.seeds, 0, target, awaited.offset)
     done, asked = receive_run(raw, 0, most, *run)
-    last, last_asked = 0, False
-    if awaited.last_prefix is not None and done == awaited.packets and done < count:
-        at = awaited.offset + done * awaited.mtu_bytes
-        seeds = awaited.last_seeds
-        end = (awaited.mtu_bytes, awaited.last_prefix, awaited.psn + done, seeds, done, awaited.target, at)
-        last, last_asked = receive_run(raw, done * segment_bytes, 1, *end)
+    if awaited.last_prefix is not None and not extension and done == awaited.packets and done < count:
+        end = (
+            mtu,
+            awaited.last_prefix,
+            awaited.psn + done,
+            awaited.last_seeds,
+            done,
+            target,
+            awaited.offset + done * mtu,
+        )
+        last, asks = receive_run(raw, done * segment_bytes, 1, *end)
+        asked = asked or asks
     took = done + last
-    awaited.took(took * segment_bytes == len(raw), took, asked or last_asked, bool(last), now)
+    awaited.took(took * segment_bytes == len(raw), took, asked, bool(last), now)
     return took
 
 

@@ -77,9 +77,9 @@ def test_however_long_a_peers_message_is_little_of_it_is_awaited_at_once(connect
     link.write(1, 0, 120 * 4096)
     link.receive(link.b, link.collect(link.a)[:2])
     responder = link.b.queue_pair.responder
-    target, offset, psn, _, ends = responder.awaited_run()
-    assert ends
+    target, offset, psn, _, starts, ends = responder.awaited_run()
+    assert ends and not starts
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(responder, "awaited_run", lambda: (target, offset, psn, 1 << 23, ends))
+        patch.setattr(responder, "awaited_run", lambda: (target, offset, psn, 1 << 23, False, ends))
         awaited = link.b.device.awaited()
     assert awaited is not None and awaited.packets == 1 << 16 and awaited.last_prefix is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import zlib
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -62,21 +63,23 @@ def trains(draw: Any) -> Train:
     bursts = draw(st.integers(1, 4))
     # With a LAST, the last burst may be shorter, down to that packet alone; MIDDLEs that do not fill it may leave too.
     total = draw(st.integers((bursts - 1) * packets + 1, bursts * packets))
-    head = draw(st.one_of(st.none(), st.binary(min_size=12, max_size=28)))
+    head, tail = (draw(st.one_of(st.none(), st.binary(min_size=12, max_size=28))) for _ in range(2))
     seeds = draw(st.lists(st.integers(0, 0xFFFFFFFF), min_size=packets, max_size=packets))
     ends = draw(st.booleans())
     psn = draw(st.one_of(st.integers(0, 0xFFFFFF), st.integers(0xFFFFF0, 0x1000010)))
     start = draw(st.integers(0, 63))
-    data = memoryview(POOL * 2)[start : start + (total + (head is not None)) * mtu]
+    data = memoryview(POOL * 2)[start : start + (total + (head is not None) + (tail is not None)) * mtu]
     asks, last_seed = draw(st.integers(0, (1 << bursts) - 1)), draw(st.integers(0, 0xFFFFFFFF))
     last, run = LAST_PREFIX if ends else None, (PREFIX, seeds, psn, data, mtu, packets, bursts)
-    return Train(*run, asks, last, last_seed, head, draw(st.integers(0, 0xFFFFFFFF)), ("", 0), lambda _: None)
+    seeds_alone = [draw(st.integers(0, 0xFFFFFFFF)) for _ in range(2)]
+    edges = (head, seeds_alone[0], tail, seeds_alone[1])
+    return Train(*run, asks, last, last_seed, *edges, ("", 0), lambda _: None)
 
 
 @given(train=trains())
 @settings(max_examples=150)
 def test_a_train_leaves_as_its_bursts_would(ends, lab, train):
-    assert ends.leaf.send_runs(ends.sender.fileno(), ends.to, *train[:12]) == (train.sends, 0)
+    assert ends.leaf.send_runs(ends.sender.fileno(), ends.to, *train[:14]) == (train.sends, 0)
     expected = list(lab.bursts_of(train))
     came = arrived(ends.receiver)
     assert [data for data, _ in came] == [b"".join(burst.buffers) for burst in expected]
@@ -146,7 +149,7 @@ def test_it_takes_what_the_plain_function_takes(ends, mtu, plan, psn, checks, kn
     buffer = bytearray(65536)
     packets, bursts, asked, ended, error, rest = leaf.receive_runs(
         *(ends.receiver.fileno(), buffer, ends.source, mtu, PREFIX_WORD, psn, checked, memoryview(target), 8),
-        *(most, last, last_checked, most_bursts),
+        *(most, last, last_checked, None, None, 0, most_bursts),
     )
     # the same with the plain function, burst by burst
     wanted, wanted_target, wanted_asked, wanted_rest, seen = 0, bytearray(len(target)), False, None, 0
@@ -179,8 +182,106 @@ def test_it_takes_what_the_plain_function_takes(ends, mtu, plan, psn, checks, kn
     assert len(arrived(ends.receiver)) == len(sent) - seen
 
 
-GOOD_SEND = (3, b"x" * 16, PREFIX, [1, 2], 5, memoryview(bytes(1024)), 256, 2, 2, 0, None, 0, None, 0)
-GOOD_TAKE = (3, bytearray(600), b"x" * 16, 256, 5, 5, [1, 2], memoryview(bytearray(1024)), 0, 4, None, None, 4)
+FIRST_PREFIX = bytes.fromhex("0640ffff00000011")
+FIRST_WORD = int.from_bytes(FIRST_PREFIX, "big")
+ALONE = ("good", "good", "good", "flip", "runt", "long", "stranger", "nak", "other psn", "none")
+
+
+def alone(prefix: bytes, seed: int, psn: int, syndrome: int, data: memoryview) -> bytearray:
+    head = (psn & 0xFFFFFF).to_bytes(4, "big") + bytes([syndrome, 0, 0, 7])
+    body = head + bytes(data)
+    return bytearray(prefix + body + zlib.crc32(body, seed).to_bytes(4, "little"))
+
+
+@given(
+    mtu=st.sampled_from([84, 256, 4096]),
+    sizes=st.lists(st.integers(1, 9), max_size=4),
+    edges=st.tuples(st.sampled_from(ALONE), st.sampled_from(ALONE)),
+    chance=st.integers(0, 1 << 16),
+    psn=st.one_of(st.integers(0, 0xFFFFFF), st.integers(0xFFFFF0, 0x1000010)),
+    checks=st.booleans(),
+    starts=st.booleans(),
+    most_bursts=st.integers(1, 8),
+)
+@settings(max_examples=300)
+def test_it_takes_first_and_last_that_come_alone(ends, mtu, sizes, edges, chance, psn, checks, starts, most_bursts):
+    """All up to the first packet that is not as awaited; after the LAST nothing more is received."""
+    leaf, middles = ends.leaf, sum(sizes)
+    seeds, first_seed, last_seed = [(place * 2654435761) & 0xFFFFFFFF for place in range(16)], 77, 99
+    data = memoryview(POOL)[chance % 4096 :]
+    plan = [("middle", size) for size in sizes]
+    plan = [*([("first", 1)] if starts else []), *plan, ("last", 1)]
+    sent: list[tuple[str, int, bytes]] = []
+    at = 0
+    for kind, count in plan:
+        payload, event = data[at * mtu : (at + count) * mtu], edges[kind == "last"] if kind != "middle" else "good"
+        if kind == "middle":
+            wire = bytearray(b"".join(build_run(PREFIX, seeds, psn + at, payload, mtu, count, ack_last=False)))
+        else:
+            prefix, seed = (FIRST_PREFIX, first_seed) if kind == "first" else (LAST_PREFIX, last_seed)
+            wire = alone(prefix, seed, psn + at + (event == "other psn"), 0x60 if event == "nak" else 0x1F, payload)
+            if event == "flip":
+                wire[chance % len(wire)] ^= 1 << chance % 8
+            elif event == "runt":
+                del wire[-4:]
+            elif event == "long":
+                wire += bytes(4)
+        at += count
+        if event != "none":
+            send(
+                ends.stranger if event == "stranger" else ends.sender,
+                bytes(wire),
+                mtu + OVERHEAD + 4 * (kind != "middle"),
+                ends.receiver.getsockname(),
+            )
+            sent.append((event, count, bytes(wire)))
+        else:
+            sent.append((event, count, b""))
+    expected = taken = 0
+    for event, count, _ in sent:
+        if event != "good" or taken == most_bursts:
+            break
+        expected, taken = expected + count, taken + 1
+    target, buffer = bytearray((starts + middles + 1) * mtu + 8), bytearray(65536)
+    run = (mtu, PREFIX_WORD, psn, seeds if checks else None, memoryview(target), 8, middles)
+    last = (LAST_WORD, [last_seed] if checks else None)
+    first = (FIRST_WORD, [first_seed] if checks else None) if starts else (None, None)
+    packets, bursts, _, ended, error, rest = leaf.receive_runs(
+        *(ends.receiver.fileno(), buffer, ends.source, *run, *last, *first, 4, most_bursts)
+    )
+    left = len(arrived(ends.receiver))
+    if any(event == "flip" and (not checks or chance % len(wire) == 4) for event, _, wire in sent):
+        # Nobody looks at byte 4, and without the ICRC not at the data: taken or not, as it may be.
+        return
+    assert packets == expected and ended == (expected == starts + middles + 1)
+    assert target[8 : 8 + packets * mtu] == data[: packets * mtu]
+    assert target[8 + packets * mtu :] == bytes(len(target) - 8 - packets * mtu)
+    came = [wire for _, _, wire in sent if wire]
+    assert bursts + left == len(came)
+    if rest is not None:
+        assert bytes(buffer[: rest[0]]) == came[bursts - 1] and rest[1] == 0
+    assert error == (errno.EAGAIN if rest is None and not ended and bursts < most_bursts else 0)
+
+
+GOOD_SEND = (3, b"x" * 16, PREFIX, [1, 2], 5, memoryview(bytes(1024)), 256, 2, 2, 0, None, 0, None, 0, None, 0)
+GOOD_TAKE = (
+    3,
+    bytearray(600),
+    b"x" * 16,
+    256,
+    5,
+    5,
+    [1, 2],
+    memoryview(bytearray(1024)),
+    0,
+    4,
+    None,
+    None,
+    None,
+    None,
+    0,
+    4,
+)
 BIG = (1 << 63) - 1
 
 
@@ -200,6 +301,8 @@ BIG = (1 << 63) - 1
         # With a FIRST, the data is that of one packet more.
         *[("send_runs", GOOD_SEND, 12, bytes(size), ValueError) for size in (0, 11, 285, 1 << 16)],
         ("send_runs", GOOD_SEND, 12, "head", TypeError),
+        *[("send_runs", GOOD_SEND, 14, bytes(size), ValueError) for size in (0, 11, 285, 1 << 16)],
+        ("send_runs", GOOD_SEND, 14, "head", TypeError),
         *[("receive_runs", GOOD_TAKE, 1, value, error) for value, error in ((b"fixed", BufferError), (5, TypeError))],
         *[("receive_runs", GOOD_TAKE, 3, value, ValueError) for value in (0, -1, BIG)],
         ("receive_runs", GOOD_TAKE, 6, [1, "2"], TypeError),

@@ -18,7 +18,10 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(1, 120 * MTU)),
         # Whole packets to the end, short messages among them.
-        st.tuples(st.just("write"), st.one_of(st.integers(1, 4), st.integers(14, 120)).map(lambda n: n * MTU)),
+        st.tuples(
+            st.sampled_from(["write", "read"]),
+            st.one_of(st.integers(1, 4), st.integers(14, 120)).map(lambda n: n * MTU),
+        ),
         st.tuples(st.just("read"), st.integers(1, 20 * MTU)),
         st.tuples(st.sampled_from(["carry", "lose"]), st.integers(1, 12)),
         st.tuples(st.sampled_from(["answer", "lose_answers", "time", "singles", "revoke"]), st.just(0)),
@@ -63,7 +66,8 @@ def play(lab: Any, scenario: list[tuple[str, int]], *, trains: bool = False, tak
         sent += link.poll()
         requester = link.a.queue_pair.requester
         sent.append((requester.send_psn, requester.bytes_in_flight, requester.asked_bytes, requester.deadline))
-    return [*sent, link.a.queue_pair.counters, link.b.queue_pair.counters, link.b.device.counters, link.b.data]
+    ends = [(end.queue_pair.counters, end.device.counters, end.data) for end in (link.a, link.b)]
+    return [*sent, *ends]
 
 
 @given(scenario=steps)
