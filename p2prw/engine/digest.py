@@ -8,6 +8,7 @@ of at most 4 MiB. XXH3 finds accidents, not attackers: it is no proof against a 
 from __future__ import annotations
 
 import functools
+import os
 from collections import deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -138,6 +139,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(threads, "p2prw-digest")
+
+
+# A pool that was inherited by a fork has no threads and does not know it: its child would wait for ever.
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 class TotalDigest:

@@ -551,7 +551,7 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
     seed_list seeds;
     Py_ssize_t packets = data->len / mtu - starts - trails;
     if (prefix->len != PREFIX_BYTES || last->len != PREFIX_BYTES || count < 2 || each > MOST_DATAGRAM_BYTES ||
-        bursts < !starts || bursts > MOST_BURSTS || data->len % mtu || packets <= (bursts - 1) * count ||
+        bursts < !starts || bursts > MOST_BURSTS || data->len % mtu || packets < 0 || packets <= (bursts - 1) * count ||
         packets > bursts * count || (starts && (first->len < HEADER_BYTES || first->len + mtu + ICRC_BYTES > each)) ||
         (trails && (tail->len < HEADER_BYTES || tail->len + mtu + ICRC_BYTES > each)) ||
         address->len > (Py_ssize_t)sizeof(struct sockaddr_storage) || !PyList_Check(arguments[3])) {
@@ -684,7 +684,7 @@ static PyObject *receive_runs(PyObject *self, PyObject *const *arguments, Py_ssi
             if ((Py_ssize_t)source_length != address->len || memcmp(&source, address->buf, source_length)) {
                 /* a stranger's */
             } else if (started < starts) {
-                if (first_known)
+                if (first_known && segment == here)
                     done = started = take_alone(buffer->buf, here, extension, mtu, first_prefix, psn, first_seeds.all, to,
                                                 &asked);
                 psn += (uint32_t)done, to += done * mtu;
@@ -699,7 +699,7 @@ static PyObject *receive_runs(PyObject *self, PyObject *const *arguments, Py_ssi
                     ended = (int)take_packets(from, 1, mtu, last_prefix, psn, seed, to, &asked);
                     done += ended;
                 }
-            } else if (extension && ended < ends && taken == count && last_known) {
+            } else if (extension && ended < ends && taken == count && last_known && segment == here) {
                 done = ended = take_alone(buffer->buf, here, extension, mtu, last_prefix, psn, last_seeds.all, to, &asked);
             }
             is_over = done * segment != here;

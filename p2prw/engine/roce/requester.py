@@ -88,9 +88,9 @@ class Requester:
 
     @property
     def read_psns_in_flight(self) -> int:
-        """Response packets of READs that were asked for and have not come."""
+        """Response packets of READs that were asked for and have not come; not of one that is to be asked for again."""
         una, sent = self.una_psn, self.send_psn
-        return sum(piece.end_psn - max(piece.first_psn, una) for piece in self.reads if piece.first_psn < sent)
+        return sum(piece.end_psn - max(piece.first_psn, una) for piece in self.reads if piece.end_psn <= sent)
 
     # --- posting ---------------------------------------------------------------------------------------------
 

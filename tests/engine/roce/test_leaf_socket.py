@@ -264,6 +264,7 @@ def test_it_takes_first_and_last_that_come_alone(ends, mtu, sizes, edges, chance
 
 
 GOOD_SEND = (3, b"x" * 16, PREFIX, [1, 2], 5, memoryview(bytes(1024)), 256, 2, 2, 0, None, 0, None, 0, None, 0)
+NO_BURSTS = (*GOOD_SEND[:5], memoryview(bytes(512)), 256, 3, 0, 0, None, 0, bytes(28), 0, bytes(28), 0)
 GOOD_TAKE = (
     3,
     bytearray(600),
@@ -303,6 +304,8 @@ BIG = (1 << 63) - 1
         ("send_runs", GOOD_SEND, 12, "head", TypeError),
         *[("send_runs", GOOD_SEND, 14, bytes(size), ValueError) for size in (0, 11, 285, 1 << 16)],
         ("send_runs", GOOD_SEND, 14, "head", TypeError),
+        # No data for those that go alone.
+        *[("send_runs", NO_BURSTS, 5, memoryview(bytes(size)), ValueError) for size in (0, 256, 768)],
         *[("receive_runs", GOOD_TAKE, 1, value, error) for value, error in ((b"fixed", BufferError), (5, TypeError))],
         *[("receive_runs", GOOD_TAKE, 3, value, ValueError) for value in (0, -1, BIG)],
         ("receive_runs", GOOD_TAKE, 6, [1, "2"], TypeError),
@@ -322,6 +325,18 @@ def test_arguments_that_make_no_sense_are_refused(compiled_leaf, function, good,
         getattr(compiled_leaf, function)(*good[:place], value, *good[place + 1 :])
     with pytest.raises(TypeError):
         getattr(compiled_leaf, function)(*good[:-1])
+
+
+def test_two_datagrams_are_never_taken_as_one(ends):
+    """A burst that is as long as a FIRST together."""
+    data = memoryview(POOL)[:256]
+    wire = bytes(alone(FIRST_PREFIX, 77, 5, 0x1F, data))
+    send(ends.sender, wire, len(wire) // 2, ends.receiver.getsockname())
+    run = (256, PREFIX_WORD, 5, [1, 2], memoryview(bytearray(1024)), 0, 2)
+    packets, _, _, _, _, rest = ends.leaf.receive_runs(
+        *(ends.receiver.fileno(), bytearray(65536), ends.source, *run, None, None, FIRST_WORD, [77], 4, 4)
+    )
+    assert packets == 0 and rest[:4] == (len(wire), 0, 0, len(wire) // 2)
 
 
 def test_what_the_kernel_says_comes_back(ends):

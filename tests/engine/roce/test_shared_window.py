@@ -339,3 +339,31 @@ def test_a_long_answer_of_one_does_not_keep_the_turn_from_the_others(connected_d
             assert passed < 100, "of 137 that the answer takes"
             if (WRITE_ONLY, index) in [(lab.packets([one])[0].bth.opcode, many.owner(lab, one)) for one in bursts]:
                 break
+
+
+def test_reads_that_lost_their_responses_leave_room_to_ask_again(lab):
+    """Of each the first response came; the rest of the piece is under way no more, or nobody would ever ask."""
+    link = lab.connected_devices(mtu=1024, gso_segments=1, most_read_bytes=8 * 1024, timeout=14)
+    options = QueuePairOptions(timeout=14)
+    pairs = [(link.a.queue_pair, link.b.queue_pair)]
+    for _ in range(2):
+        mine, theirs = (end.device.create_queue_pair(options) for end in (link.a, link.b))
+        mine.connect(theirs.local)
+        theirs.connect(mine.local)
+        pairs.append((mine, theirs))
+    remote = link.b.registration.remote_segments()[0]
+    for number, (mine, _) in enumerate(pairs):
+        sges = link.a.sges(0, 4096)
+        mine.post_rdma(number, Opcode.RDMA_READ, sges, remote.address, remote.rkey, signaled=True)
+    for _ in range(12):
+        link.deliver(link.a)
+        first = {}
+        for burst in link.collect(link.b):
+            first.setdefault(lab.packets([burst])[0].bth.dest_qpn, burst)
+        link.receive(link.a, list(first.values()))
+        link.now += 1
+        link.a.device.handle_timer(link.now)
+        if all(mine.requester.una_psn > mine.requester.reads[0].first_psn for mine, _ in pairs if mine.requester.reads):
+            break
+    link.run_timers()
+    assert [c.status for mine, _ in pairs for c in mine.poll()] == 3 * [WcStatus.SUCCESS]
