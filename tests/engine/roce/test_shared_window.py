@@ -357,7 +357,7 @@ def test_reads_that_lost_their_responses_leave_room_to_ask_again(lab):
         mine.post_rdma(number, Opcode.RDMA_READ, sges, remote.address, remote.rkey, signaled=True)
     for _ in range(12):
         link.deliver(link.a)
-        first = {}
+        first: dict[int, Any] = {}
         for burst in link.collect(link.b):
             first.setdefault(lab.packets([burst])[0].bth.dest_qpn, burst)
         link.receive(link.a, list(first.values()))
