@@ -340,17 +340,20 @@ static void make_packets(uint8_t *to, const uint8_t *prefix, const uint32_t *see
     }
 }
 
+/* Whether a BTH has these first 8 bytes, but for byte 4 (FECN, BECN), which may change on the way, and this PSN. */
+static inline int is_expected(const uint8_t *from, uint64_t prefix, uint32_t psn) {
+    return (load_big32(from + PREFIX_BYTES) & ~ACK_REQUEST) == (psn & PSN_MASK) &&
+           load_big32(from) == (uint32_t)(prefix >> 32) && !((load_big32(from + 4) ^ (uint32_t)prefix) & 0xFFFFFF);
+}
+
 /* Copy up to `count` packets at `from` to `to` while they are what is expected (`seeds` NULL: the ICRC is not looked
  * at); return how many were. `asked` gathers their ACK request bits. */
 static Py_ssize_t take_packets(const uint8_t *from, Py_ssize_t count, Py_ssize_t mtu, uint64_t prefix, uint32_t psn,
                                const uint32_t *seeds, uint8_t *to, uint32_t *asked) {
-    uint32_t high = (uint32_t)(prefix >> 32), low = (uint32_t)prefix & 0xFFFFFF;
     Py_ssize_t done = 0;
     for (; done < count; done++) {
         uint32_t word = load_big32(from + PREFIX_BYTES), crc;
-        /* Byte 4 (FECN, BECN) may change on the way. */
-        if ((word & ~ACK_REQUEST) != (psn & PSN_MASK) || load_big32(from) != high ||
-            (load_big32(from + 4) & 0xFFFFFF) != low)
+        if (!is_expected(from, prefix, psn))
             break;
         if (seeds) {
 #ifdef __GNUC__
@@ -379,11 +382,8 @@ static int take_alone(const uint8_t *from, Py_ssize_t length, Py_ssize_t extensi
         return 0;
     const uint8_t *data = from + HEADER_BYTES + extension;
     uint32_t word = load_big32(from + PREFIX_BYTES);
-    if ((word & ~ACK_REQUEST) != (psn & PSN_MASK) || load_big32(from) != (uint32_t)(prefix >> 32) ||
-        (load_big32(from + 4) & 0xFFFFFF) != ((uint32_t)prefix & 0xFFFFFF))
-        return 0;
     /* The syndrome of an AETH: a READ response is never a NAK. */
-    if (extension && from[HEADER_BYTES] >> 5)
+    if (!is_expected(from, prefix, psn) || (extension && from[HEADER_BYTES] >> 5))
         return 0;
     if (seed) {
         uint32_t crc = crc_copy_tables(crc_big32(~*seed, word), NULL, from + HEADER_BYTES, (size_t)extension);
@@ -509,13 +509,15 @@ static int send_one(int fileno, const Py_buffer *address, uint8_t *wire, Py_ssiz
     return sendmsg(fileno, &message, MSG_DONTWAIT) < 0 ? errno : 0;
 }
 
-/* Write a packet with headers of its own to `to`; return its length. `head`: its BTH and extension headers. */
-static Py_ssize_t make_alone(uint8_t *to, const Py_buffer *head, uint32_t seed, const uint8_t *from, Py_ssize_t mtu) {
-    memcpy(to, head->buf, (size_t)head->len);
-    uint32_t crc = crc_copy_tables(~seed, NULL, to + PREFIX_BYTES, (size_t)(head->len - PREFIX_BYTES));
-    crc = crc_copy(crc, to + head->len, from, (size_t)mtu);
-    store_little32(to + head->len + mtu, ~crc);
-    return head->len + mtu + ICRC_BYTES;
+/* Make a packet with headers of its own in `wire`, and send it; return errno or 0. `head`: BTH and extension headers. */
+static int send_alone(int fileno, const Py_buffer *address, uint8_t *wire, const Py_buffer *head, uint32_t seed,
+                      const uint8_t *from, Py_ssize_t mtu) {
+    memcpy(wire, head->buf, (size_t)head->len);
+    uint32_t crc = crc_copy_tables(~seed, NULL, wire + PREFIX_BYTES, (size_t)(head->len - PREFIX_BYTES));
+    crc = crc_copy(crc, wire + head->len, from, (size_t)mtu);
+    store_little32(wire + head->len + mtu, ~crc);
+    Py_ssize_t length = head->len + mtu + ICRC_BYTES;
+    return send_one(fileno, address, wire, length, (uint16_t)length);
 }
 
 static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
@@ -565,8 +567,7 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
             const uint8_t *from = data->buf, *end = from + data->len;
             int failed = 0;
             if (starts) {
-                Py_ssize_t size = make_alone(wire, first, first_seed, from, mtu);
-                failed = send_one(fileno, address, wire, size, (uint16_t)size);
+                failed = send_alone(fileno, address, wire, first, first_seed, from, mtu);
                 sent += !failed;
                 from += mtu;
             }
@@ -584,8 +585,7 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
                 psn += (uint32_t)here, packets -= here;
             }
             if (trails && !failed) {
-                Py_ssize_t size = make_alone(wire, tail, tail_seed, from, mtu);
-                failed = send_one(fileno, address, wire, size, (uint16_t)size);
+                failed = send_alone(fileno, address, wire, tail, tail_seed, from, mtu);
                 sent += !failed;
             }
             PyMem_Free(wire);

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from p2prw.engine.providers.base import QueuePairCounters
+from p2prw.engine.roce.burst import MAX_BURST_BYTES
 from p2prw.engine.roce.completer import Completer
 from p2prw.engine.roce.icrc import Flow
 from p2prw.engine.roce.opcodes import (
@@ -37,7 +38,6 @@ _ONE_OPCODE = 1 << 56
 """In a prefix, which is the first 8 bytes of a BTH."""
 _MARKS = 0xFF00_0000
 """Byte 4 of a BTH, which enters the ICRC as ones."""
-_MOST_BURST_BYTES = 65535
 _WRITE_FIRST = int(RcOpcode.WRITE_FIRST)
 _FIRST_BYTES = BTH_BYTES + RETH_BYTES + ICRC_BYTES
 _MOST_SEGMENTS = 128
@@ -88,7 +88,7 @@ class Stream:
         self.last_seeds: list[int] | None = None
         self.first_seeds: list[int] | None = None
         self.extension_bytes = 0
-        places = min(_MOST_SEGMENTS, -(-_MOST_BURST_BYTES // self.segment_bytes))
+        places = min(_MOST_SEGMENTS, -(-MAX_BURST_BYTES // self.segment_bytes))
         if word0 >> 24 == RcOpcode.READ_RESPONSE_MIDDLE:
             self.first_prefix, self.extension_bytes, places = self.prefix - _ONE_OPCODE, AETH_BYTES, 1
         if seeds is not None:
@@ -175,7 +175,7 @@ class Incoming:
         is_write = word0 >> 24 == RcOpcode.WRITE_MIDDLE
         if self._state not in (TAKES_REQUESTS if is_write else TAKES_RESPONSES):
             return 0
-        seeds = _seeds(flow, view, position, segment_bytes, index + count) if check else None
+        seeds = flow.prefixed_seeds(_masked(word0 << 32 | word1), segment_bytes, index + count) if check else None
         half: Half = self._responder if is_write else self._completer
         stream = Stream(word0, word1, self.mtu_bytes, source, flow, seeds, half, self._codec)
         taken = stream.receive(view, position, count, index, now)
@@ -205,7 +205,7 @@ class Incoming:
         count = min(count, _MOST_SEGMENTS - index)
         if not 0 < length_bytes <= self.mtu_bytes or pad_bytes != -length_bytes & 3 or count < 1:
             return 0
-        seeds = _seeds(flow, view, position, segment_bytes, index + count) if check else None
+        seeds = flow.prefixed_seeds(_masked(prefix), segment_bytes, index + count) if check else None
         run = (view, position, count, length_bytes, prefix, psn, seeds, index)
         taken = 0
         if is_write and self._state in TAKES_REQUESTS:
@@ -254,10 +254,5 @@ class Incoming:
 
 
 def _masked(prefix: int) -> bytes:
+    """Return the first 8 bytes of a BTH as they enter the ICRC."""
     return (prefix | _MARKS).to_bytes(8, "big")
-
-
-def _seeds(flow: Flow, view: memoryview, position: int, segment_bytes: int, count: int) -> list[int]:
-    """Return the CRCs up to and with the first 8 bytes of the packet at `position`, for `count` places of a burst."""
-    masked = bytes(view[position : position + 4]) + b"\xff" + bytes(view[position + 5 : position + 8])
-    return flow.prefixed_seeds(masked, segment_bytes, count)

@@ -47,8 +47,6 @@ from p2prw.errors import HostError, LocalProtocolError
 
 ACK_BYTES = MIN_PACKET_BYTES + AETH_BYTES
 _READ, _RTS = Opcode.RDMA_READ, QueuePairState.RTS
-_MOST_SEGMENTS = 128
-"""UDP_MAX_SEGMENTS of Linux 6.9 and later; bounds what is remembered for one size of a peer's choosing."""
 
 
 class RoceQueuePair:
