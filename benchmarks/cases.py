@@ -52,6 +52,8 @@ CASES = (
 
 
 QUEUE_PAIRS = 64
+WALK = "64MiB"
+"""What as many queue pairs touch together, with messages of 1 MiB."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,19 @@ class LanesCase:
     operation: str
     size: str
     """Of the messages of each."""
-    alone: str
-    """Of the messages of the one: the same, or as much memory as all the others touch."""
+    same_memory: bool = False
+    """The one goes round as much memory as all of them touch together (`--walk`), message by message."""
     least_ratio: float = 0.85
 
     @property
     def name(self) -> str:
-        size, alone = (format_size(parse_size(one)) for one in (self.size, self.alone))
-        return f"{self.operation.upper()} {size}" + (f", the one {alone}" if alone != size else "")
+        size = format_size(parse_size(self.size))
+        return f"{self.operation.upper()} {size}" + (", the one in the memory of all" if self.same_memory else "")
+
+    @property
+    def walk(self) -> tuple[str, ...]:
+        """Words of `p2prw bench` for the one."""
+        return ("--walk", WALK) if self.same_memory else ()
 
     def holds(self, ratio: float) -> bool:
         """Return whether the ratio of medians is enough."""
@@ -76,7 +83,7 @@ class LanesCase:
 
 
 LANES_CASES = tuple(
-    LanesCase(operation, size, alone)
+    LanesCase(operation, size, same_memory)
     for operation in ("write", "read")
-    for size, alone in (("8K", "8K"), ("64K", "64K"), ("1M", "1M"), ("1M", "64M"))
+    for size, same_memory in (("8K", False), ("64K", False), ("1M", False), ("1M", True))
 )

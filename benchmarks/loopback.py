@@ -1,11 +1,13 @@
 """How fast is the software device on one host, and how much of what the kernel's sockets can do at all is that?
 
-    python benchmarks/loopback.py [--size 1GiB] [--runs 5] [--read] [--json PATH]
+    python benchmarks/loopback.py [--size 1GiB] [--runs 5] [--read] [--copied] [--json PATH]
 
 The measurements alternate, each between two processes over loopback UDP with segmentation offload, 4096 byte packets:
 
     prebuilt  one burst, made beforehand, is sent again and again and thrown away: no packet is made, checked or placed.
               A window that counts acknowledgements, nothing else.
+    copied    the same, but each burst lies elsewhere in the sender's memory and is copied into the receiver's: what
+              memory alone costs once it is more than a cache holds (only with --copied).
     device    one-sided WRITEs of 1 MiB between two `soft` devices through the device interface, ICRC made and checked.
     read      the same with READs (only with --read).
 
@@ -29,6 +31,7 @@ import statistics
 import struct
 import sys
 import time
+from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import SystemRandom
@@ -44,6 +47,7 @@ from p2prw.units import MIB, parse_size
 MTU = 4096
 SEGMENT = 8 + 4 + MTU + 4
 PER_BURST = 15
+BURST = PER_BURST * SEGMENT
 WR_BYTES = MIB
 DEPTH = 32
 RUN_LIMIT_S = 120
@@ -96,44 +100,60 @@ def plain_socket(role: Any) -> tuple[socket.socket, tuple[str, int]]:
     return bound.sock, (bound.local.address, bound.udp_port)
 
 
-def prebuilt_receiver(pipe: Connection, total: int, region: int) -> None:
+def prebuilt_receiver(pipe: Connection, total: int, region: int, *, copied: bool = False) -> None:
     sock, here = plain_socket("server")
     pipe.send(here)
     peer = pipe.recv()
-    buffers, ancillary_bytes = [bytearray(65536)], socket.CMSG_SPACE(4)
+    buffers, ancillary_bytes = [memoryview(bytearray(65536))], socket.CMSG_SPACE(4)
+    sink, at = memoryview(bytearray(region if copied else BURST)), 0
+    sink[:] = bytes(len(sink))
     done = acked = 0
     pipe.send("ready")
     cpu = time.process_time()
     while done < total:
         try:
-            done += sock.recvmsg_into(buffers, ancillary_bytes)[0]
+            got = sock.recvmsg_into(buffers, ancillary_bytes)[0]
         except BlockingIOError:
             continue
+        done += got
+        if copied:
+            at = at if at + got <= len(sink) else 0
+            sink[at : at + got] = buffers[0][:got]
+            at += got
         if done - acked >= ACK_EVERY_BYTES or done >= total:
             acked = done
             sock.sendto(struct.pack(">Q", done), peer)
     pipe.send(own_use(cpu))
 
 
-def prebuilt_sender(pipe: Connection, total: int, region: int) -> dict[str, Any]:
+def prebuilt_sender(pipe: Connection, total: int, region: int, *, copied: bool = False) -> dict[str, Any]:
     sock, here = plain_socket("client")
     peer = pipe.recv()
     pipe.send(here)
-    buffers = [os.urandom(PER_BURST * SEGMENT)]
+    source = memoryview(os.urandom(region if copied else BURST))
+    bursts = cycle([[source[at : at + BURST]] for at in range(0, len(source) - BURST + 1, BURST)])
     ancillary = [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("H", SEGMENT))]
     pipe.recv()
     sent = acked = 0
     start, cpu = time.monotonic(), time.process_time()
     while acked < total:
         while sent < total and sent - acked < WINDOW_BYTES:
-            sock.sendmsg(buffers, ancillary, 0, peer)
-            sent += PER_BURST * SEGMENT
+            sock.sendmsg(next(bursts), ancillary, 0, peer)
+            sent += BURST
         try:
             acked = struct.unpack(">Q", sock.recv(64))[0]
         except BlockingIOError:
             continue
     elapsed = time.monotonic() - start
     return {"elapsed_s": elapsed, "sender": own_use(cpu), "receiver": pipe.recv()}
+
+
+def copied_receiver(pipe: Connection, total: int, region: int) -> None:
+    prebuilt_receiver(pipe, total, region, copied=True)
+
+
+def copied_sender(pipe: Connection, total: int, region: int) -> dict[str, Any]:
+    return prebuilt_sender(pipe, total, region, copied=True)
 
 
 # --- device ---------------------------------------------------------------------------------------------------
@@ -203,6 +223,7 @@ def read_client(pipe: Connection, total: int, region: int) -> dict[str, Any]:
 
 SIDES = {
     "prebuilt": (prebuilt_sender, prebuilt_receiver),
+    "copied": (copied_sender, copied_receiver),
     "device": (device_sender, device_receiver),
     "read": (read_client, device_receiver),
 }
@@ -242,13 +263,14 @@ def main() -> None:
     parser.add_argument("--size", default="1GiB", help="bytes moved in each run")
     parser.add_argument("--region", default="256MiB", help="memory on each side, walked over until size is reached")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--copied", action="store_true", help="measure the prebuilt loop through memory too")
     parser.add_argument("--read", action="store_true", help="measure READ too")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     total, region = parse_size(args.size), parse_size(args.region)
     if region % MIB or total % MIB or not total:
         parser.error("sizes are whole MiB")
-    kinds = [kind for kind in SIDES if kind != "read" or args.read]
+    kinds = [kind for kind in SIDES if getattr(args, kind, True)]
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for _ in range(args.runs):
         for kind in kinds:

@@ -88,6 +88,9 @@ def table(results: dict[str, Any]) -> Iterator[str]:
             f"{prebuilt / 1e9:.2f} GB/s; the device's share of that: {shares}."
         )
         yield ""
+        if "walk_copied_median_bytes_per_s" in ceiling:
+            yield _memory(ceiling)
+            yield ""
     if lanes := results.get("queue_pairs"):
         yield from _lanes(lanes)
     if perftest := results.get("perftest"):
@@ -108,6 +111,21 @@ def _name(case: dict[str, Any]) -> str:
     lanes = f", {case['queue_pairs']} queue pairs" if case["queue_pairs"] > 1 else ""
     tool = case["command"].partition(" ")[0]
     return f"{case['operation'].upper()} {format_size(case['size_bytes'])}{lanes} / {tool}"
+
+
+def _memory(ceiling: dict[str, Any]) -> str:
+    """Return what more memory than a cache holds costs the loop that has nothing to do, and the device."""
+
+    def figure(kind: str) -> str:
+        small, large = (ceiling[f"{much}{kind}_median_bytes_per_s"] for much in ("", "walk_"))
+        return f"{large / 1e9:.2f} GB/s ({large / small:.2f})"
+
+    return (
+        "More memory than a cache holds: with each burst taken from 64 MiB and copied into 64 MiB at the other end "
+        f"that loop reaches {figure('copied')}, the device's WRITE {figure('device')} and READ {figure('read')}; "
+        "in brackets, the share of what each reaches within 1 MiB. So much is lost to memory, too, by 64 queue pairs "
+        "that have a megabyte each."
+    )
 
 
 def _lanes(results: dict[str, Any]) -> Iterator[str]:

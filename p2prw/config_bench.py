@@ -21,6 +21,7 @@ def bench_request(settings: Settings, target_text: str | None) -> BenchRequest:
         duration_s=settings["duration"],
         warm_up=settings["warm_up"],
         queue_pairs=settings["qp"],
+        walk_bytes=settings["walk"],
         post_list=settings["post_list"],
         lat_by=settings["lat_by"],
         both_ways=settings["bidirectional"],

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from p2prw.config_setting import Setting
-from p2prw.config_values import auto_or, choice, duration, flag, integer, latency_bounds, rate, size_list, text
+from p2prw.config_values import auto_or, choice, duration, flag, integer, latency_bounds, rate, size, size_list, text
 
 _BENCH = frozenset({"bench"})
 
@@ -54,6 +54,10 @@ def _bench() -> Iterator[Setting]:
     yield Setting(
         "qp", integer(1, 64), "Queue pairs, each with its own piece of the region.", group, _BENCH, default=1,
         shown="1", spellings=("-q",), metavar="N",
+    )  # fmt: skip
+    yield Setting(
+        "walk", auto_or(size(1), "none"), "Go round this much memory with each queue pair, more than a cache or an "
+        "IOTLB holds, instead of the same bytes again.", group, _BENCH, shown="none", metavar="SIZE",
     )  # fmt: skip
     yield Setting(
         "post_list", auto_or(integer(1, 32768)), "Work requests that leave together, as one chain.", group, _BENCH,

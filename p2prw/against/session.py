@@ -200,6 +200,7 @@ def _wanted(request: BenchRequest) -> Wanted:
         lat_by=_lat_by(request, step.test),
         signal_every=request.connection.signal_every,
         both_ways=request.both_ways,
+        walk_bytes=request.walk_bytes,
     )
 
 

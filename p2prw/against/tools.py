@@ -154,6 +154,7 @@ class Wanted:
     signal_every: int | None = None
     warm_up: int = 0
     both_ways: bool = False
+    walk_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,8 @@ def check(command: Command, wanted: Wanted) -> None:
         unlike.append(f"{command.name} has one connection, p2prw {wanted.queue_pairs} queue pairs")
     if wanted.both_ways and not options.both_ways and not tool.always_both_ways:
         unlike.append(f"{command.name} measures one direction, -b asks p2prw for both")
+    if wanted.walk_bytes is not None:
+        unlike.append(f"{command.name} sends the same bytes again and again, --walk asks p2prw for others")
     if command.has(options.both_ways) and not wanted.both_ways:
         unlike.append(f"{command.name} is asked for both directions, p2prw for one")
     if unlike:

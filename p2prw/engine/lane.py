@@ -14,22 +14,63 @@ from p2prw.engine.ends import cut_segments
 from p2prw.engine.model import Completion, DmaVec, Opcode, Operation, RemoteSegment, Sge, WcStatus
 from p2prw.engine.providers.base import Chain, ChainingQueuePair, QueuePair
 from p2prw.engine.rw import RwLimits, build_contexts
+from p2prw.errors import RequestError
+
+MOST_STOPS = 16384
+"""Messages of one round of a walk: 64 MiB by pages; more would take longer to build than they could show."""
 
 Posting = tuple[Opcode, tuple[Sge, ...], int, int]
 """opcode, SGEs, remote address, rkey: what `post_rdma` wants beside id and signal."""
 
 
 def message_postings(
-    vec: DmaVec, segments: Sequence[RemoteSegment], operation: Operation, limits: RwLimits, size_bytes: int
+    vec: DmaVec,
+    segments: Sequence[RemoteSegment],
+    operation: Operation,
+    limits: RwLimits,
+    size_bytes: int,
+    offset: int = 0,
 ) -> tuple[Posting, ...]:
-    """Return the work requests of one message: one, unless memory is in pieces or a device's limit cuts it."""
-    remote = cut_segments(segments, 0, size_bytes)
+    """Return the work requests of one message, `offset` bytes into both ends.
+
+    One, unless memory is in pieces or a device's limit cuts it.
+    """
+    remote = cut_segments(segments, offset, size_bytes)
     postings: list[Posting] = []
-    for context in build_contexts(vec, remote, operation, limits, 0, size_bytes):
+    for context in build_contexts(vec, remote, operation, limits, offset, size_bytes):
         for index in range(context.nr_wqes):
             wr = context.wr(index)
             postings.append((wr.opcode, wr.sges, wr.remote_addr, wr.rkey))
     return tuple(postings)
+
+
+def walk_postings(
+    vec: DmaVec,
+    segments: Sequence[RemoteSegment],
+    operation: Operation,
+    limits: RwLimits,
+    size_bytes: int,
+    walk_bytes: int,
+) -> tuple[tuple[Posting, ...], ...]:
+    """Return messages that lie side by side in the first `walk_bytes` of both ends, one round of a walk.
+
+    At most `MOST_STOPS`: where more would fit they lie apart, evenly, at multiples of the size. RequestError where
+    pieces of memory cut them into unlike numbers of work requests.
+    """
+    fitting = walk_bytes // size_bytes
+    stride = -(-fitting // MOST_STOPS) * size_bytes
+    messages = tuple(
+        message_postings(vec, segments, operation, limits, size_bytes, offset)
+        for offset in range(0, fitting * size_bytes, stride)
+    )
+    if len({len(message) for message in messages}) > 1:
+        raise RequestError(
+            f"memory in pieces cuts the messages of {size_bytes} bytes of a walk into unlike work requests",
+            why="then a message is not the same work everywhere",
+            fix="another --size, or leave --walk away",
+            code="walk_in_pieces",
+        )
+    return messages
 
 
 @dataclass(slots=True)
@@ -40,6 +81,9 @@ class Lane:
     depth: int
     first_wr_id: int = 0
     postings: tuple[Posting, ...] = ()
+    """Of one message, or of one round of a walk; posted in turn."""
+    message_wqes: int = 1
+    """Work requests of one message."""
     size_bytes: int = 0
     signal_every: int = 1
     post_list: int | None = None
@@ -62,7 +106,7 @@ class Lane:
     @property
     def messages(self) -> int:
         """Whole messages that completed."""
-        return self.completed // len(self.postings)
+        return self.completed // self.message_wqes
 
     @property
     def finished(self) -> bool:
@@ -77,15 +121,18 @@ class Lane:
         messages: int | None,
         signal_every: int,
         post_list: int | None = None,
+        stops: int = 1,
     ) -> None:
-        """Start a run of `messages` (None: until `end`). `signal_every` is at most half the depth, or 1.
+        """Start a run of `messages` (None: until `end`); `postings` are those of `stops` messages.
 
-        That bound keeps a full queue from standing still: there is always a signalled one in it.
+        `signal_every` is at most half the depth, or 1. That bound keeps a full queue from standing still: there is
+        always a signalled one in it.
         """
         self.first_wr_id += self.posted
         self.postings, self.size_bytes = postings, size_bytes
+        self.message_wqes = len(postings) // stops
         self.signal_every, self.post_list = signal_every, post_list
-        self.left = None if messages is None else messages * len(postings)
+        self.left = None if messages is None else messages * self.message_wqes
         if self.chain is not None:
             self.chain.close()
             self.chain = None
@@ -96,15 +143,15 @@ class Lane:
 
     def end(self) -> None:
         """Post no more than what makes the last message whole and the last work request a signalled one."""
-        rest = -self.posted % len(self.postings)
+        rest = -self.posted % self.message_wqes
         if not rest and self.signalled_until < self.posted:
-            rest = len(self.postings)
+            rest = self.message_wqes
         self.left = rest
 
     @property
     def wr_bytes(self) -> float:
         """Bytes of a work request, on average."""
-        return self.size_bytes / len(self.postings)
+        return self.size_bytes / self.message_wqes
 
     def post(self, most: int | None = None) -> bool:
         """Post what there is room for, at most one chain of `post_list`; True when anything was posted.
@@ -158,6 +205,6 @@ class Lane:
         for completion in completions:
             if completion.status is not WcStatus.SUCCESS:
                 done = self.messages * self.size_bytes
-                total = self.posted // len(self.postings) * self.size_bytes
+                total = self.posted // self.message_wqes * self.size_bytes
                 raise completion_error(completion, done, total)
             self.completed = completion.wr_id + 1 - self.first_wr_id

@@ -126,14 +126,16 @@ def against_lines(against: Against) -> Iterator[str]:
 
 
 def _work(row: BenchRow) -> str:
+    walk = "" if row.walk_bytes is None else f", round and round {format_size(row.walk_bytes)}"
     if row.test == "lat":
         if row.lat_by == "ping-pong":
             return "latency: by ping-pong, half a round trip; both ends watch memory"
-        return "latency: one message at a time, from post to completion (a whole round trip)"
+        return f"latency: one message at a time, from post to completion (a whole round trip){walk}"
     pairs = f"{row.queue_pairs} queue pair" + ("s" if row.queue_pairs > 1 else "")
     chain = f", chains of {row.post_list}" if row.post_list else ""
     ways = ", both directions at once" if row.both_ways else ""
-    return f"bandwidth: {pairs}, {row.tx_depth} deep, 1 in {row.signal_every} signalled at first{chain}{ways}"
+    depth = f"{row.tx_depth} deep, 1 in {row.signal_every} signalled at first"
+    return f"bandwidth: {pairs}, {depth}{chain}{ways}{walk}"
 
 
 # --- a small chart ------------------------------------------------------------------------------------------------

@@ -147,8 +147,9 @@ def _of_bench(name: str, document: Mapping[str, Any]) -> Iterator[Figure]:
             "signal interval": row["signal_every"],
             "post list": row["post_list"],
             "latency by": row["lat_by"],
-            # Not in results from before there were two.
+            # Not in results from before these were.
             "both ways": row.get("both_ways", False),
+            "walk in bytes": row.get("walk_bytes"),
             **_of_ends(document),
         }
         metrics = ["lat_p50_us", "lat_p99_us"]

@@ -85,6 +85,7 @@ def test_every_tool_is_compared_with_what_it_measures_only(name):
         replace(same, operation=other),
         replace(same, test="lat" if tool.test == "bw" else "bw"),
         replace(same, lat_by="some other way"),
+        replace(same, walk_bytes=1 << 30),
     ):
         with pytest.raises(RequestError) as caught:
             check(command, unlike)

@@ -65,6 +65,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
             ["-a", "-n", "100", "-q", "4", "-l", "16"],
             {"sweep": True, "iterations": 100, "queue_pairs": 4, "post_list": 16},
         ),
+        (["-s", "64K", "--walk", "64M"], {"walk_bytes": 64 << 20}),
+        (["--walk", "none"], {"walk_bytes": None}),
         (["-D", "5"], {"duration_s": 5.0, "iterations": None}),
         (["-b"], {"both_ways": True}),
         (["--bidirectional"], {"both_ways": True}),

@@ -60,6 +60,7 @@ def check_request(request: BenchRequest) -> None:
             "a message alone on the wire has nothing against it",
             "--test bw, or leave -b away",
         )
+    _check_walk(request)
     limit = request.connection.rate_limit_bytes_per_s
     if request.both_ways and limit is not None:
         raise _usage(
@@ -83,6 +84,30 @@ def check_request(request: BenchRequest) -> None:
         raise _usage("a message has at least one byte", "0 bytes move nothing", "--sizes 2")
     if request.duration_s is not None and request.duration_s <= 0:
         raise _usage("--duration must be more than nothing", "no message would be measured", "--duration 5s")
+
+
+def _check_walk(request: BenchRequest) -> None:
+    walk_bytes = request.walk_bytes
+    if walk_bytes is None:
+        return
+    for other, given in (
+        ("--bidirectional", request.both_ways),
+        ("--lat-by ping-pong", request.lat_by == "ping-pong"),
+        ("--verify", request.verify),
+    ):
+        if given:
+            raise _usage(
+                f"--walk and {other} exclude each other",
+                f"{other} is of one message's bytes, and a walk has others each time",
+                "leave one of them away",
+            )
+    longest = max(max(wanted_sizes(request.sizes, request.sweep, DEFAULT_SIZE_BYTES[test])) for test in request.tests)
+    if walk_bytes < longest:
+        raise _usage(
+            f"--walk {format_size(walk_bytes)} has no room for a message of {format_size(longest)}",
+            "each queue pair goes round so much memory, message by message",
+            f"--walk {format_size(longest * 64)}, or smaller --sizes",
+        )
 
 
 def check_slowest(limit: RateLimit | None, slowest_bytes: int, idle_s: float) -> None:

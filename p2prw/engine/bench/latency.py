@@ -73,7 +73,7 @@ class LatencyLoop(TimedLoop):
         attendant, samples = self.attendant, self.samples_us
         clock: Callable[[], float] = attendant.deadline.clock
         lane, pump, poll = self.lane, self.device.pump, self.lane.queue_pair.poll
-        per_message = len(lane.postings)
+        per_message = lane.message_wqes
         limit, end_s = self.begin()
         now = self.first_post_s
         while len(samples) < limit and now < end_s:

@@ -54,7 +54,7 @@ class BandwidthLoop:
     def _rounds(self) -> Generator[None, None, None]:
         lanes, pump, attendant, clock = self.lanes, self.device.pump, self.attendant, self.attendant.deadline.clock
         left = [lane.left for lane in lanes]
-        total = None if None in left else sum(lane.left or 0 for lane in lanes) // len(lanes[0].postings)
+        total = None if None in left else sum(lane.left or 0 for lane in lanes) // lanes[0].message_wqes
         messages_step = max(1, total // MARKS) if total is not None else 1 << 62
         started_s = now = clock()
         time_step_s = self.duration_s / MARKS if self.duration_s is not None else _LONGEST_INTERVAL_S

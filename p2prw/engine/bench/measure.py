@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from p2prw.engine.attach import make_scratch
 from p2prw.engine.bench.attendant import Attendant
@@ -18,7 +19,7 @@ from p2prw.engine.bench.row import RunFacts, bandwidth_row, both_ways_row, laten
 from p2prw.engine.bench.verify import GenerationCheck
 from p2prw.engine.client import Attached, LeaseClient
 from p2prw.engine.deadline import Deadline
-from p2prw.engine.lane import Lane, Posting, message_postings
+from p2prw.engine.lane import Lane, Posting, message_postings, walk_postings
 from p2prw.engine.model import Operation, RemoteSegment, VerifyReport
 from p2prw.engine.mover import verify_error
 from p2prw.engine.pace import pace_at
@@ -100,20 +101,20 @@ class Measurement:
         for oncoming in self.oncoming if self.checks else ():
             ledger.generations += 1
             oncoming.fill(ledger.generations, step.size_bytes)
-        postings = [self._postings(one, step.size_bytes) for one in self.attached]
+        rounds = [self._messages(one, step.size_bytes) for one in self.attached]
         warm_up = _warm_up(self.request, step)
         phases.enter("first_byte")
         if warm_up:
-            for _ in self._bandwidth(step, postings, messages=warm_up).run():
+            for _ in self._bandwidth(step, rounds, messages=warm_up).run():
                 pass
         phases.enter("steady")
         before = self._retransmitted()
         loop: BandwidthLoop | LatencyLoop | PingpongLoop
         incoming: Incoming | None = None
         if step.test == "bw":
-            loop = self._bandwidth(step, postings, messages=step.messages, duration_s=self.request.duration_s)
+            loop = self._bandwidth(step, rounds, messages=step.messages, duration_s=self.request.duration_s)
         else:
-            loop = self._latency(step, postings[0])
+            loop = self._latency(step, rounds[0])
         complete = False
         try:
             self._start_oncoming(step)
@@ -129,7 +130,14 @@ class Measurement:
             raise
         finally:
             # Also when the program drops the generator in the middle of the run: what was measured is kept.
-            facts = RunFacts(self.operation, step.size_bytes, complete, warm_up, self._retransmitted() - before)
+            facts = RunFacts(
+                self.operation,
+                step.size_bytes,
+                complete,
+                warm_up,
+                self._retransmitted() - before,
+                walk_bytes=self.request.walk_bytes,
+            )
             row = bandwidth_row(loop, facts) if isinstance(loop, BandwidthLoop) else latency_row(loop, facts)
             if self.oncoming:
                 row = both_ways_row(row, incoming)
@@ -185,35 +193,39 @@ class Measurement:
         known = [result for result in results if result is not None]
         return incoming_of(known) if known and len(known) == len(results) else None
 
-    def _postings(self, one: Attached, size_bytes: int) -> tuple[Posting, ...]:
+    def _messages(self, one: Attached, size_bytes: int) -> tuple[tuple[Posting, ...], ...]:
+        """Return the messages that are posted in turn: one, or those of a round of a walk."""
         assert one.local is not None
         segments = [RemoteSegment(s.address, s.length, s.rkey) for s in one.grant.segments]
-        return message_postings(one.local.vec, segments, self.operation, one.limits, size_bytes)
+        ends = (one.local.vec, segments, self.operation, one.limits, size_bytes)
+        walk_bytes = self.request.walk_bytes
+        return (message_postings(*ends),) if walk_bytes is None else walk_postings(*ends, walk_bytes)
 
     def _bandwidth(
         self,
         step: Step,
-        postings: Sequence[tuple[Posting, ...]],
+        rounds: Sequence[tuple[tuple[Posting, ...], ...]],
         *,
         messages: int | None,
         duration_s: float | None = None,
     ) -> BandwidthLoop:
         request = self.request
-        for lane, own in zip(self.lanes, postings, strict=True):
+        for lane, own in zip(self.lanes, rounds, strict=True):
             lane.depth = min(request.depth, lane.queue_pair.depth)
             if duration_s is not None:
-                lane.depth = min(lane.depth, max(2, _TIMED_BYTES_IN_FLIGHT // step.size_bytes) * len(own))
-            chain = self._chain(lane.depth, step.size_bytes)
+                lane.depth = min(lane.depth, max(2, _TIMED_BYTES_IN_FLIGHT // step.size_bytes) * len(own[0]))
+            post_list = self._post_list(lane.depth, step.size_bytes)
             lane.begin(
-                own,
+                tuple(chain.from_iterable(own)),
                 step.size_bytes,
                 messages=messages,
-                signal_every=self._signal_every(lane.depth, step.size_bytes, chain),
-                post_list=chain,
+                signal_every=self._signal_every(lane.depth, step.size_bytes, post_list),
+                post_list=post_list,
+                stops=len(own),
             )
         return BandwidthLoop(self.device, self.lanes, self.attendant, self.waiter, duration_s, self.pace)
 
-    def _chain(self, depth: int, size_bytes: int) -> int | None:
+    def _post_list(self, depth: int, size_bytes: int) -> int | None:
         """Return how many work requests leave as one; under a server's limit a chain is no longer than 0.1 s of it."""
         wanted = self.request.post_list
         if not wanted:
@@ -222,16 +234,16 @@ class Measurement:
             wanted = min(wanted, max(1, int(self.pace.rate_bytes_per_s / size_bytes / _PACED_CHAINS_PER_S)))
         return min(wanted, depth)
 
-    def _signal_every(self, depth: int, size_bytes: int, chain: int | None) -> int:
+    def _signal_every(self, depth: int, size_bytes: int, post_list: int | None) -> int:
         """Return the interval; under a limit a completion should come a few times a second all the same."""
         wanted = self.request.connection.signal_every
-        every = signal_interval(depth, size_bytes, wanted, chain)
+        every = signal_interval(depth, size_bytes, wanted, post_list)
         if self.pace is not None and wanted is None:
             every = min(every, max(1, int(self.pace.rate_bytes_per_s / size_bytes / _PACED_COMPLETIONS_PER_S)))
         return every
 
-    def _latency(self, step: Step, postings: tuple[Posting, ...]) -> LatencyLoop | PingpongLoop:
-        lane = self.lanes[0]
+    def _latency(self, step: Step, messages: tuple[tuple[Posting, ...], ...]) -> LatencyLoop | PingpongLoop:
+        lane, postings = self.lanes[0], tuple(chain.from_iterable(messages))
         if self.table is not None:
             lane.begin(postings, step.size_bytes, messages=0, signal_every=1)
             idle_s = self.request.connection.timeouts.idle_s
@@ -246,7 +258,7 @@ class Measurement:
                 pace=self.pace,
                 table=self.table,
             )
-        lane.begin(postings, step.size_bytes, messages=0, signal_every=max(1, lane.depth // 2))
+        lane.begin(postings, step.size_bytes, messages=0, signal_every=max(1, lane.depth // 2), stops=len(messages))
         duration_s = self.request.duration_s
         return LatencyLoop(self.device, lane, self.attendant, self.waiter, step.messages, duration_s, pace=self.pace)
 

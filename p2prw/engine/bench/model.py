@@ -42,6 +42,8 @@ class BenchRequest:
     warm_up: int | None = None
     """Messages before the clock starts; None: a tenth of the iterations, at most 100 and at most 64 MiB."""
     queue_pairs: int = 1
+    walk_bytes: int | None = None
+    """Each queue pair goes round this much of both ends; None: every message has the same bytes."""
     post_list: int | None = None
     """Work requests that leave together; None: as many as there is room for."""
     lat_by: str = "completion"
@@ -109,6 +111,8 @@ class BenchRow:
     """Work requests outstanding at most on each queue pair; 1 message for latency."""
     signal_every: int
     post_list: int | None
+    walk_bytes: int | None = None
+    """What each queue pair went round; None: every message had the same bytes."""
     wqes_per_message: int
     warm_up_messages: int
     messages: int

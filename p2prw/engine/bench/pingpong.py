@@ -70,7 +70,7 @@ class PingpongLoop(TimedLoop):
         attendant, samples, lane = self.attendant, self.samples_us, self.lane
         clock, pump, poll = attendant.deadline.clock, self.device.pump, lane.queue_pair.poll
         source, sink, last = self.table.source, self.table.sink, lane.size_bytes - 1
-        per_message, looks = len(lane.postings), looks_at(self.device)
+        per_message, looks = lane.message_wqes, looks_at(self.device)
         limit, end_s = self.begin()
         now = self.first_post_s
         while len(samples) < limit and now < end_s:

@@ -27,6 +27,7 @@ class RunFacts:
     warm_up: int
     retransmitted_packets: int
     verify: str = "unverified"
+    walk_bytes: int | None = None
 
 
 def bandwidth_row(loop: BandwidthLoop, facts: RunFacts) -> BenchRow:
@@ -114,7 +115,8 @@ def _row(
         tx_depth=lanes[0].depth,
         signal_every=lanes[0].signal_every,
         post_list=lanes[0].post_list,
-        wqes_per_message=len(lanes[0].postings),
+        walk_bytes=facts.walk_bytes,
+        wqes_per_message=lanes[0].message_wqes,
         warm_up_messages=facts.warm_up,
         messages=messages,
         bytes=messages * facts.size_bytes,

@@ -24,7 +24,8 @@ from p2prw.engine.peer import list_regions
 from p2prw.engine.phases import PhaseClock
 from p2prw.engine.stop import StopRequest
 from p2prw.engine.verify import UNVERIFIED
-from p2prw.errors import HostError, P2prwError
+from p2prw.errors import HostError, P2prwError, PeerRefusedError
+from p2prw.units import typed_size
 
 
 def run_bench(
@@ -108,8 +109,8 @@ class _BenchRun:
         """Open a lease and a queue pair for each lane, side by side in the region; all on one device."""
         request = self.request
         wanted = max(step.size_bytes for step in plan_steps(request, operation))
-        span: int | None = wanted
-        if request.sweep:
+        span: int | None = max(wanted, request.walk_bytes or 0)
+        if request.sweep and request.walk_bytes is None:
             # One queue pair takes what it is granted; several must know before what there is to be shared.
             span = self._share(wanted) if request.queue_pairs > 1 else None
         attached = []
@@ -119,7 +120,13 @@ class _BenchRun:
             client = LeaseClient(connection, self.deadline, self.ledger.phases, device=device)
             clients.append(client)
             self.first = self.first or client
-            one = client.attach()
+            try:
+                one = client.attach()
+            except PeerRefusedError as error:
+                if error.code == "region_too_small" and span is not None and (index or request.walk_bytes):
+                    whole = request.connection.region_offset + request.queue_pairs * span
+                    error.fix = f"a region of {typed_size(whole)} there, or less of -q, -s and --walk"
+                raise
             check_staged(one, request.connection.region)
             attached.append(one)
         return attached
@@ -202,6 +209,7 @@ def _parameters(request: BenchRequest) -> dict[str, Any]:
         "duration_s": request.duration_s,
         "warm_up_messages": request.warm_up,
         "queue_pairs": request.queue_pairs,
+        "walk_bytes": request.walk_bytes,
         "post_list": request.post_list,
         "lat_by": request.lat_by,
         "bidirectional": request.both_ways,

@@ -69,8 +69,8 @@ class ReverseRun:
             raise RemoteProtocolError("halt of what was halted", code="unexpected_message")
         lane = self.lane
         self._halted = lane.messages, self._completed_s
-        kinds = len(lane.postings)
-        lane.left = -lane.posted % kinds + kinds
+        wqes = lane.message_wqes
+        lane.left = -lane.posted % wqes + wqes
 
     def step(self) -> bool:
         """Post and retire for a slice of time, as long as there is something to do; True when there was anything.

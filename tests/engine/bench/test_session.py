@@ -13,6 +13,7 @@ from p2prw import api
 from p2prw.engine.bench.model import BenchProgress, BenchRequest, BenchResult, BenchRow
 from p2prw.engine.bench.session import run_bench
 from p2prw.engine.model import Operation, QueuePairOptions, Timeouts
+from p2prw.engine.pattern import Pattern
 from p2prw.engine.stop import StopRequest
 from p2prw.units import KIB, MIB
 
@@ -116,6 +117,31 @@ def test_several_queue_pairs_write_side_by_side(measure):
     )
     assert (result.error, [row.messages for row in rows]) == (None, [48, 48])
     assert all((row.queue_pairs, row.post_list, row.verify) == (3, 4, "verified") for row in rows)
+
+
+def test_a_walk_writes_all_of_it_and_is_in_the_row(measure, tmp_path):
+    with api.serving({"blank": "host,size=64KiB"}) as address:
+        filled = {"memory": "host,size=64KiB,pattern=words:5"}
+        walk = {"sizes": (4096,), "walk_bytes": 65536, "iterations": 16, "warm_up": 0}
+        (row,), _, result = measure("blank", at=str(address), **filled, **walk)
+        assert (result.error, row.walk_bytes, row.messages) == (None, 65536, 16)
+        assert result.params["walk_bytes"] == 65536
+        assert api.read(f"{address}/blank", f"file:{tmp_path}/arrived").error is None
+        expected = bytearray(65536)
+        Pattern("words", 5).fill(memoryview(expected), 0)
+        assert (tmp_path / "arrived").read_bytes() == expected, "every message went to its own place"
+        for operation, test in ((READ, "bw"), (READ, "lat"), (WRITE, "lat")):
+            (row,), _, result = measure("blank", at=str(address), operations=(operation,), tests=(test,), **walk)
+            assert (result.error, row.walk_bytes, row.messages) == (None, 65536, 16)
+
+
+def test_a_walk_of_each_queue_pair_is_in_its_own_piece(measure):
+    walk = {"sizes": (4096,), "walk_bytes": 65536, "iterations": 32}
+    (row,), _, result = measure(queue_pairs=16, **walk)
+    assert (result.error, row.messages, row.queue_pairs) == (None, 512, 16)
+    _, _, result = measure(queue_pairs=17, **walk)
+    assert (result.exit_code, result.error.code) == (7, "region_too_small"), "the region has room for sixteen walks"
+    assert result.error.fix == "a region of 1088KiB there, or less of -q, -s and --walk"
 
 
 def test_a_run_by_time_yields_progress(measure):
