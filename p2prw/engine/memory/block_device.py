@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from p2prw.engine.memory.file_errors import file_error
-from p2prw.engine.memory.file_io import RangeOfFile
+from p2prw.engine.memory.file_io import RangeOfFile, expect_order
 from p2prw.engine.model import MemorySpec, Offer
 from p2prw.engine.topology.sysfs import SysfsRoot
 from p2prw.errors import HostError
@@ -173,6 +173,7 @@ class BlockSink(RangeOfFile):
         self.base_offset = base_offset
         self._range_start = range_start
         self.descriptor = _open(path, force_mounted)
+        expect_order(self)
 
     def __repr__(self) -> str:
         return f"<BlockSink {self.path} {self.length_bytes} bytes fd={self.descriptor}>"

@@ -14,7 +14,7 @@ from typing import Any
 from p2prw.engine.memory.base import MappedBuffer, MemorySource
 from p2prw.engine.memory.block_device import BlockSink, block_device_bytes, check_block_sink, is_named
 from p2prw.engine.memory.file_errors import file_error
-from p2prw.engine.memory.file_io import read_all
+from p2prw.engine.memory.file_io import expect_order, read_all
 from p2prw.engine.memory.file_resume import ResumableSink
 from p2prw.engine.memory.file_sink import FileSink
 from p2prw.engine.memory.file_target import check_file_sink
@@ -46,6 +46,7 @@ class FileSource:
         self.path = file_path(spec)
         self.base_offset = size_option(spec, "offset") or 0
         self.descriptor = _open_source(self.path)
+        expect_order(self)
         try:
             self.length_bytes = _source_bytes(spec, self.path, _size_of(self.descriptor), expected_bytes)
         except BaseException:

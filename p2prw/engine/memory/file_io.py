@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -39,6 +40,17 @@ def write_all(file: OpenFile, data: memoryview, offset: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(file.descriptor, data[done:], offset + done)
+
+
+def expect_order(file: OpenFile) -> None:
+    """Tell the kernel that the file is read from its start to its end, so that it reads ahead of us.
+
+    Several threads that read pieces of one file by turns look like jumps to it: then it reads little at a time, page by
+    page (measured: 0.6 instead of 1.7 GB/s, and nine times the CPU time). A hint: where it cannot be given nothing is
+    lost.
+    """
+    with suppress(OSError):
+        os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
 
 _PAGE_BYTES = mmap.PAGESIZE

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from p2prw.engine.memory.file_errors import file_error
 from p2prw.engine.memory.file_holes import CANNOT, data_ranges, fallocate, punch, zero_runs
-from p2prw.engine.memory.file_io import RangeOfFile, write_all
+from p2prw.engine.memory.file_io import RangeOfFile, expect_order, write_all
 from p2prw.engine.memory.file_parts import leftover_note, lock_part, part_path, remove_orphans
 from p2prw.engine.memory.file_target import (
     check_file_sink,
@@ -74,6 +74,8 @@ class FileSink(RangeOfFile):
         self._final_bytes = max(base_offset + range_end, least_bytes, self._copy_bytes)
         try:
             self._temporary = self._create_temporary(existing)
+            # What is read is the digest, once all is written: a file larger than memory comes back from the disk.
+            expect_order(self)
         except BaseException:
             self._close_descriptors()
             raise

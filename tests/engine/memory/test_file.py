@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -50,6 +51,24 @@ def test_reads_what_is_there(tmp_path: Path) -> None:
     source.abort()
     source.close()
     source.close()
+
+
+def test_the_kernel_is_told_to_read_ahead_and_may_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, ...]] = []
+
+    def refuse(*words: int) -> None:
+        told.append(words)
+        raise OSError(errno.EINVAL, "no")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    (tmp_path / "f").write_bytes(b"0123")
+    source = FileSource(spec_of(tmp_path / "f"))
+    assert told == [(source.descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)]
+    assert read(source, 0, 4) == b"0123"
+    source.close()
+    sink = FileRegion(spec_of(tmp_path / "g")).open_writer(0, 4)
+    assert told[1:] == [(sink.descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)]
+    sink.close()
 
 
 def test_a_window_of_a_file(tmp_path: Path) -> None:
