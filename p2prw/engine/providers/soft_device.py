@@ -184,6 +184,7 @@ class SoftDevice:
             injector=injector,
             capture=capture,
             awaited=self.core.awaited,
+            wanting=self.core.wanting,
             codec=codec,
         )
         self._local = bound.local

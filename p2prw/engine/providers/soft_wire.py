@@ -10,7 +10,7 @@ import errno
 import struct
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from p2prw.engine.inject import FaultedBurst, FaultInjector, moved_icrc
@@ -65,9 +65,13 @@ class Wire:
         injector: FaultInjector | None = None,
         capture: PcapWriter | None = None,
         awaited: Callable[[], Awaited | None] | None = None,
+        wanting: Collection[int] = (),
         codec: RunCodec = PURE,
     ) -> None:
-        """`awaited` (RoceDevice.awaited): what comes next may be put in its place by `codec`, if that can."""
+        """`awaited` (RoceDevice.awaited): what comes next may be put in its place by `codec`, if that can.
+
+        `wanting` (RoceDevice.wanting): not empty while something should be sent before more is received.
+        """
         self.sock = bound.sock
         self.endpoint: Endpoint = (bound.local.address, bound.udp_port)
         self.is_ipv4 = bound.local.is_ipv4
@@ -94,6 +98,7 @@ class Wire:
         self._ancillary: dict[int, list[tuple[int, int, bytes]]] = {}
         self._take_runs = codec.take if awaited is not None and self._may_train else None
         self._awaited = awaited
+        self._wanting = wanting
         self._scope_id = bound.local.scope_id
         self._told: set[int | None] = set()
 
@@ -113,12 +118,15 @@ class Wire:
     # --- receiving -------------------------------------------------------------------------------------------------
 
     def receive(self, now: float) -> tuple[bool, bool]:
-        """Take at most RECEIVES_PER_PUMP bursts; return whether there were any, and whether there are no more."""
+        """Take at most RECEIVES_PER_PUMP bursts; return whether there were any, and whether there are no more.
+
+        Fewer where something should be sent before.
+        """
         recvmsg_into, deliver = self.sock.recvmsg_into, self._deliver
         buffers, view, segments = [self._buffer], self._view, self._segments
         is_plain = self.injector is None and self.capture is None
         received = 0
-        while received < RECEIVES_PER_PUMP:
+        while received < RECEIVES_PER_PUMP and not (received and self._wanting):
             if self._take_runs is not None and self._awaited is not None and (awaited := self._awaited()) is not None:
                 # fast path: the middle of a long message
                 bursts, error = self._take_awaited(awaited, RECEIVES_PER_PUMP - received, now)

@@ -20,7 +20,7 @@
 #define HAS_SOCKET_RUNS 1
 #endif
 
-#define INTERFACE 6 /* leaf.py asks for this one: a binary that is older than the checkout is not used */
+#define INTERFACE 7 /* leaf.py asks for this one: a binary that is older than the checkout is not used */
 
 enum { PREFIX_BYTES = 8, HEADER_BYTES = 12, ICRC_BYTES = 4, OVERHEAD_BYTES = HEADER_BYTES + ICRC_BYTES };
 #define PSN_MASK 0xFFFFFFu
@@ -509,15 +509,13 @@ static int send_one(int fileno, const Py_buffer *address, uint8_t *wire, Py_ssiz
     return sendmsg(fileno, &message, MSG_DONTWAIT) < 0 ? errno : 0;
 }
 
-/* Make a packet with headers of its own in `wire`, and send it; return errno or 0. `head`: BTH and extension headers. */
-static int send_alone(int fileno, const Py_buffer *address, uint8_t *wire, const Py_buffer *head, uint32_t seed,
-                      const uint8_t *from, Py_ssize_t mtu) {
+/* Make a packet with headers of its own at `wire`; return its length. `head`: BTH and extension headers. */
+static Py_ssize_t make_alone(uint8_t *wire, const Py_buffer *head, uint32_t seed, const uint8_t *from, Py_ssize_t mtu) {
     memcpy(wire, head->buf, (size_t)head->len);
     uint32_t crc = crc_copy_tables(~seed, NULL, wire + PREFIX_BYTES, (size_t)(head->len - PREFIX_BYTES));
     crc = crc_copy(crc, wire + head->len, from, (size_t)mtu);
     store_little32(wire + head->len + mtu, ~crc);
-    Py_ssize_t length = head->len + mtu + ICRC_BYTES;
-    return send_one(fileno, address, wire, length, (uint16_t)length);
+    return head->len + mtu + ICRC_BYTES;
 }
 
 static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_t given) {
@@ -553,13 +551,15 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
     seed_list seeds;
     Py_ssize_t packets = data->len / mtu - starts - trails;
     if (prefix->len != PREFIX_BYTES || last->len != PREFIX_BYTES || count < 2 || each > MOST_DATAGRAM_BYTES ||
-        bursts < !starts || bursts > MOST_BURSTS || data->len % mtu || packets < 0 || packets <= (bursts - 1) * count ||
-        packets > bursts * count || (starts && (first->len < HEADER_BYTES || first->len + mtu + ICRC_BYTES > each)) ||
+        bursts < !starts || bursts > MOST_BURSTS || (!bursts && trails && first->len != tail->len) ||
+        data->len % mtu || packets < 0 || packets <= (bursts - 1) * count || packets > bursts * count || (starts && (first->len < HEADER_BYTES || first->len + mtu + ICRC_BYTES > each)) ||
         (trails && (tail->len < HEADER_BYTES || tail->len + mtu + ICRC_BYTES > each)) ||
         address->len > (Py_ssize_t)sizeof(struct sockaddr_storage) || !PyList_Check(arguments[3])) {
         PyErr_SetString(PyExc_ValueError, bad_run);
     } else if (read_seeds(&seeds, arguments[3], 0, count)) {
-        uint8_t *wire = PyMem_Malloc((size_t)each);
+        /* A FIRST with nothing but its LAST is followed by it in one burst. */
+        Py_ssize_t ahead = bursts || !trails ? 0 : first->len + mtu + ICRC_BYTES;
+        uint8_t *wire = PyMem_Malloc((size_t)(each > 2 * ahead ? each : 2 * ahead));
         if (!wire) {
             PyErr_NoMemory();
         } else {
@@ -567,8 +567,11 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
             const uint8_t *from = data->buf, *end = from + data->len;
             int failed = 0;
             if (starts) {
-                failed = send_alone(fileno, address, wire, first, first_seed, from, mtu);
-                sent += !failed;
+                Py_ssize_t made = make_alone(wire, first, first_seed, from, mtu);
+                if (!ahead) {
+                    failed = send_one(fileno, address, wire, made, (uint16_t)made);
+                    sent += !failed;
+                }
                 from += mtu;
             }
             for (Py_ssize_t burst = 0; burst < bursts && !failed; burst++) {
@@ -585,7 +588,8 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
                 psn += (uint32_t)here, packets -= here;
             }
             if (trails && !failed) {
-                failed = send_alone(fileno, address, wire, tail, tail_seed, from, mtu);
+                Py_ssize_t made = ahead + make_alone(wire + ahead, tail, tail_seed, from, mtu);
+                failed = send_one(fileno, address, wire, made, (uint16_t)(made - ahead));
                 sent += !failed;
             }
             PyMem_Free(wire);

@@ -188,7 +188,9 @@ class AnswerQueue:
         def left(number: int) -> None:
             if not number:
                 return
-            done = starts + min((number - starts) * count, middles) + (number > starts + bursts)
+            done = packets
+            if bursts:
+                done = starts + min((number - starts) * count, middles) + (number > starts + bursts)
             slot.psn = psn + done
             slot.starts = False
             counters.packets_sent += done
@@ -254,18 +256,30 @@ class AnswerQueue:
         return connection.singles(RcOpcode.READ_RESPONSE_ONLY, heads, pieces)
 
     def _responses(self, connection: Connection, slot: ReadSlot) -> Burst:
-        """FIRST or ONLY alone; then MIDDLEs, with a LAST that its AETH does not make longer than they are."""
+        """FIRST or ONLY alone; then MIDDLEs, with a LAST that its AETH does not make longer than they are.
+
+        A FIRST and its LAST are a burst where nothing lies between them and both are full.
+        """
         mtu, psn = connection.mtu_bytes, slot.psn
         offset = (psn - slot.first_psn) * mtu
         left = slot.length_bytes - offset
         packets = slot.end_psn - psn
+        aeth = push_aeth(ACK_NO_CREDITS, slot.msn)
+        if slot.starts and packets == 2 and left == 2 * mtu and connection.max_segments > 1:
+            # Both have an AETH, so both are as long: one burst. MIDDLEs have none.
+            data = self._load(slot, offset, left)
+            first, size = connection.packet(_READ_FIRST, psn, aeth, [data[:mtu]], mtu)
+            last, _ = connection.packet(_READ_LAST, psn + 1, aeth, [data[mtu:]], mtu, index=1)
+            slot.starts = False
+            slot.psn += 2
+            return Burst(first + last, size, 2 * size, connection.destination, 2)
         if slot.starts or packets == 1:
             size = min(mtu, left)
             pieces = [self._load(slot, offset, size)] if size else None
             opcode = _OPCODES[slot.starts, packets == 1]
             slot.starts = False
             slot.psn += 1
-            return connection.single(opcode, psn, push_aeth(ACK_NO_CREDITS, slot.msn), pieces, size)
+            return connection.single(opcode, psn, aeth, pieces, size)
         middles = min(packets - 1, connection.max_segments)
         run_bytes = middles * mtu
         tail_bytes = left - run_bytes
@@ -275,9 +289,8 @@ class AnswerQueue:
         buffers = connection.middle_run(RcOpcode.READ_RESPONSE_MIDDLE, psn, run, middles, ack_last=False)
         total, count = middles * connection.segment_bytes, middles
         if takes_last:
-            aeth, tail = push_aeth(ACK_NO_CREDITS, slot.msn), [data[run_bytes:]]
-            last = RcOpcode.READ_RESPONSE_LAST
-            more, size = connection.packet(last, psn + middles, aeth, tail, tail_bytes, index=middles)
+            tail = [data[run_bytes:]]
+            more, size = connection.packet(_READ_LAST, psn + middles, aeth, tail, tail_bytes, index=middles)
             buffers += more
             total += size
             count += 1

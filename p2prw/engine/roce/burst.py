@@ -158,7 +158,8 @@ class Connection:
             last, last_seeds = self._run_start(last_opcode)
             last_seed = last_seeds[(len(data) // self.mtu_bytes - 1 - (first is not None)) % packets]
         first_head, first_seed = self._alone(first, psn)
-        tail_head, tail_seed = self._alone(tail, psn + len(data) // self.mtu_bytes - 1)
+        # Without bursts between them both are one.
+        tail_head, tail_seed = self._alone(tail, psn + len(data) // self.mtu_bytes - 1, 0 if bursts else 1)
         if first is not None:
             psn += 1
         return Train(
@@ -166,13 +167,13 @@ class Connection:
             *(first_head, first_seed, tail_head, tail_seed, self.destination, left),
         )
 
-    def _alone(self, packet: tuple[int, bytes] | None, psn: int) -> tuple[bytes | None, int]:
+    def _alone(self, packet: tuple[int, bytes] | None, psn: int, index: int = 0) -> tuple[bytes | None, int]:
         """Return BTH and extension headers of a packet with a path MTU of data, and the CRC up to the PSN word."""
         if packet is None:
             return None, 0
         sent, masked = self.prefix(packet[0])
         head = sent + PSN_WORD.pack(psn & PSN_MASK) + packet[1]
-        return head, self.flow.prefixed_seeds(masked, len(head) + self.mtu_bytes + ICRC_BYTES, 1)[0]
+        return head, self.flow.prefixed_seeds(masked, len(head) + self.mtu_bytes + ICRC_BYTES, index + 1)[index]
 
     def middle_run(
         self, opcode: int, psn: int, pieces: list[memoryview], count: int, *, ack_last: bool

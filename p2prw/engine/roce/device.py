@@ -40,8 +40,7 @@ _RESPONSES_PER_TURN_BYTES = 512 * 1024
 """READ responses of one queue pair before the next one has its turn: a change with every burst is slow to receive."""
 _TRAIN_BURSTS = 18
 """Of one queue pair before the next one has its turn: 1 MiB in packets of 4096 bytes."""
-_FIRST_QPN = 2
-"""0 and 1 are the management queue pairs."""
+_FIRST_QPN = 2  # after the management queue pairs
 
 
 @dataclass(slots=True)
@@ -105,6 +104,8 @@ class RoceDevice:
         self._quiet_until = 0.0
         """No timer of a queue pair is due before."""
         self._shortest_timeout_s = float("inf")
+        self.wanting: set[int] = set()
+        """QPNs of those that should send something before more is received."""
         self._awake: deque[RoceQueuePair] = deque()
         """Those that may have something to send, in the order of their turns. All others are not even asked."""
 
@@ -147,6 +148,7 @@ class RoceDevice:
             codec=self.codec,
             batching=self._batching,
             wake=self._wake,
+            want_turn=self.wanting.add,
             completed=self._completed.add,
             join=self._join,
             forget=self._forget,
@@ -330,6 +332,7 @@ class RoceDevice:
 
     def _outgoing(self, now: float, train_bursts: int) -> Iterator[Burst | Train]:
         awake, responded_bytes = self._awake, 0
+        self.wanting.clear()
         while self._sending:
             # What was acknowledged since may not make a turn longer.
             share = self._sending.pop()

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from p2prw.engine.roce.runs import PURE, RunCodec
 
-INTERFACE = 6
+INTERFACE = 7
 """Of `_leaf.c`: a binary from before a change (an editable installation that was not repeated) is left alone."""
 
 

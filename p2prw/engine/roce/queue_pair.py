@@ -62,6 +62,7 @@ class RoceQueuePair:
         gso_segments: int,
         batching: bool = True,
         wake: Callable[[RoceQueuePair], None],
+        want_turn: Callable[[int], None],
         completed: Callable[[int], None],
         join: Callable[[RoceQueuePair], None],
         forget: Callable[[RoceQueuePair], None],
@@ -69,8 +70,8 @@ class RoceQueuePair:
     ) -> None:
         """`wake` is called when there may be something to send that no packet or timer of ours brought about.
 
-        `completed` is called with its QPN when `poll` will find something, `join` when it is connected, `forget` when
-        it is closed.
+        With its QPN are called `want_turn`, as `Requester` says, and `completed`, when `poll` will find something;
+        `join` when it is connected, `forget` when it is closed.
         """
         self.local = local
         self.remote: QueuePairAttributes | None = None
@@ -104,6 +105,7 @@ class RoceQueuePair:
             counters=self.counters,
             completions=self._completions,
             fail=self._fail,
+            want_turn=want_turn,
         )
         self.share = Share(self.requester, partial(wake, self))
         """Of the window towards the peer."""

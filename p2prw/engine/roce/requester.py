@@ -21,10 +21,11 @@ from p2prw.engine.roce.burst import Burst, Connection
 from p2prw.engine.roce.memory_table import MemoryFault
 from p2prw.engine.roce.opcodes import BTH_BYTES, ICRC_BYTES, IMMDT_BYTES, RETH_BYTES, RcOpcode
 from p2prw.engine.roce.outgoing import ASKS_OF_A_WINDOW, Run, small_writes
+from p2prw.engine.roce.outstanding import OutstandingReads
 from p2prw.engine.roce.packet import ACK_REQUEST, PSN_WORD, push_reth
 from p2prw.engine.roce.psn import MAX_OUTSTANDING_PSNS, PSN_MASK
 from p2prw.engine.roce.singles import WRITE_OVERHEAD_BYTES
-from p2prw.engine.roce.work import ReadPiece, SendWqe
+from p2prw.engine.roce.work import SendWqe
 
 DEFAULT_WINDOW_BYTES = 512 * 1024
 """Until the peer grants one: 128 packets of 4096 bytes, what rxe itself keeps outstanding."""
@@ -44,7 +45,9 @@ class Requester:
         counters: QueuePairCounters,
         completions: deque[Completion],
         fail: Callable[[WcStatus], None],
+        want_turn: Callable[[int], object],
     ) -> None:
+        """`want_turn`: half of the READs are answered; more should be asked for before their peer has nothing to do."""
         self._qpn = qpn
         self.counters = counters
         self._completions = completions
@@ -63,7 +66,7 @@ class Requester:
         self.window_bytes = DEFAULT_WINDOW_BYTES
         self.read_window_bytes = DEFAULT_WINDOW_BYTES
         self.max_reads = 1
-        self.reads: deque[ReadPiece] = deque()
+        self.reads = OutstandingReads()
         self.posted_bytes = 0
         """WRITE and SEND data posted so far."""
         self.sent_bytes = 0
@@ -80,6 +83,7 @@ class Requester:
         """A go-back was started and nothing has come of it yet: more NAKs say nothing new (rxe's started_retry)."""
         self.deadline: float | None = None
         self.rnr_deadline: float | None = None
+        self._want_turn = want_turn
 
     @property
     def bytes_in_flight(self) -> int:
@@ -89,8 +93,7 @@ class Requester:
     @property
     def read_psns_in_flight(self) -> int:
         """Response packets of READs that were asked for and have not come; not of one that is to be asked for again."""
-        una, sent = self.una_psn, self.send_psn
-        return sum(piece.end_psn - max(piece.first_psn, una) for piece in self.reads if piece.end_psn <= sent)
+        return self.reads.on_the_wire(self.una_psn, self.send_psn)[1]
 
     # --- posting ---------------------------------------------------------------------------------------------
 
@@ -231,15 +234,11 @@ class Requester:
         heads: list[bytes] = []
         most, mtu = connection.singles_of(_ASK_BYTES), connection.mtu_bytes
         unsent, limit = self.unsent, max(1, self.read_window_bytes // mtu)
-        before = [piece for piece in self.reads if piece.end_psn <= self.send_psn]
-        outstanding, in_flight = (
-            len(before),
-            sum(piece.end_psn - max(piece.first_psn, self.una_psn) for piece in before),
-        )
+        outstanding, in_flight = self.reads.on_the_wire(self.una_psn, self.send_psn)
         while outstanding < self.max_reads:
             psn = self.send_psn
             # Only what is asked for again stands among the pieces already.
-            known = self._piece_at(psn) if psn < self.max_sent_psn else None
+            known = self.reads.at(psn) if psn < self.max_sent_psn else None
             left = wqe.end_psn - psn
             if known is not None:
                 count = known.end_psn - psn
@@ -252,7 +251,7 @@ class Requester:
             offset = (psn - wqe.first_psn) * mtu
             reth = push_reth(wqe.remote_addr + offset, wqe.rkey, min(count * mtu, wqe.length_bytes - offset))
             if known is None:
-                self.reads.append(ReadPiece(psn, psn + count))
+                self.reads.ask(psn, psn + count)
             self.sent(wqe, count, packets=1)
             heads.append(PSN_WORD.pack(psn & PSN_MASK | ACK_REQUEST) + reth)
             outstanding, in_flight = outstanding + 1, in_flight + count
@@ -262,10 +261,6 @@ class Requester:
             if not wqe.is_read or wqe.local_error is not None:
                 break
         return connection.singles(_READ_REQUEST, heads, [b""] * len(heads)) if heads else None
-
-    def _piece_at(self, psn: int) -> ReadPiece | None:
-        """Return what was asked for before and holds `psn`."""
-        return next((piece for piece in self.reads if piece.first_psn <= psn < piece.end_psn), None)
 
     def sent(self, wqe: SendWqe, psns: int, packets: int | None = None) -> None:
         """So many PSNs of `wqe` have left, in as many packets but for a READ request."""
@@ -330,8 +325,11 @@ class Requester:
         self.is_going_back = False
         if self.send_psn < self.una_psn:
             self.seek(self.una_psn)
-        while self.reads and self.reads[0].end_psn <= self.una_psn:
-            self.reads.popleft()
+        reads = self.reads
+        if reads and reads[0].end_psn <= self.una_psn:
+            reads.answered(self.una_psn)
+            if self.unsent and len(reads) == self.max_reads // 2:
+                self._want_turn(self._qpn)
         outstanding = self.send_psn > self.una_psn
         self.deadline = now + self.timeout_s if outstanding and self.timeout_s is not None else None
         if self.queue and self.queue[0].local_error is not None:

@@ -123,7 +123,10 @@ class Train(NamedTuple):
     """Of the very last packet, where that is a LAST; the last burst may be shorter then."""
     last_seed: int
     first_head: bytes | None
-    """BTH and extension headers of a FIRST packet with the first path MTU of `data`; it leaves alone, before them."""
+    """BTH and extension headers of a FIRST packet with the first path MTU of `data`; it leaves alone, before them.
+
+    Where there are no bursts its LAST follows it in the same send: both are as long.
+    """
     first_seed: int
     tail_head: bytes | None
     """The same of a LAST that is longer than they are, with the last path MTU; it leaves alone, after them."""
@@ -135,6 +138,9 @@ class Train(NamedTuple):
     @property
     def sends(self) -> int:
         """How many there are if all goes well."""
+        if not self.bursts:
+            # FIRST and LAST are one.
+            return 1
         return self.bursts + (self.first_head is not None) + (self.tail_head is not None)
 
 

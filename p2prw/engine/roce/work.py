@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from p2prw.engine.model import Opcode, WcStatus
 from p2prw.engine.roce.memory_table import ScatterList
@@ -73,13 +72,6 @@ class SendWqe:
         if imm:
             extension += self.imm_data or bytes(4)
         return EDGES[self.is_send, starts, ends, imm], extension
-
-
-class ReadPiece(NamedTuple):
-    """One READ request on the wire: PSNs [first, end) of responses."""
-
-    first_psn: int
-    end_psn: int
 
 
 @dataclass(slots=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,29 @@ class Trains:
         result = self._take(*arguments)
         self.taken += result[0]
         return result
+
+
+@pytest.mark.parametrize("leaf", [False, True])
+def test_half_of_the_reads_is_taken_in_before_more_are_asked_for(connect: Connect, leaf: bool) -> None:
+    """Else both ends would do all of their work by turns, each while the other one waits."""
+    pair = connect(leaf=leaf)
+    pair.near.bytes[:] = bytes(SIZE)
+    pair.far.bytes[:] = PATTERN
+    for number in range(64):
+        pair.post(Opcode.RDMA_READ, offset=number * 8192, length=8192, wr_id=number + 1)
+    pair.client.pump()
+    reads = pair.queue._core.requester.reads
+    assert len(reads) == 16
+    while pair.server.pump():
+        pass
+    pair.client.wire.receive(time.monotonic())
+    assert len(reads) == 8, "all sixteen responses wait"
+    assert pair.client.core.wanting == {pair.queue.local.qpn}
+    pair.client.pump()
+    assert len(reads) == 16, "they are asked for at once"
+    assert not pair.client.core.wanting
+    pair.settle(until=lambda: not reads)
+    assert pair.near.bytes[: 64 * 8192] == PATTERN[: 64 * 8192]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

@@ -90,6 +90,14 @@ def bursts_of(train: Train) -> Iterator[Burst]:
     """Make what a train sends one by one, of the plain functions."""
     segment_bytes = train.mtu_bytes + MIDDLE_OVERHEAD_BYTES
     left = len(train.data) // train.mtu_bytes
+    if not train.bursts:
+        assert train.first_head is not None and train.tail_head is not None and left == 2
+        first = alone(train.first_head, train.data[: train.mtu_bytes], train.first_seed, train.destination)
+        ending = alone(train.tail_head, train.data[train.mtu_bytes :], train.tail_seed, train.destination)
+        size = first.length_bytes
+        assert size == ending.length_bytes
+        yield Burst([*first.buffers, *ending.buffers], size, 2 * size, train.destination, 2)
+        return
     psn, data = train.psn, train.data
     if train.first_head is not None:
         yield alone(train.first_head, data[: train.mtu_bytes], train.first_seed, train.destination)

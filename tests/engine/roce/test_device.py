@@ -90,6 +90,42 @@ def test_fast_paths_change_nothing_on_the_wire_or_in_memory(connected_devices):
     assert runs[0] == runs[1] == runs[2]
 
 
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize(
+    ("length", "gso_segments", "expected"),
+    [
+        (2 * 4096, 64, [2]),
+        (2 * 4096, 1, [1, 1]),
+        (2 * 4096 - 4, 64, [1, 1]),
+        (2 * 4096 + 4, 64, [1, 2]),
+        (3 * 4096, 64, [1, 1, 1]),
+    ],
+)
+def test_a_first_response_leaves_with_its_last_where_both_are_as_long(
+    connected_devices, lab, trains, length, gso_segments, expected
+):
+    link = connected_devices(gso_segments=gso_segments)
+    link.trains = trains
+    link.read(1, 0, length)
+    link.deliver(link.a)
+    bursts = link.collect(link.b)
+    assert [burst.packets for burst in bursts] == expected
+    assert [packet.bth.psn for packet in lab.packets(bursts)] == [0x1000 + place for place in range(sum(expected))]
+    link.receive(link.a, bursts)
+    assert [completion.status for completion in link.poll()] == [WcStatus.SUCCESS]
+    assert link.a.data[:length] == link.b.data[:length]
+
+
+def test_a_loss_of_the_burst_of_a_first_and_its_last_is_repaired(connected_devices):
+    link = connected_devices(timeout=10)
+    link.read(1, 0, 8192)
+    link.deliver(link.a)
+    link.drop(link.b)
+    link.run_timers()
+    assert [completion.status for completion in link.poll()] == [WcStatus.SUCCESS]
+    assert link.a.data[:8192] == link.b.data[:8192]
+
+
 def spy(end, original, taken):
     def call(*arguments):
         count = original(*arguments)

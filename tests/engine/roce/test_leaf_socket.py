@@ -60,10 +60,13 @@ def arrived(sock: socket.socket) -> list[tuple[bytes, int]]:
 @st.composite
 def trains(draw: Any) -> Train:
     mtu, packets = draw(st.sampled_from([16, 84, 256, 1024, 4096])), draw(st.integers(2, 15))
-    bursts = draw(st.integers(1, 4))
+    bursts = draw(st.integers(0, 4))
     # With a LAST, the last burst may be shorter, down to that packet alone; MIDDLEs that do not fill it may leave too.
-    total = draw(st.integers((bursts - 1) * packets + 1, bursts * packets))
+    total = draw(st.integers((bursts - 1) * packets + 1, bursts * packets)) if bursts else 0
     head, tail = (draw(st.one_of(st.none(), st.binary(min_size=12, max_size=28))) for _ in range(2))
+    if not bursts:
+        head = draw(st.binary(min_size=12, max_size=28))
+        tail = head[::-1]
     seeds = draw(st.lists(st.integers(0, 0xFFFFFFFF), min_size=packets, max_size=packets))
     ends = draw(st.booleans())
     psn = draw(st.one_of(st.integers(0, 0xFFFFFF), st.integers(0xFFFFF0, 0x1000010)))
