@@ -113,6 +113,13 @@ class _Pairs:
         if self.request.duration_s is not None:
             # By time: as many messages as ours took, so that the two run for about as long.
             wanted = replace(wanted, iterations=max(1, (row.out_messages or row.messages) // row.queue_pairs))
+        if row.rate_limit_by == "server":
+            raise HostError(
+                f"--against {self.command.name}: the two would not measure the same",
+                why="the server's --client-rate-limit holds p2prw back, and not the other tool",
+                fix="serve without --client-rate-limit",
+                code="unlike",
+            )
         return plan(self.command, wanted, Setup(device["name"], device["driver"], mtu))
 
     def _theirs(self) -> None:
@@ -201,6 +208,7 @@ def _wanted(request: BenchRequest) -> Wanted:
         signal_every=request.connection.signal_every,
         both_ways=request.both_ways,
         walk_bytes=request.walk_bytes,
+        is_limited=request.connection.rate_limit_bytes_per_s is not None,
     )
 
 

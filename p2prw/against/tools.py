@@ -155,6 +155,8 @@ class Wanted:
     warm_up: int = 0
     both_ways: bool = False
     walk_bytes: int | None = None
+    is_limited: bool = False
+    """A `--rate-limit` of ours bounds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ class Launch:
 def check(command: Command, wanted: Wanted) -> None:
     """Raise RequestError, before anything runs, where the two would measure different things."""
     tool, options = command.tool, command.tool.options
-    unlike = []
+    unlike, leave = [], []
     if (tool.test, tool.operation) != (wanted.test, wanted.operation):
         unlike.append(f"{command.name} measures {tool.test} of {tool.operation}, p2prw {wanted.test} of "
                       f"{wanted.operation}")  # fmt: skip
@@ -193,8 +195,13 @@ def check(command: Command, wanted: Wanted) -> None:
         unlike.append(f"{command.name} has one connection, p2prw {wanted.queue_pairs} queue pairs")
     if wanted.both_ways and not options.both_ways and not tool.always_both_ways:
         unlike.append(f"{command.name} measures one direction, -b asks p2prw for both")
+        leave.append("-b")
     if wanted.walk_bytes is not None:
         unlike.append(f"{command.name} sends the same bytes again and again, --walk asks p2prw for others")
+        leave.append("--walk")
+    if wanted.is_limited:
+        unlike.append(f"--rate-limit holds p2prw back, and not {command.name}")
+        leave.append("--rate-limit")
     if command.has(options.both_ways) and not wanted.both_ways:
         unlike.append(f"{command.name} is asked for both directions, p2prw for one")
     if unlike:
@@ -203,7 +210,8 @@ def check(command: Command, wanted: Wanted) -> None:
             why="; ".join(unlike),
             fix=f"--test {tool.test} --op {tool.operation} -s {given or wanted.size_bytes}"
             + (f" --lat-by {tool.lat_by}" if tool.lat_by else "")
-            + (" -b" if command.has(options.both_ways) else ""),
+            + (" -b" if command.has(options.both_ways) else "")
+            + (f", and leave {' and '.join(leave)} away" if leave else ""),
             code="unlike",
         )
 

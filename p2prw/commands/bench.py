@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,15 @@ def _start(app: App, request: BenchRequest, settings: Settings) -> Generator[Eve
         from p2prw.engine.bench.session import run_bench
 
         return run_bench(request, stop=app.stop)
+    if settings["format"] == "perftest":
+        from p2prw.errors import RequestError
+
+        raise RequestError(
+            "--against and --format perftest exclude each other",
+            why="perftest's columns have no place for a comparison",
+            fix="leave --format away, or --json",
+            code="usage",
+        )
     from p2prw.against.session import run_against
     from p2prw.against.tools import parse_command
 
@@ -131,10 +141,15 @@ def _check_plot(path: Path) -> None:
 def _draw(app: App, path: Path, result: BenchResult) -> None:
     """Write the picture; the figures are out already, so a full disk is a warning."""
     from p2prw.reporters.bench_svg import svg_plot
+    from p2prw.units import format_size
 
     device = (result.environment.get("device") or {}).get("name", "")
-    title = f"p2prw bench {result.params['peer']}/{result.params['region']} over {device}"
+    walk = f", round {format_size(walked)}" if (walked := result.params.get("walk_bytes")) else ""
+    title = f"p2prw bench {result.params['peer']}/{result.params['region']} over {device}{walk}"
+    made = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.write_text(svg_plot(result.results, title), "utf-8")
+        made.write_text(svg_plot(result.results, title), "utf-8")
+        made.replace(path)
     except OSError as error:
+        made.unlink(missing_ok=True)
         app.stderr.line(f"warning: --plot {path}: {error.strerror}")

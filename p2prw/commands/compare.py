@@ -83,7 +83,7 @@ def read_result(path: str) -> dict[str, Any]:
         document = json.loads(data)
     except (ValueError, RecursionError):
         document = None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA or "results" not in document:
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA or not _has_figures(document):
         raise RequestError(
             f"{path} is no result of p2prw",
             why=f"a result is one JSON document with schema {SCHEMA}",
@@ -91,3 +91,13 @@ def read_result(path: str) -> dict[str, Any]:
             code="bad_result",
         )
     return document
+
+
+def _has_figures(document: dict[str, Any]) -> bool:
+    """Whether its results are such as we print."""
+    from p2prw.scenario.compare import figures
+
+    try:
+        return all(figure.value > 0 for figure in figures(document)) and isinstance(document["results"], list)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return False

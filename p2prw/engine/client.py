@@ -341,8 +341,10 @@ class LeaseClient:
             # It may be gone, or busy with a page of digests; its end of the connection tells it the same.
             pass
 
-    def explain(self, error: P2prwError, bytes_done: int) -> P2prwError:
+    def explain(self, error: P2prwError, bytes_done: int | None) -> P2prwError:
         """Keep the attempts of a ladder without a rung; say what was moved when the peer was lost on the way.
+
+        `bytes_done` None: the same bytes go again and again, so that says nothing.
 
         An error completion may be all that the device shows of a peer that refused or ended: then that is returned.
         """
@@ -352,7 +354,7 @@ class LeaseClient:
             error = self._last_words(error)
         if isinstance(error, PeerGone | DeadlineExceeded) and self.length_bytes is not None:
             moved = f"{bytes_done} of {self.length_bytes} bytes were moved"
-            if error.why is None or "bytes were moved" not in error.why:
+            if bytes_done is not None and (error.why is None or "bytes were moved" not in error.why):
                 error.why = f"{error.why}; {moved}" if error.why else moved
             error.fix = error.fix or "look at the server's output, start it again and repeat the transfer"
         return error

@@ -16,9 +16,6 @@ from p2prw.engine.providers.base import Chain, ChainingQueuePair, QueuePair
 from p2prw.engine.rw import RwLimits, build_contexts
 from p2prw.errors import RequestError
 
-MOST_STOPS = 16384
-"""Messages of one round of a walk: 64 MiB by pages; more would take longer to build than they could show."""
-
 Posting = tuple[Opcode, tuple[Sge, ...], int, int]
 """opcode, SGEs, remote address, rkey: what `post_rdma` wants beside id and signal."""
 
@@ -51,17 +48,17 @@ def walk_postings(
     limits: RwLimits,
     size_bytes: int,
     walk_bytes: int,
+    places: int,
 ) -> tuple[tuple[Posting, ...], ...]:
-    """Return messages that lie side by side in the first `walk_bytes` of both ends, one round of a walk.
+    """Return `places` messages, one round of a walk, evenly apart in the first `walk_bytes` of both ends.
 
-    At most `MOST_STOPS`: where more would fit they lie apart, evenly, at multiples of the size. RequestError where
-    pieces of memory cut them into unlike numbers of work requests.
+    They begin at multiples of the size. RequestError where pieces of memory cut them into unlike numbers of work
+    requests.
     """
-    fitting = walk_bytes // size_bytes
-    stride = -(-fitting // MOST_STOPS) * size_bytes
+    stride = walk_bytes // size_bytes // places * size_bytes
     messages = tuple(
         message_postings(vec, segments, operation, limits, size_bytes, offset)
-        for offset in range(0, fitting * size_bytes, stride)
+        for offset in range(0, places * stride, stride)
     )
     if len({len(message) for message in messages}) > 1:
         raise RequestError(

@@ -97,7 +97,7 @@ def summary_lines(result: BenchResult) -> Iterator[str]:
         )
         yield "setup     " + ", ".join(facts)
     for test in dict.fromkeys(row.test for row in rows):
-        yield "work      " + _work(next(row for row in rows if row.test == test))
+        yield "work      " + _work([row for row in rows if row.test == test])
     if result.against is not None:
         yield from ("", *against_lines(result.against), "")
     limit = next((row for row in rows if row.rate_limit_by == "server"), None)
@@ -112,21 +112,36 @@ def against_lines(against: Against) -> Iterator[str]:
     """Return the table of both sides, the ratio with its interval, and what the two do not have in common."""
     unit = "us" if against.test == "lat" else "MiB/s"
     what = f"{against.test} {against.operation} of {format_size(against.size_bytes)}"
-    yield f"{what} by turns, {against.pairs} pairs, {unit}"
+    yield f"{what} by turns, {counted(against.pairs, 'pair')}, {unit}"
     yield f"{'':<28}{'MEDIAN':>10}{'MIN':>10}{'MAX':>10}"
     for name, side in (("p2prw", against.p2prw), (against.tool, against.other)):
         values = side.lat_us or tuple(one / MIB for one in side.bw_bytes_per_s)
         yield f"{name:<28}{median(values):>10.1f}{min(values):>10.1f}{max(values):>10.1f}"
     better = "lower is better for p2prw" if against.test == "lat" else "higher is better for p2prw"
-    interval = f"95 % interval {against.ratio_low:.3f} to {against.ratio_high:.3f}"
+    interval = "one pair has no interval"
+    if against.pairs > 1:
+        interval = f"95 % interval {against.ratio_low:.3f} to {against.ratio_high:.3f}"
     yield f"ratio of medians {against.ratio:.3f} ({interval}; {better})"
     yield f"ran       {' '.join(f'{name}={value}' for name, value in against.environ.items())} {against.client}".strip()
     for text in against.differs:
         yield f"differs   {text}"
 
 
-def _work(row: BenchRow) -> str:
-    walk = "" if row.walk_bytes is None else f", round and round {format_size(row.walk_bytes)}"
+def _walk(rows: Sequence[BenchRow]) -> str:
+    """Return what memory a walk went round, and whether it came round."""
+    row = rows[0]
+    if row.walk_bytes is None or row.walk_places is None:
+        return ""
+    around = format_size(row.walk_bytes)
+    whole = all(one.messages // one.queue_pairs >= (one.walk_places or 0) for one in rows)
+    if len(rows) > 1:
+        return f", round and round {around}" if whole else f", in {around}, not everywhere"
+    places = f"{row.walk_places:,} places in {around}"
+    return f", round and round {places}" if whole else f", {row.messages // row.queue_pairs:,} of {places}"
+
+
+def _work(rows: Sequence[BenchRow]) -> str:
+    row, walk = rows[0], _walk(rows)
     if row.test == "lat":
         if row.lat_by == "ping-pong":
             return "latency: by ping-pong, half a round trip; both ends watch memory"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 from p2prw.errors import RequestError
@@ -76,8 +77,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: floa
 
     What only one of them has (a row that was skipped here) is left out; `only_in` names it.
     """
-    old = {figure.key: figure for figure in figures(before)}
-    new = {figure.key: figure for figure in figures(after)}
+    old, new = _by_key(before), _by_key(after)
     common = [key for key in old if key in new]
     _refuse_other_sizes(old.values(), new.values(), {old[key].run for key in common})
     if not common:
@@ -95,6 +95,14 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: floa
         loss = change if old[key].metric in LOWER_IS_BETTER else -change
         changes.append(Change(*key, then, now, change, worse=loss > tolerance))
     return changes
+
+
+def _by_key(document: Mapping[str, Any]) -> dict[tuple[str, str], Figure]:
+    """Return the figures; of one that was measured several times (`--pairs`) the median."""
+    found: dict[tuple[str, str], list[Figure]] = {}
+    for figure in figures(document):
+        found.setdefault(figure.key, []).append(figure)
+    return {key: replace(all_[0], value=median(one.value for one in all_)) for key, all_ in found.items()}
 
 
 def only_in(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -129,6 +137,7 @@ def _of_transfer(name: str, document: Mapping[str, Any]) -> Iterator[Figure]:
         "size in bytes": row["size_bytes"],
         "chunk in bytes": row["chunk_bytes"],
         "depth": document["params"].get("tx_depth"),
+        "rate limit": row.get("rate_limit_bytes_per_s"),
         **_of_ends(document),
     }
     if row["bw_bytes_per_s"]:
@@ -150,6 +159,7 @@ def _of_bench(name: str, document: Mapping[str, Any]) -> Iterator[Figure]:
             # Not in results from before these were.
             "both ways": row.get("both_ways", False),
             "walk in bytes": row.get("walk_bytes"),
+            "rate limit": row.get("rate_limit_bytes_per_s"),
             **_of_ends(document),
         }
         metrics = ["lat_p50_us", "lat_p99_us"]

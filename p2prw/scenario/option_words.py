@@ -12,6 +12,7 @@ from p2prw.config_settings import Setting, settings_of
 from p2prw.config_smoke import smoke_request
 from p2prw.config_values import flag
 from p2prw.config_yaml import Reader
+from p2prw.engine.bench.checks import check_request
 from p2prw.scenario.model import fill_addresses
 from p2prw.scenario.words import negative, option_words, seeded_faults, settings_in
 
@@ -63,6 +64,7 @@ def bench_words(
         given.setdefault("time_limit", ("--time-limit", time_limit))
     settings = settings_in("bench", reader.found(), environ, _line("bench", given))
     request = bench_request(settings, None if peer is None else fill_addresses(peer, addresses))
+    check_request(request)
     assert peer is not None, "bench_request() refuses a step without a peer"
     if "local_memory" in given:
         # It may name a buffer of the file, which the child does not read.

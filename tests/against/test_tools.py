@@ -86,6 +86,7 @@ def test_every_tool_is_compared_with_what_it_measures_only(name):
         replace(same, test="lat" if tool.test == "bw" else "bw"),
         replace(same, lat_by="some other way"),
         replace(same, walk_bytes=1 << 30),
+        replace(same, is_limited=True),
     ):
         with pytest.raises(RequestError) as caught:
             check(command, unlike)

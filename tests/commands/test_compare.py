@@ -45,8 +45,13 @@ def test_unlike_runs_end_2(run, results, engine):
     assert "depth was None and is 4" in document["error"]["what"]
 
 
+BROKEN = '{"schema": "p2prw/1", "command": "write", "exit_code": 0, "results": [{"operation": "write"}]}'
+"""Of a known kind, but not as we print it."""
+
+
 @pytest.mark.parametrize(
-    ("text", "code", "exit_code"), [(None, "result_file", 3), ("{}", "bad_result", 2), ("x", "bad_result", 2)]
+    ("text", "code", "exit_code"),
+    [(None, "result_file", 3), ("{}", "bad_result", 2), ("x", "bad_result", 2), (BROKEN, "bad_result", 2)],
 )
 def test_files_that_are_no_results(run, results, tmp_path, text, code, exit_code):
     path = tmp_path / "c"

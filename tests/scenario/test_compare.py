@@ -42,7 +42,24 @@ def test_a_rate_within_the_tolerance_is_no_loss(result):
         assert change.shown().startswith("worse" if worse else "ok")
 
 
+def test_of_what_was_measured_several_times_the_median_counts(result):
+    def bench(*rates):
+        made = {"test": "bw", "operation": "write", "size_bytes": 65536, "queue_pairs": 1, "tx_depth": 128,
+                "signal_every": 32, "post_list": None, "lat_by": None, "complete": True}  # fmt: skip
+        document = result()
+        document.update(command="bench", results=[{**made, "bw_bytes_per_s": rate} for rate in rates])
+        return document
+
+    (change,) = compare(bench(1e9, 5e9, 2e9), bench(2.1e9, 1e8, 9e9), 0.05)
+    assert (change.before, change.after) == (2e9, 2.1e9)
+    limited = bench(1e9)
+    limited["results"][0]["rate_limit_bytes_per_s"] = 2e9
+    with pytest.raises(RequestError, match="rate limit"):
+        compare(bench(1e9), limited, 0.05)
+
+
 UNLIKE = [
+    (lambda d: d["results"][0].update(rate_limit_bytes_per_s=1e8), "rate limit was None and is 100000000.0"),
     (lambda d: d["results"][0].update(size_bytes=8192), "size in bytes was 4096 and is 8192"),
     (lambda d: d["results"][0].update(chunk_bytes=1), "chunk in bytes was 4096 and is 1"),
     (lambda d: d["params"].update(tx_depth=4), "depth was 128 and is 4"),

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from p2prw.engine.bench.model import DEFAULT_SIZE_BYTES, BenchRequest
 from p2prw.engine.bench.sizes import wanted_sizes
 from p2prw.engine.client import Attached
+from p2prw.engine.inject import parse_faults
 from p2prw.engine.model import Operation
 from p2prw.engine.pace import RateLimit, lower_limit
 from p2prw.errors import HostError, RequestError
-from p2prw.units import format_rate, format_size
+from p2prw.units import exact_size, format_rate, format_size, typed_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,20 @@ def plan_steps(request: BenchRequest, operation: Operation) -> list[Step]:
     sizes = {test: wanted_sizes(request.sizes, request.sweep, DEFAULT_SIZE_BYTES[test]) for test in request.tests}
     of = sum(map(len, sizes.values())) * len(request.operations)
     return [
-        Step(test, size, request.messages_for(test, operation), of) for test in request.tests for size in sizes[test]
+        Step(test, size, request.messages_for(test, operation, size), of)
+        for test in request.tests
+        for size in sizes[test]
     ]
 
 
 def check_request(request: BenchRequest) -> None:
     """Raise RequestError where two wishes exclude each other."""
+    if request.connection.inject and parse_faults(request.connection.inject).corrupt_offset is not None:
+        raise _usage(
+            "--inject corrupt=OFFSET changes a byte of one message, which the next one overwrites",
+            "a measurement sends the same bytes again and again",
+            "--inject corrupt=1%, or p2prw write --inject corrupt=4096",
+        )
     if request.sweep and request.sizes:
         raise _usage(
             "-a and --sizes exclude each other", "one is every size, the other is those given", "give one of them"
@@ -70,7 +79,7 @@ def check_request(request: BenchRequest) -> None:
         )
     if limit is not None and "lat" in request.tests:
         raise _usage(
-            "--rate-limit without a bandwidth test",
+            "--rate-limit and a latency test exclude each other",
             "latency has one message on the wire, which no limit of posting slows",
             "--test bw, or leave --rate-limit away",
         )
@@ -101,12 +110,14 @@ def _check_walk(request: BenchRequest) -> None:
                 f"{other} is of one message's bytes, and a walk has others each time",
                 "leave one of them away",
             )
-    longest = max(max(wanted_sizes(request.sizes, request.sweep, DEFAULT_SIZE_BYTES[test])) for test in request.tests)
+    if request.sweep:
+        return  # ends where the walk does
+    longest = max(max(wanted_sizes(request.sizes, False, DEFAULT_SIZE_BYTES[test])) for test in request.tests)
     if walk_bytes < longest:
         raise _usage(
-            f"--walk {format_size(walk_bytes)} has no room for a message of {format_size(longest)}",
+            f"--walk {exact_size(walk_bytes)} has no room for a message of {exact_size(longest)}",
             "each queue pair goes round so much memory, message by message",
-            f"--walk {format_size(longest * 64)}, or smaller --sizes",
+            f"--walk {typed_size(longest * 64)}, or smaller --sizes",
         )
 
 
@@ -115,11 +126,12 @@ def check_slowest(limit: RateLimit | None, slowest_bytes: int, idle_s: float) ->
     if limit is None or slowest_bytes / limit.bytes_per_s <= idle_s:
         return
     option = "--rate-limit" if limit.by == "client" else "the server's --client-rate-limit"
+    fits = max(1, int(limit.bytes_per_s * idle_s))
     raise _usage(
         f"a message of {format_size(slowest_bytes)} takes {slowest_bytes / limit.bytes_per_s:.0f} s at {option} "
         f"{format_rate(limit.bytes_per_s)}",
         "that is longer than --idle-timeout, after which a run counts as dead",
-        f"--sizes 64K, or a higher {option.rpartition(' ')[2]}",
+        f"--sizes {typed_size(1 << fits.bit_length() - 1)}, or a higher {option.rpartition(' ')[2]}",
     )
 
 

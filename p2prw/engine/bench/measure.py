@@ -102,7 +102,7 @@ class Measurement:
             ledger.generations += 1
             oncoming.fill(ledger.generations, step.size_bytes)
         rounds = [self._messages(one, step.size_bytes) for one in self.attached]
-        warm_up = _warm_up(self.request, step)
+        warm_up = _warm_up(self.request, step, self.pace.rate_bytes_per_s if self.pace is not None else None)
         phases.enter("first_byte")
         if warm_up:
             for _ in self._bandwidth(step, rounds, messages=warm_up).run():
@@ -137,6 +137,7 @@ class Measurement:
                 warm_up,
                 self._retransmitted() - before,
                 walk_bytes=self.request.walk_bytes,
+                walk_places=self.request.walk_places(step.size_bytes),
             )
             row = bandwidth_row(loop, facts) if isinstance(loop, BandwidthLoop) else latency_row(loop, facts)
             if self.oncoming:
@@ -198,8 +199,10 @@ class Measurement:
         assert one.local is not None
         segments = [RemoteSegment(s.address, s.length, s.rkey) for s in one.grant.segments]
         ends = (one.local.vec, segments, self.operation, one.limits, size_bytes)
-        walk_bytes = self.request.walk_bytes
-        return (message_postings(*ends),) if walk_bytes is None else walk_postings(*ends, walk_bytes)
+        walk_bytes, places = self.request.walk_bytes, self.request.walk_places(size_bytes)
+        if walk_bytes is None or places is None:
+            return (message_postings(*ends),)
+        return walk_postings(*ends, walk_bytes, places)
 
     def _bandwidth(
         self,
@@ -295,9 +298,10 @@ def _lane_of(client: LeaseClient, depth: int) -> Lane:
     return Lane(client.queue_pair, min(depth, client.queue_pair.depth))
 
 
-def _warm_up(request: BenchRequest, step: Step) -> int:
-    """Return how many messages go before the clock starts."""
+def _warm_up(request: BenchRequest, step: Step, rate_bytes_per_s: float | None) -> int:
+    """Return how many messages go before the clock starts; under a rate limit no more than a second of them."""
     if request.warm_up is not None:
         return request.warm_up
     few = _WARM_UP_MESSAGES if step.messages is None else min(_WARM_UP_MESSAGES, -(-step.messages // 10))
-    return max(1, min(few, _WARM_UP_BYTES // step.size_bytes))
+    most_bytes = min(_WARM_UP_BYTES, rate_bytes_per_s or _WARM_UP_BYTES)
+    return max(1, min(few, int(most_bytes) // step.size_bytes))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from p2prw.engine.bench.sizes import walk_places
 from p2prw.engine.model import Operation, Outcome, TransferRequest
 
 TESTS = ("bw", "lat")
@@ -60,11 +61,16 @@ class BenchRequest:
         """Work requests outstanding at most on each queue pair."""
         return self.connection.queue_pair.depth
 
-    def messages_for(self, test: str, operation: Operation) -> int | None:
-        """Return how many messages each queue pair sends; None where the time decides."""
+    def walk_places(self, size_bytes: int) -> int | None:
+        """Return how many messages one round of a walk has; None without one."""
+        return None if self.walk_bytes is None else walk_places(self.walk_bytes, size_bytes, self.queue_pairs)
+
+    def messages_for(self, test: str, operation: Operation, size_bytes: int) -> int | None:
+        """Return how many messages each queue pair sends, of a walk at least a round; None where the time decides."""
         if self.duration_s is not None:
             return None
-        return self.iterations or ITERATIONS.get((test, operation), LATENCY_ITERATIONS)
+        usual = ITERATIONS.get((test, operation), LATENCY_ITERATIONS)
+        return self.iterations or max(usual, self.walk_places(size_bytes) or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,8 @@ class BenchRow:
     post_list: int | None
     walk_bytes: int | None = None
     """What each queue pair went round; None: every message had the same bytes."""
+    walk_places: int | None = None
+    """Messages of one round, evenly apart."""
     wqes_per_message: int
     warm_up_messages: int
     messages: int

@@ -28,6 +28,7 @@ class RunFacts:
     retransmitted_packets: int
     verify: str = "unverified"
     walk_bytes: int | None = None
+    walk_places: int | None = None
 
 
 def bandwidth_row(loop: BandwidthLoop, facts: RunFacts) -> BenchRow:
@@ -116,6 +117,7 @@ def _row(
         signal_every=lanes[0].signal_every,
         post_list=lanes[0].post_list,
         walk_bytes=facts.walk_bytes,
+        walk_places=facts.walk_places,
         wqes_per_message=lanes[0].message_wqes,
         warm_up_messages=facts.warm_up,
         messages=messages,

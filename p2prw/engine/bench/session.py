@@ -48,7 +48,7 @@ class _BenchRun:
         self.request = request
         self.ledger = Ledger(
             PhaseClock(clock),
-            verify=UNVERIFIED if request.verify else replace(UNVERIFIED, why="--verify compares the last generation"),
+            verify=UNVERIFIED if request.verify else replace(UNVERIFIED, why=_why_unverified(request)),
         )
         self.deadline = Deadline(clock, stop, request.connection.timeouts.time_limit_s)
         self.warnings: list[str] = []
@@ -87,13 +87,13 @@ class _BenchRun:
             except P2prwError as error:
                 if not clients:
                     raise
-                raise clients[0].explain(error, sum(row.bytes for row in self.ledger.rows)) from error
+                raise clients[0].explain(error, None) from error
 
     def _steps(self, operation: Operation, room_bytes: int) -> list[Step]:
         steps = plan_steps(self.request, operation)
         if not self.request.sweep:
             return steps
-        fitting, why = bounded_sweep(SWEEP, room_bytes)
+        fitting, why = bounded_sweep(SWEEP, min(room_bytes, self.request.walk_bytes or room_bytes))
         if not fitting:
             raise HostError(
                 f"region {self.request.connection.region!r} has no room for a message",
@@ -109,7 +109,7 @@ class _BenchRun:
         """Open a lease and a queue pair for each lane, side by side in the region; all on one device."""
         request = self.request
         wanted = max(step.size_bytes for step in plan_steps(request, operation))
-        span: int | None = max(wanted, request.walk_bytes or 0)
+        span: int | None = request.walk_bytes or wanted
         if request.sweep and request.walk_bytes is None:
             # One queue pair takes what it is granted; several must know before what there is to be shared.
             span = self._share(wanted) if request.queue_pairs > 1 else None
@@ -193,6 +193,10 @@ def _connection(
         size_bytes=span,
         chunk_bytes=wanted,
     )
+
+
+def _why_unverified(request: BenchRequest) -> str:
+    return "--verify compares the last generation" if request.walk_bytes is None else "a walk is not compared"
 
 
 def _parameters(request: BenchRequest) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from p2prw.engine.bench.model import Bucket
 
 INTERVALS = 20
 """A run is cut into this many at most."""
+_LEAST_MARKS = 4
+"""Of an interval, on average."""
 _BUCKETS_PER_OCTAVE = 4
 """Each bucket is 19 % wide: 2^(1/4)."""
 
@@ -73,6 +75,8 @@ def equal_intervals(marks: Sequence[Mark], most: int = INTERVALS) -> list[Mark]:
     if len(marks) < 2:
         return list(marks)
     first, last = marks[0], marks[-1]
+    # With one completion for many messages an interval of few marks would be as wrong.
+    most = max(1, min(most, (len(marks) - 1) // _LEAST_MARKS))
     width_s = (last.at_s - first.at_s) / most
     kept = [first]
     for mark in marks[1:-1]:

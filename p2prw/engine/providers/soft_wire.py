@@ -120,13 +120,13 @@ class Wire:
     def receive(self, now: float) -> tuple[bool, bool]:
         """Take at most RECEIVES_PER_PUMP bursts; return whether there were any, and whether there are no more.
 
-        Fewer where something should be sent before.
+        Fewer where something should, and can, be sent before.
         """
         recvmsg_into, deliver = self.sock.recvmsg_into, self._deliver
         buffers, view, segments = [self._buffer], self._view, self._segments
         is_plain = self.injector is None and self.capture is None
         received = 0
-        while received < RECEIVES_PER_PUMP and not (received and self._wanting):
+        while received < RECEIVES_PER_PUMP and not (received and self._wanting and not self.wants_write()):
             if self._take_runs is not None and self._awaited is not None and (awaited := self._awaited()) is not None:
                 # fast path: the middle of a long message
                 bursts, error = self._take_awaited(awaited, RECEIVES_PER_PUMP - received, now)
@@ -244,7 +244,9 @@ class Wire:
         assert self._send_runs is not None
         sent, error = self._send_runs(self.sock.fileno(), pack_address(train.destination, self._scope_id), *train[:14])
         train.left(sent)
-        self.segmented_sends += min(train.bursts, max(0, sent - (train.first_head is not None)))
+        # Without bursts FIRST and LAST are one send, and segmented.
+        alone = train.bursts and train.first_head is not None
+        self.segmented_sends += min(train.bursts or 1, max(0, sent - alone))
         if error == errno.EAGAIN:
             self._is_full = True
         elif error:

@@ -552,7 +552,8 @@ static PyObject *send_runs(PyObject *self, PyObject *const *arguments, Py_ssize_
     Py_ssize_t packets = data->len / mtu - starts - trails;
     if (prefix->len != PREFIX_BYTES || last->len != PREFIX_BYTES || count < 2 || each > MOST_DATAGRAM_BYTES ||
         bursts < !starts || bursts > MOST_BURSTS || (!bursts && trails && first->len != tail->len) ||
-        data->len % mtu || packets < 0 || packets <= (bursts - 1) * count || packets > bursts * count || (starts && (first->len < HEADER_BYTES || first->len + mtu + ICRC_BYTES > each)) ||
+        data->len % mtu || packets < 0 || packets <= (bursts - 1) * count || packets > bursts * count ||
+        (starts && (first->len < HEADER_BYTES || first->len + mtu + ICRC_BYTES > each)) ||
         (trails && (tail->len < HEADER_BYTES || tail->len + mtu + ICRC_BYTES > each)) ||
         address->len > (Py_ssize_t)sizeof(struct sockaddr_storage) || !PyList_Check(arguments[3])) {
         PyErr_SetString(PyExc_ValueError, bad_run);

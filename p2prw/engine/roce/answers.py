@@ -44,7 +44,7 @@ class ReadSlot:
 
     __slots__ = (
         *("address", "end_psn", "first_psn", "floor_psn", "is_answered", "length_bytes", "msn", "psn", "rkey"),
-        "starts",
+        *("is_again", "starts"),
     )
 
     def __init__(self, first_psn: int, reth: Reth, mtu_bytes: int, msn: int) -> None:
@@ -59,6 +59,8 @@ class ReadSlot:
         """No restart before this PSN: the requester has had what lies before (rxe and hfi1: "should not back up")."""
         self.starts = True
         """The next response is the first after the request or a restart, so its opcode is FIRST or ONLY."""
+        self.is_again = False
+        """It was asked for again: what went out in one burst may have been lost for that, and leaves one by one now."""
         self.is_answered = False
         """All its responses went out once; if it waits again, then because the request came again."""
 
@@ -135,7 +137,7 @@ class AnswerQueue:
                     return 0
                 again = min(slot.psn - psn, -(-reth.length_bytes // mtu_bytes)) * mtu_bytes
                 slot.psn = slot.floor_psn = psn
-                slot.starts = True
+                slot.starts = slot.is_again = True
                 waiting = [item for item in self.waiting if item is not slot]
                 place = 0
                 while place < len(waiting) and waiting[place].psn < psn:
@@ -177,7 +179,7 @@ class AnswerQueue:
         bursts = min(most, -(-middles // count) if is_whole else middles // count)
         middles = min(bursts * count, middles)
         trails = is_whole and psn + starts + middles + 1 == slot.end_psn
-        if not bursts and not (starts and trails):
+        if not bursts and (slot.is_again or not (starts and trails)):
             return None
         packets = starts + middles + trails
         length, address = packets * mtu_bytes, slot.address + (psn - slot.first_psn) * mtu_bytes
@@ -265,7 +267,7 @@ class AnswerQueue:
         left = slot.length_bytes - offset
         packets = slot.end_psn - psn
         aeth = push_aeth(ACK_NO_CREDITS, slot.msn)
-        if slot.starts and packets == 2 and left == 2 * mtu and connection.max_segments > 1:
+        if slot.starts and packets == 2 and left == 2 * mtu and connection.max_segments > 1 and not slot.is_again:
             # Both have an AETH, so both are as long: one burst. MIDDLEs have none.
             data = self._load(slot, offset, left)
             first, size = connection.packet(_READ_FIRST, psn, aeth, [data[:mtu]], mtu)

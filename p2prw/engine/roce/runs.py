@@ -129,11 +129,11 @@ class Train(NamedTuple):
     """
     first_seed: int
     tail_head: bytes | None
-    """The same of a LAST that is longer than they are, with the last path MTU; it leaves alone, after them."""
+    """The same of a LAST that is longer than they are, with the last path MTU; it leaves after them, as a send."""
     tail_seed: int
     destination: tuple[str, int]
     left: Callable[[int], None]
-    """Takes the number of sends, those alone and each burst, that have left; called once."""
+    """Takes how many of the `sends` have left; called once."""
 
     @property
     def sends(self) -> int:

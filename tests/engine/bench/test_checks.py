@@ -48,6 +48,26 @@ def test_numbers_and_sizes_are_perftests_unless_given(ask, wishes, operation, ex
     assert [(step.test, step.size_bytes, step.messages, step.of) for step in steps] == expected
 
 
+def test_a_walk_goes_round_once_at_least_unless_a_number_is_given(ask):
+    (step,) = plan_steps(ask(walk_bytes=64 << 20, sizes=(4096,)), WRITE)
+    assert step.messages == 16384
+    (step,) = plan_steps(ask(walk_bytes=64 << 20, sizes=(4096,), queue_pairs=64), WRITE)
+    assert step.messages == 5000, "256 places for each of 64"
+    (step,) = plan_steps(ask(walk_bytes=64 << 20, sizes=(4096,), iterations=7), WRITE)
+    assert step.messages == 7
+
+
+def test_a_byte_that_the_next_message_overwrites_is_not_flipped(ask):
+    request = ask()
+    for faults, refused in (("corrupt=100", True), ("corrupt=1%", False), (None, False)):
+        asked = replace(request, connection=replace(request.connection, inject=faults))
+        if refused:
+            with pytest.raises(RequestError, match="corrupt=OFFSET"):
+                check_request(asked)
+        else:
+            check_request(asked)
+
+
 def test_a_sweep_has_every_size(ask):
     assert [step.size_bytes for step in plan_steps(ask(sweep=True), READ)] == list(SWEEP)
 
@@ -61,13 +81,12 @@ def test_a_sweep_has_every_size(ask):
         ({"walk_bytes": 1 << 20, "both_ways": True}, "--walk and --bidirectional"),
         ({"walk_bytes": 1 << 20, "verify": True}, "--walk and --verify"),
         ({"walk_bytes": 1 << 20, "tests": ("lat",), "lat_by": "ping-pong"}, "--walk and --lat-by ping-pong"),
-        ({"walk_bytes": 65535}, "no room for a message of 64 KiB"),
-        ({"walk_bytes": 1 << 20, "sweep": True}, "no room for a message of 8 MiB"),
+        ({"walk_bytes": 65535}, "--walk 65535 bytes has no room for a message of 64 KiB"),
         ({"min_bw_bytes_per_s": 1.0, "tests": ("lat",)}, "--min-bw"),
         ({"max_latency_us": {"p99": 1.0}}, "--max-lat"),
         ({"sizes": (4, 0)}, "at least one byte"),
         ({"duration_s": 0.0}, "--duration"),
-        ({"limit": 1e9, "tests": ("bw", "lat")}, "--rate-limit without a bandwidth"),
+        ({"limit": 1e9, "tests": ("bw", "lat")}, "--rate-limit and a latency test"),
         ({"limit": 1e4, "sizes": (64, 1 << 20)}, "takes 105 s at --rate-limit"),
     ],
 )
@@ -104,4 +123,4 @@ def test_a_servers_limit_is_named_where_a_message_is_too_big_for_it():
     check_slowest(RateLimit(1e6, "server"), 30_000_000, 30.0)
     with pytest.raises(RequestError, match="takes 31 s at the server's --client-rate-limit") as refused:
         check_slowest(RateLimit(1e6, "server"), 31_000_000, 30.0)
-    assert refused.value.fix == "--sizes 64K, or a higher --client-rate-limit"
+    assert refused.value.fix == "--sizes 16MiB, or a higher --client-rate-limit"

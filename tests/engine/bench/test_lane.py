@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2prw.engine.lane import MOST_STOPS, Lane, message_postings, walk_postings
+from p2prw.engine.lane import Lane, message_postings, walk_postings
 from p2prw.engine.model import Completion, DmaSegment, Opcode, Operation, RemoteSegment, WcStatus
 from p2prw.engine.providers.scripted import Script
 from p2prw.engine.rw import RwLimits
@@ -49,23 +49,22 @@ VEC, REMOTE = (DmaSegment(0x1000, 1 << 20, 7),), [RemoteSegment(0x900000, 1 << 2
     [(1000, 4096, [0, 1000, 2000, 3000]), (1000, 1000, [0]), (1000, 1999, [0]), (512, 1024, [0, 512])],
 )
 def test_a_walk_has_its_messages_side_by_side_at_both_ends(size, walk, offsets):
-    messages = walk_postings(VEC, REMOTE, Operation.WRITE, LIMITS, size, walk)
+    messages = walk_postings(VEC, REMOTE, Operation.WRITE, LIMITS, size, walk, len(offsets))
     assert [address for ((_, _, address, _),) in messages] == [0x900000 + offset for offset in offsets]
     assert [sges[0].address for ((_, sges, _, _),) in messages] == [0x1000 + offset for offset in offsets]
     assert {sges[0].length_bytes for ((_, sges, _, _),) in messages} == {size}
 
 
-def test_a_long_walk_of_small_messages_has_them_evenly_apart():
-    messages = walk_postings(VEC, REMOTE, Operation.READ, LIMITS, 8, 8 * (MOST_STOPS + 1))
-    addresses = [address for ((_, _, address, _),) in messages]
-    assert addresses == list(range(0x900000, 0x900000 + 8 * (MOST_STOPS + 1), 16)) and len(addresses) <= MOST_STOPS
+def test_fewer_places_than_fit_are_evenly_apart():
+    messages = walk_postings(VEC, REMOTE, Operation.READ, LIMITS, 8, 8 * 1001, 250)
+    assert [address for ((_, _, address, _),) in messages] == list(range(0x900000, 0x900000 + 8 * 1000, 32))
 
 
 def test_a_walk_over_pieces_that_cut_messages_unlike_is_refused():
     pieces = [RemoteSegment(0, 1500, 8), RemoteSegment(5000, 1500, 9)]
-    assert len(walk_postings(VEC, pieces, Operation.WRITE, LIMITS, 500, 3000)) == 6
+    assert len(walk_postings(VEC, pieces, Operation.WRITE, LIMITS, 500, 3000, 6)) == 6
     with pytest.raises(RequestError) as caught:
-        walk_postings(VEC, pieces, Operation.WRITE, LIMITS, 1000, 3000)
+        walk_postings(VEC, pieces, Operation.WRITE, LIMITS, 1000, 3000, 3)
     assert caught.value.code == "walk_in_pieces" and "--walk" in (caught.value.fix or "")
 
 
@@ -73,7 +72,7 @@ def test_a_walk_over_pieces_that_cut_messages_unlike_is_refused():
 def test_a_walk_posts_its_messages_in_turn_and_counts_whole_ones(make_bench, chunk):
     rig = make_bench(depth=8)
     (lane,), ((vec, segments),) = rig.lanes, rig.memory
-    messages = walk_postings(vec, segments, rig.operation, RwLimits(4, 4, chunk), 500, 1500)
+    messages = walk_postings(vec, segments, rig.operation, RwLimits(4, 4, chunk), 500, 1500, 3)
     each = len(messages[0])
     assert each == (1 if chunk > 500 else 2)
     lane.begin(tuple(one for message in messages for one in message), 500, messages=7, signal_every=2, stops=3)

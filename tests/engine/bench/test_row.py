@@ -22,7 +22,10 @@ def bandwidth(make_bench):
     loop = rig.bandwidth(64, 50, signal_every=4)
     for _ in loop.run():
         pass
-    loop.marks[:] = [Mark(1.0, 0), Mark(1.5, 60), Mark(2.0, 100)]
+    # Two intervals, of 60 and 40 messages.
+    loop.marks[:] = [
+        Mark(1.0 + place / 8, messages) for place, messages in enumerate((0, 15, 30, 45, 60, 70, 80, 90, 100))
+    ]
     return loop
 
 

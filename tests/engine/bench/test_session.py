@@ -124,8 +124,8 @@ def test_a_walk_writes_all_of_it_and_is_in_the_row(measure, tmp_path):
         filled = {"memory": "host,size=64KiB,pattern=words:5"}
         walk = {"sizes": (4096,), "walk_bytes": 65536, "iterations": 16, "warm_up": 0}
         (row,), _, result = measure("blank", at=str(address), **filled, **walk)
-        assert (result.error, row.walk_bytes, row.messages) == (None, 65536, 16)
-        assert result.params["walk_bytes"] == 65536
+        assert (result.error, row.walk_bytes, row.walk_places, row.messages) == (None, 65536, 16, 16)
+        assert result.params["walk_bytes"] == 65536 and result.verify.why == "a walk is not compared"
         assert api.read(f"{address}/blank", f"file:{tmp_path}/arrived").error is None
         expected = bytearray(65536)
         Pattern("words", 5).fill(memoryview(expected), 0)
@@ -133,6 +133,12 @@ def test_a_walk_writes_all_of_it_and_is_in_the_row(measure, tmp_path):
         for operation, test in ((READ, "bw"), (READ, "lat"), (WRITE, "lat")):
             (row,), _, result = measure("blank", at=str(address), operations=(operation,), tests=(test,), **walk)
             assert (result.error, row.walk_bytes, row.messages) == (None, 65536, 16)
+
+
+def test_a_sweep_of_a_walk_ends_where_the_walk_does(measure):
+    rows, _, result = measure(sweep=True, walk_bytes=4096, iterations=2)
+    assert result.error is None and [row.size_bytes for row in rows] == [1 << power for power in range(1, 13)]
+    assert "4096 bytes" in result.warnings[0]
 
 
 def test_a_walk_of_each_queue_pair_is_in_its_own_piece(measure):

@@ -143,3 +143,10 @@ def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says():
 def test_what_is_not_paired_has_no_ratio(ours, theirs):
     with pytest.raises(ValueError, match="not pairs"):
         ratio_of_medians(ours, theirs, seed=1)
+
+
+def test_few_completions_make_no_intervals():
+    """With one completion for 32 messages the last interval would hold 18 of them and hardly any time."""
+    marks = [Mark(0.0, 0), Mark(1.0, 32), Mark(1.05, 50)]
+    assert interval_figures(marks, 1024).highest == interval_figures(marks, 1024).lowest == 50 * 1024 / 1.05
+    assert interval_figures([Mark(float(place), place) for place in range(9)], 1).count == 2

@@ -119,6 +119,28 @@ def test_half_of_the_reads_is_taken_in_before_more_are_asked_for(connect: Connec
     assert pair.near.bytes[: 64 * 8192] == PATTERN[: 64 * 8192]
 
 
+@pytest.mark.parametrize("leaf", [False, True])
+def test_a_read_ends_though_no_segmented_response_arrives(connect: Connect, fake_socket: Wires, leaf: bool) -> None:
+    """A responder has no timer that could tell it: what is asked for again leaves packet by packet."""
+    pair = connect(leaf=leaf, options=QueuePairOptions(timeout=12))
+    fake_socket(pair.server).loses_segments = True
+    if leaf:
+        pair.server.wire._send_runs = None
+    pair.far.bytes[:] = PATTERN
+    pair.near.bytes[:] = bytes(SIZE)
+    assert pair.run(Opcode.RDMA_READ, length=8192) is WcStatus.SUCCESS
+    assert pair.near.bytes[:8192] == PATTERN[:8192]
+    assert pair.queue.counters.timeouts == 1
+
+
+@pytest.mark.parametrize("leaf", [False, True])
+def test_pairs_of_responses_count_as_segmented_sends(connect: Connect, leaf: bool) -> None:
+    pair = connect(leaf=leaf)
+    before = pair.server.wire.segmented_sends
+    assert pair.run(Opcode.RDMA_READ, length=8192) is WcStatus.SUCCESS
+    assert pair.server.wire.segmented_sends == before + 1
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_long_messages_go_and_come_in_trains(connect: Connect, compiled_codec: RunCodec, address: str) -> None:
     pair = connect(address)
