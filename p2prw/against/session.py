@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 
-from p2prw.against.child import free_port, open_ports, run_pair
+from p2prw.against.child import check_tool, free_port, open_ports, run_pair
 from p2prw.against.tools import Command, Found, Launch, Setup, Wanted, check, parse_output, plan
 from p2prw.engine import outcome
 from p2prw.engine.bench.checks import plan_steps
@@ -37,10 +37,12 @@ def run_against(
 ) -> Generator[Event, None, BenchResult]:
     """Yield as `run_bench` does; return its result with a row for each of our runs and `against`.
 
-    RequestError, here and now, where the two would not measure the same. Every other failure is in the result.
+    RequestError, here and now, where the two would not measure the same, HostError where there is no such tool. Every
+    other failure is in the result.
     """
     wanted = _wanted(request)
     check(command, wanted)
+    check_tool(command.program, {**environ, **command.environ})
     stop = StopRequest() if stop is None else stop
     return _Pairs(request, command, wanted, pairs, environ, stop, clock).run()
 

@@ -12,7 +12,7 @@ from p2prw.against.session import figure, run_against
 from p2prw.against.tools import parse_command
 from p2prw.engine.bench.model import BenchRequest, BenchResult
 from p2prw.engine.model import Operation
-from p2prw.errors import RequestError
+from p2prw.errors import HostError, RequestError
 from p2prw.units import KIB, MIB
 
 WRITE, READ = Operation.WRITE, Operation.READ
@@ -61,6 +61,14 @@ def test_a_tool_that_fails_ends_the_run_with_what_was_measured(compare, how, cod
     result = compare(how=how)
     assert result.error is not None and (result.error.code, result.exit_code) == (code, 3)
     assert result.partial and len(result.results) == 1 and result.against is None
+
+
+def test_a_missing_tool_is_told_before_anything_is_measured(target):
+    request = BenchRequest(connection=api.make_request(WRITE, target, "host"))
+    for environ in (os.environ, {}):
+        with pytest.raises(HostError) as caught:
+            run_against(request, parse_command("/nowhere/ucx_perftest -t ucp_put_bw"), 1, environ)
+        assert caught.value.code == "no_tool" and "ucx-utils" in (caught.value.fix or "")
 
 
 def test_our_own_failure_is_the_result(compare, target):

@@ -106,7 +106,7 @@ class OfferedRegion:
                 f"{exact_size(length)} do not fit into region {self.name!r}"
                 + (f" at offset {exact_size(offset)}" if offset else ""),
                 why=f"it is {exact_size(total)} long" + (f", {exact_size(room)} are left there" if offset else ""),
-                fix=f"--size {typed_size(room)}",
+                fix=f"--size {typed_size(room)}" if room else "an offset that leaves some of it, or a larger region",
                 code="region_too_small",
             )
         return length
