@@ -39,11 +39,12 @@ def plan_steps(request: BenchRequest, operation: Operation) -> list[Step]:
 
 def check_request(request: BenchRequest) -> None:
     """Raise RequestError where two wishes exclude each other."""
-    if request.connection.inject and parse_faults(request.connection.inject).corrupt_offset is not None:
+    faults = parse_faults(request.connection.inject) if request.connection.inject else None
+    if faults is not None and faults.corrupt_offset is not None and (request.iterations, request.warm_up) != (1, 0):
         raise _usage(
             "--inject corrupt=OFFSET changes a byte of one message, which the next one overwrites",
             "a measurement sends the same bytes again and again",
-            "--inject corrupt=1%, or p2prw write --inject corrupt=4096",
+            "--iters 1 --warm-up 0 --verify, or p2prw write --inject corrupt=4096",
         )
     if request.sweep and request.sizes:
         raise _usage(
