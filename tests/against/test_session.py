@@ -65,7 +65,8 @@ def test_a_tool_that_fails_ends_the_run_with_what_was_measured(compare, how, cod
 
 def test_a_missing_tool_is_told_before_anything_is_measured(target):
     request = BenchRequest(connection=api.make_request(WRITE, target, "host"))
-    for environ in (os.environ, {}):
+    nothing: dict[str, str] = {}
+    for environ in (os.environ, nothing):
         with pytest.raises(HostError) as caught:
             run_against(request, parse_command("/nowhere/ucx_perftest -t ucp_put_bw"), 1, environ)
         assert caught.value.code == "no_tool" and "ucx-utils" in (caught.value.fix or "")
