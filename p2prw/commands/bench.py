@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,16 +139,15 @@ def _check_plot(path: Path) -> None:
 
 def _draw(app: App, path: Path, result: BenchResult) -> None:
     """Write the picture; the figures are out already, so a full disk is a warning."""
+    from p2prw.engine.whole_file import write_whole
+    from p2prw.errors import HostError
     from p2prw.reporters.bench_svg import svg_plot
     from p2prw.units import format_size
 
     device = (result.environment.get("device") or {}).get("name", "")
     walk = f", round {format_size(walked)}" if (walked := result.params.get("walk_bytes")) else ""
     title = f"p2prw bench {result.params['peer']}/{result.params['region']} over {device}{walk}"
-    made = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        made.write_text(svg_plot(result.results, title), "utf-8")
-        made.replace(path)
-    except OSError as error:
-        made.unlink(missing_ok=True)
-        app.stderr.line(f"warning: --plot {path}: {error.strerror}")
+        write_whole(str(path), svg_plot(result.results, title).encode(), "--plot")
+    except HostError as error:
+        app.stderr.line(f"warning: {error.what}")

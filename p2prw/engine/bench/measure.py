@@ -101,20 +101,20 @@ class Measurement:
         for oncoming in self.oncoming if self.checks else ():
             ledger.generations += 1
             oncoming.fill(ledger.generations, step.size_bytes)
-        rounds = [self._messages(one, step.size_bytes) for one in self.attached]
+        postings = [self._postings(one, step.size_bytes) for one in self.attached]
         warm_up = _warm_up(self.request, step, self.pace.rate_bytes_per_s if self.pace is not None else None)
         phases.enter("first_byte")
         if warm_up:
-            for _ in self._bandwidth(step, rounds, messages=warm_up).run():
+            for _ in self._bandwidth(step, postings, messages=warm_up).run():
                 pass
         phases.enter("steady")
         before = self._retransmitted()
         loop: BandwidthLoop | LatencyLoop | PingpongLoop
         incoming: Incoming | None = None
         if step.test == "bw":
-            loop = self._bandwidth(step, rounds, messages=step.messages, duration_s=self.request.duration_s)
+            loop = self._bandwidth(step, postings, messages=step.messages, duration_s=self.request.duration_s)
         else:
-            loop = self._latency(step, rounds[0])
+            loop = self._latency(step, postings[0])
         complete = False
         try:
             self._start_oncoming(step)
@@ -194,37 +194,37 @@ class Measurement:
         known = [result for result in results if result is not None]
         return incoming_of(known) if known and len(known) == len(results) else None
 
-    def _messages(self, one: Attached, size_bytes: int) -> tuple[tuple[Posting, ...], ...]:
-        """Return the messages that are posted in turn: one, or those of a round of a walk."""
+    def _postings(self, one: Attached, size_bytes: int) -> tuple[Posting, ...]:
+        """Return the work requests of one message, or of all that make a round of a walk."""
         assert one.local is not None
         segments = [RemoteSegment(s.address, s.length, s.rkey) for s in one.grant.segments]
         ends = (one.local.vec, segments, self.operation, one.limits, size_bytes)
         walk_bytes, places = self.request.walk_bytes, self.request.walk_places(size_bytes)
         if walk_bytes is None or places is None:
-            return (message_postings(*ends),)
-        return walk_postings(*ends, walk_bytes, places)
+            return message_postings(*ends)
+        return tuple(chain.from_iterable(walk_postings(*ends, walk_bytes, places)))
 
     def _bandwidth(
         self,
         step: Step,
-        rounds: Sequence[tuple[tuple[Posting, ...], ...]],
+        postings: Sequence[tuple[Posting, ...]],
         *,
         messages: int | None,
         duration_s: float | None = None,
     ) -> BandwidthLoop:
-        request = self.request
-        for lane, own in zip(self.lanes, rounds, strict=True):
+        request, stops = self.request, self.request.walk_places(step.size_bytes) or 1
+        for lane, own in zip(self.lanes, postings, strict=True):
             lane.depth = min(request.depth, lane.queue_pair.depth)
             if duration_s is not None:
-                lane.depth = min(lane.depth, max(2, _TIMED_BYTES_IN_FLIGHT // step.size_bytes) * len(own[0]))
+                lane.depth = min(lane.depth, max(2, _TIMED_BYTES_IN_FLIGHT // step.size_bytes) * (len(own) // stops))
             post_list = self._post_list(lane.depth, step.size_bytes)
             lane.begin(
-                tuple(chain.from_iterable(own)),
+                own,
                 step.size_bytes,
                 messages=messages,
                 signal_every=self._signal_every(lane.depth, step.size_bytes, post_list),
                 post_list=post_list,
-                stops=len(own),
+                stops=stops,
             )
         return BandwidthLoop(self.device, self.lanes, self.attendant, self.waiter, duration_s, self.pace)
 
@@ -245,8 +245,8 @@ class Measurement:
             every = min(every, max(1, int(self.pace.rate_bytes_per_s / size_bytes / _PACED_COMPLETIONS_PER_S)))
         return every
 
-    def _latency(self, step: Step, messages: tuple[tuple[Posting, ...], ...]) -> LatencyLoop | PingpongLoop:
-        lane, postings = self.lanes[0], tuple(chain.from_iterable(messages))
+    def _latency(self, step: Step, postings: tuple[Posting, ...]) -> LatencyLoop | PingpongLoop:
+        lane, stops = self.lanes[0], self.request.walk_places(step.size_bytes) or 1
         if self.table is not None:
             lane.begin(postings, step.size_bytes, messages=0, signal_every=1)
             idle_s = self.request.connection.timeouts.idle_s
@@ -261,7 +261,7 @@ class Measurement:
                 pace=self.pace,
                 table=self.table,
             )
-        lane.begin(postings, step.size_bytes, messages=0, signal_every=max(1, lane.depth // 2), stops=len(messages))
+        lane.begin(postings, step.size_bytes, messages=0, signal_every=max(1, lane.depth // 2), stops=stops)
         duration_s = self.request.duration_s
         return LatencyLoop(self.device, lane, self.attendant, self.waiter, step.messages, duration_s, pace=self.pace)
 
