@@ -134,6 +134,13 @@ def _digest_piece(piece: memoryview, block_bytes: int) -> list[str]:
     return [digest_block(piece[start : start + block_bytes]) for start in range(0, len(piece), block_bytes)]
 
 
+def make_ready() -> None:
+    """Import what digests of large memory need, so that they need not wait for it; begins no thread."""
+    import xxhash  # noqa: F401
+
+    _pool(min(_MOST_THREADS, own_processors()))
+
+
 @functools.lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     from concurrent.futures import ThreadPoolExecutor

@@ -562,6 +562,8 @@ class VerifyReport:
     first_bad_offset: int | None = None
     classification: str | None = None
     why: str | None = None
+    blocks_ahead: int = 0
+    """Blocks of the source that were digested while the bytes travelled (rxe, siw)."""
 
 
 @dataclass(frozen=True, slots=True)

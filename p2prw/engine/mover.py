@@ -6,6 +6,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from p2prw.engine import routes
+from p2prw.engine.ahead import SourceAhead, source_ahead
 from p2prw.engine.attach import SCRATCH_BYTES, LocalAttachment, Scratch, attach_remote
 from p2prw.engine.control.messages import Digests, Grant
 from p2prw.engine.ends import DirectLocal, LocalEnd, RemoteEnd
@@ -40,9 +42,16 @@ class Mover:
     """How our end reaches its memory."""
     stats: LoopStats = field(default_factory=LoopStats)
     _pace: Pace | None = field(init=False)
+    _ahead: SourceAhead | None = None
 
     def __post_init__(self) -> None:
         self._pace = pace_at(lower_limit(self.request.rate_limit_bytes_per_s, self.grant.rate_limit_bytes_per_s))
+
+    def digest_ahead(self, memory: MemorySource) -> None:
+        """Have the source digested while `move` runs, where that takes nothing from it; `memory` is ours."""
+        grant, operation = self.grant, self.request.operation
+        route = self.route if operation is Operation.WRITE else routes.from_wire(grant.route)
+        self._ahead = source_ahead(self.link.channel, grant.lease, operation, route, memory, grant.length)
 
     def move(
         self, local: LocalAttachment, phases: PhaseClock, ranges: Sequence[tuple[int, int]] | None = None
@@ -71,6 +80,8 @@ class Mover:
             phases.seconds["first_byte"] = first_s - began_s
             phases.seconds["steady"] = last_s - first_s
             phases.seconds["drain"] = max(0.0, ended_s - last_s)
+            if self._ahead is not None:
+                self._ahead.stop()
 
     def _move_range(self, local: LocalAttachment, start: int, length_bytes: int) -> Generator[Progress, None, None]:
         operation = self.request.operation
@@ -82,6 +93,8 @@ class Mover:
         if self.grant.flushable:
             loop.flush_sge = self.scratch.sge
         loop.pace = self._pace
+        if self._ahead is not None:
+            loop.take_in_digests = self._ahead.take_in
         try:
             yield from loop.run()
         finally:
@@ -126,6 +139,7 @@ class Mover:
             tick=self._tick,
             previous=() if reverse else self._previous(memory),
             reverse=read_by_peer,
+            ahead=self._ahead,
         )
         return (yield from self._compared(verifier.run(), "verify"))
 

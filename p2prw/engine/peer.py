@@ -153,6 +153,7 @@ class PeerLink:
                     name=name,
                     pump=self.device.pump,
                     filenos=self.device.filenos(),
+                    next_timer_s=self.device.next_timer_s,
                     stop=self.deadline.stop,
                 )
             except DeadlineExceeded:

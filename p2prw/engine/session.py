@@ -176,8 +176,11 @@ class _TransferRun:
             scratch = make_scratch(client.stack, link.device)
             mover = Mover(request, link, grant, limits, scratch, local.route, self.stats)
             ranges = (yield from self._survey(mover, attached)) if client.resume else None
+            verifies = request.verify and not request.shared
+            if verifies and ranges is None:
+                mover.digest_ahead(attached.memory)
             yield from mover.move(local, phases, ranges)
-            if request.verify and not request.shared:
+            if verifies:
                 phases.enter("verify")
                 self.verify = yield from mover.verify(attached.memory)
                 if self.verify.status != "verified":

@@ -7,12 +7,12 @@ or prints; the ends (`ends.py`) say when bytes are ready and where they go.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from p2prw.engine.completion import completion_error
 from p2prw.engine.control.channel import MESSAGES_PER_LOOK, Channel
-from p2prw.engine.control.messages import Committed, Filled, Message, Refuse, Window, error_from
+from p2prw.engine.control.messages import Committed, Digests, Filled, Message, Refuse, Window, error_from
 from p2prw.engine.deadline import Deadline
 from p2prw.engine.ends import LocalEnd, RemoteEnd, Span, StagedRemote, contexts_for
 from p2prw.engine.events import Progress
@@ -58,6 +58,8 @@ class TransferLoop:
     extra_filenos: tuple[int, ...] = ()
     first_wr_id: int = 0
     pace: Pace | None = None
+    take_in_digests: Callable[[Digests], None] | None = None
+    """For digests of the peer's that were asked for before the transfer (`ahead.py`)."""
     stats: LoopStats = field(default_factory=LoopStats)
     _spans: deque[Span] = field(default_factory=deque)
     _unposted: deque[Span] = field(default_factory=deque)
@@ -303,6 +305,8 @@ class TransferLoop:
                     self._settled(span, local=False)
                 else:
                     raise RemoteProtocolError(f"{message.TYPE} that was not asked for", code="unexpected_message")
+            case Digests() if self.take_in_digests is not None:
+                self.take_in_digests(message)
             case Refuse():
                 raise error_from(message)
             case _:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from p2prw.engine.ahead import SourceAhead
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import DIGESTS_PER_PAGE, Digest, Digests
 from p2prw.engine.diagnose import Diagnosis, classify
@@ -110,6 +111,8 @@ class Verifier:
     """What the sink, or a ring on the way, held before, where that is known: bytes that never arrived show it."""
     reverse: bool = False
     """The peer's bytes are those that it READ from us (`Digest.reverse`)."""
+    ahead: SourceAhead | None = None
+    """Digests of the source that were made before, or are on their way."""
     blocks_done: int = 0
     method: str = "owner-cpu"
     """What the report says: how the owners came to their bytes."""
@@ -120,18 +123,24 @@ class Verifier:
         self.method = self.local.digest_method
         local_total, remote_total = TotalDigest(), TotalDigest()
         bad_blocks, first_bad = 0, None
+        ahead = self._made_ahead()
         stride = DIGESTS_PER_PAGE * BLOCK_BYTES
         for offset in range(0, self.length_bytes, stride):
             length = min(stride, self.length_bytes - offset)
-            self._ask(offset, length)
-            local_page: list[str] = []
-            for digest in digest_blocks(self.local, offset, length, BLOCK_BYTES):
+            made = ahead[offset // BLOCK_BYTES : (offset + stride) // BLOCK_BYTES]
+            local_page, remote_page = (made, []) if self.operation is Operation.WRITE else ([], made)
+            asked = min(len(remote_page) * BLOCK_BYTES, length)
+            if asked < length:
+                self._ask(offset + asked, length - asked)
+            self.blocks_done += len(local_page)
+            begin = min(len(local_page) * BLOCK_BYTES, length)
+            for digest in digest_blocks(self.local, offset + begin, length - begin, BLOCK_BYTES):
                 local_page.append(digest)
                 self.blocks_done += 1
                 if self.blocks_done % 8 == 0:
                     self.tick()
                     yield min(self.blocks_done * BLOCK_BYTES, self.length_bytes)
-            remote_page = self._remote_digests(offset, length)
+            remote_page += self._remote_digests(offset + asked, length - asked)
             for index, pair in enumerate(zip(local_page, remote_page, strict=True)):
                 local_total.add(pair[0])
                 remote_total.add(pair[1])
@@ -144,11 +153,20 @@ class Verifier:
             algorithm=ALGORITHM,
             block_bytes=BLOCK_BYTES,
             blocks=self.blocks_done,
+            blocks_ahead=len(ahead),
             elapsed_s=self.clock() - started_s,
             local_digest=local_total.hexdigest(),
             remote_digest=remote_total.hexdigest(),
         )
         return report if first_bad is None else self._diagnose(report, first_bad, bad_blocks)
+
+    def _made_ahead(self) -> list[str]:
+        """Return the digests of the source's first blocks, with those that the peer still owes."""
+        if self.ahead is None:
+            return []
+        begin = len(self.ahead.digests) * BLOCK_BYTES
+        owed = self._remote_digests(begin, self.ahead.asked_bytes - begin) if begin < self.ahead.asked_bytes else []
+        return self.ahead.digests + owed
 
     def _ask(self, offset: int, length: int) -> None:
         self.channel.send(Digest(self.lease, offset, length, BLOCK_BYTES, reverse=self.reverse))

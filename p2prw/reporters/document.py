@@ -30,6 +30,7 @@ UNVERIFIED: dict[str, Any] = {
     "first_bad_offset": None,
     "classification": None,
     "why": None,
+    "blocks_ahead": 0,
 }
 
 

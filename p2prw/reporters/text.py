@@ -281,7 +281,9 @@ def _verify_line(verify: VerifyReport) -> str:
     if verify.status == "verified":
         return (
             f"verified  {verify.algorithm} {verify.local_digest} by {verify.method}, "
-            f"{counted(verify.blocks, 'block')}, {format_duration(verify.elapsed_s)}"
+            f"{counted(verify.blocks, 'block')}"
+            + (f", of the source {verify.blocks_ahead} meanwhile" if verify.blocks_ahead else "")
+            + f", {format_duration(verify.elapsed_s)}"
         )
     if verify.status == "unverified":
         return "unverified" + (f": {verify.why.removeprefix('unverified: ')}" if verify.why else "")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from p2prw import api
+from p2prw.engine.ahead import OurSource, source_ahead
 from p2prw.engine.ladder import NoRouteError, climb
 from p2prw.engine.memory.host import HostMemory
 from p2prw.engine.memory.spec import parse_memory_spec
@@ -220,7 +221,7 @@ def verbs(tmp_path, monkeypatch, request):
     monkeypatch.setattr("p2prw.engine.devices.SysfsRoot", lambda: SysfsRoot(root))
     monkeypatch.setattr("p2prw.engine.providers.verbs_binding.load_binding", lambda wanted="auto": binding)
     monkeypatch.setattr("p2prw.engine.providers.verbs_open.load_binding", lambda wanted="auto": binding)
-    yield SimpleNamespace(script=binding.script, root=root, binding=binding)
+    yield SimpleNamespace(script=binding.script, root=root, binding=binding, driver=driver)
     script = binding.script
     assert script.dms_open == 0
     assert (script.regions_open, script.queue_pairs_open, script.contexts_open) == (0, 0, 0), "everything is given back"
@@ -245,6 +246,31 @@ def test_whole_transfers_run_over_a_verbs_device(verbs, tmp_path):
         assert (result.exit_code, result.remote_route.staged) == (0, True)
     assert back.read_bytes() == source.read_bytes()
     assert max(verbs.script.chains) > 1, "posts leave in chains"
+
+
+@pytest.mark.parametrize("verbs", ["rxe", "mlx5_core"], indirect=True)
+def test_a_source_that_rxe_carries_may_be_digested_meanwhile(verbs, monkeypatch):
+    asked: list[tuple[str, int]] = []
+
+    def begin(*args):
+        ahead = source_ahead(*args)
+        asked.append((args[2].value, args[5]))
+        assert (ahead is not None) == (verbs.driver == "rxe")
+        if isinstance(ahead, OurSource):
+            ahead._thread.join()
+        return ahead
+
+    monkeypatch.setattr("p2prw.engine.mover.source_ahead", begin)
+    monkeypatch.setattr("p2prw.engine.ahead.own_processors", lambda: 2)
+    size = 17 * MIB
+    with api.serving({"mem": f"host,size={size}"}, timeouts=QUICK) as address:
+        wrote: Any = api.write(f"{address}/mem", f"host,size={size},pattern=words:9")
+        assert (wrote.error, wrote.verify.status, wrote.verify.blocks) == (None, "verified", 17)
+        assert wrote.verify.blocks_ahead == (17 if verbs.driver == "rxe" else 0)
+        read: Any = api.read(f"{address}/mem", f"host,size={size}")
+        assert (read.error, read.verify.local_digest) == (None, wrote.verify.local_digest)
+        assert api.write(f"{address}/mem", f"host,size={size}", verify=False).exit_code == 0
+    assert asked == [("write", size), ("read", size)], "nothing where nothing is verified"
 
 
 def test_a_lost_key_and_a_bad_route_end_with_their_codes(verbs):

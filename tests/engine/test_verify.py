@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+import p2prw.engine.verify as verify_module
+from p2prw.engine.ahead import SourceAhead
 from p2prw.engine.control.channel import Channel
 from p2prw.engine.control.messages import DIGESTS_PER_PAGE, Digest, Digests
 from p2prw.engine.digest import BLOCK_BYTES, digest_block, digest_blocks
@@ -54,6 +56,7 @@ def verify(
     read_remote: Callable[[int, int], bytes | None] | None = None,
     expect: Callable[[str], Digests] | None = None,
     previous: tuple[Previous, ...] = (),
+    ahead: SourceAhead | None = None,
 ) -> VerifyReport:
     verifier = Verifier(
         channel=peer.channel,
@@ -66,6 +69,7 @@ def verify(
         read_remote=read_remote or (lambda offset, length: bytes(peer.remote[offset : offset + length])),
         tick=lambda: None,
         previous=previous,
+        ahead=ahead,
     )
     steps = verifier.run()
     try:
@@ -87,6 +91,81 @@ def test_equal_memory_is_verified_with_one_digest_of_digests(length):
     report = verify(data(length), Peer(data(length), page=2))
     assert report.status == "verified" and report.local_digest == report.remote_digest
     assert report.blocks == -(-length // BLOCK_BYTES) and report.method == "owner-cpu"
+
+
+class Ahead:
+    """The first `blocks` digests of `source`; a peer was asked up to `asked_bytes`."""
+
+    def __init__(self, source: bytearray, blocks: int, asked_bytes: int = 0) -> None:
+        every = list(digest_blocks(HostMemory.from_buffer(source), 0, len(source), BLOCK_BYTES))
+        self.digests = every[:blocks]
+        self.asked_bytes = asked_bytes
+
+    def take_in(self, page: Digests) -> None:
+        raise AssertionError
+
+    def stop(self) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("blocks", [0, 1, 3, 4])
+def test_what_was_digested_ahead_at_our_end_is_not_digested_again(monkeypatch, blocks, bad):
+    length = 3 * BLOCK_BYTES + 5
+    source, peer = data(length), Peer(data(length), page=2)
+    peer.remote[2 * MIB + 9] ^= bad
+    ahead, seen = Ahead(source, blocks), []
+
+    def counted(memory: HostMemory, *args: int) -> Iterator[str]:
+        seen.append(args[:2])
+        return digest_blocks(memory, *args)
+
+    monkeypatch.setattr(verify_module, "digest_blocks", counted)
+    report = verify(source, peer, ahead=ahead)
+    assert seen[0] == (min(blocks * BLOCK_BYTES, length), max(0, length - blocks * BLOCK_BYTES))
+    assert (report.status, report.blocks, report.blocks_ahead) == ("mismatch" if bad else "verified", 4, blocks)
+    assert report.first_bad_offset == (2 * MIB + 9 if bad else None)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("blocks", [0, 2, 4])
+def test_what_the_peer_digested_ahead_is_not_asked_for_again(blocks, bad):
+    length = 3 * BLOCK_BYTES + 5
+    sink, peer = data(length), Peer(data(length), page=2)
+    sink[2 * MIB + 9] ^= bad
+    peer.channel.send(Digest(LEASE, 0, length, BLOCK_BYTES))
+    early = [peer.expect("early") for _ in range(blocks // 2)]
+    ahead = Ahead(peer.remote, blocks, asked_bytes=length)
+    assert [digest for page in early for digest in page.digests] == ahead.digests
+    report = verify(sink, peer, Operation.READ, ahead=ahead)
+    assert (report.status, report.blocks, report.blocks_ahead) == ("mismatch" if bad else "verified", 4, 4)
+    assert report.first_bad_offset == (2 * MIB + 9 if bad else None)
+    asked = [(request.offset, request.length) for request in peer.requests]
+    assert asked == [(0, length)] + [(2 * MIB, MIB)] * bad, "and once more for the block that differs"
+
+
+def test_a_source_that_changed_after_it_was_digested_ahead_is_unstable():
+    source = data(2 * MIB)
+    ahead = Ahead(source, 2)
+    source[MIB + 3] ^= 1
+    report = verify(source, Peer(bytearray(source)), ahead=ahead)
+    assert (report.status, report.first_bad_offset) == ("unstable", MIB) and "the local bytes" in str(report.why)
+
+
+def test_more_than_a_stride_is_compared_stride_by_stride(monkeypatch):
+    monkeypatch.setattr(verify_module, "DIGESTS_PER_PAGE", 2)
+    length = 5 * BLOCK_BYTES + 7
+    peer = Peer(data(length), page=2)
+    report = verify(data(length), peer, ahead=Ahead(data(length), 3))
+    assert (report.status, report.blocks, report.blocks_ahead) == ("verified", 6, 3)
+    peer = Peer(data(length), page=2)
+    peer.channel.send(Digest(LEASE, 0, 2 * BLOCK_BYTES, BLOCK_BYTES))
+    peer.expect("early")
+    peer.channel.send(Digest(LEASE, 2 * BLOCK_BYTES, BLOCK_BYTES, BLOCK_BYTES))
+    ahead = Ahead(peer.remote, 2, asked_bytes=3 * BLOCK_BYTES)
+    report = verify(data(length), peer, Operation.READ, ahead=ahead)
+    assert (report.status, report.blocks, report.blocks_ahead) == ("verified", 6, 3)
+    assert [request.offset for request in peer.requests] == [block * BLOCK_BYTES for block in (0, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("operation", [Operation.WRITE, Operation.READ])

@@ -251,11 +251,13 @@ class Channel:
         name: str,
         pump: Callable[[], object] | None = None,
         filenos: Iterable[int] = (),
+        next_timer_s: Callable[[], float | None] | None = None,
         stop: StopRequest | None = None,
     ) -> Message:
         """Wait for a message of one of `types`; `name` is the wait's name in errors ("the grant").
 
-        `pump` is called between polls, so that a software device goes on; give its `filenos` to wake up for them.
+        `pump` is called between polls, so that a device goes on; give its `filenos` to wake up for them. One that has
+        none is pumped each few milliseconds, but where `next_timer_s` says that it has nothing to do (None).
         Errors: DeadlineExceeded after `deadline_s` seconds, PeerRefusedError for a refusal, RemoteProtocolError for a
         message of another type, InterruptedTransfer once `stop` is set, and those of `receive`.
         """
@@ -264,7 +266,7 @@ class Channel:
         extra = tuple(filenos)
         for descriptor in extra:
             poll.register(descriptor, select.POLLIN)
-        slice_s = _BLIND_PUMP_SLICE_S if pump and not extra else _SLICE_S
+        blind = pump is not None and not extra
         told_s = deadline - deadline_s + _LONG_WAIT_S
         while True:
             message = self.receive()
@@ -283,7 +285,8 @@ class Channel:
                 pump()
             self.flush()
             poll.register(self._sock, select.POLLIN | (select.POLLOUT if self._queue else 0))
-            poll.poll(max(1.0, min(remaining_s, slice_s) * 1000))
+            idles = not blind or (next_timer_s is not None and next_timer_s() is None)
+            poll.poll(max(1.0, min(remaining_s, _SLICE_S if idles else _BLIND_PUMP_SLICE_S) * 1000))
 
     def overdue(self, waited_s: float, name: str) -> DeadlineExceeded:
         """Return the error of a wait for `name` that ran out."""

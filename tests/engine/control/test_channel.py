@@ -366,6 +366,19 @@ def test_pump_runs_while_waiting(pair: tuple[Channel, socket.socket]) -> None:
     assert calls >= 20
 
 
+@pytest.mark.parametrize(("timer_s", "often"), [(None, False), (0.0, True), (0.5, True)])
+def test_a_device_without_descriptors_is_pumped_often_only_while_it_has_work(
+    pair: tuple[Channel, socket.socket], timer_s: float | None, often: bool
+) -> None:
+    channel, _ = pair
+    calls = []
+    with pytest.raises(DeadlineExceeded):
+        channel.expect(
+            Window, deadline_s=0.12, name="the window", pump=lambda: calls.append(1), next_timer_s=lambda: timer_s
+        )
+    assert len(calls) >= 2 and (len(calls) > 5) == often
+
+
 def test_the_descriptors_of_the_pump_wake_it(
     pair: tuple[Channel, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:

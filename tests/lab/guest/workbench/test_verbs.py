@@ -37,6 +37,7 @@ def served(binding: str, folder: Path, nvme: Any, ivshmem: str) -> Iterator[str]
     regions = {
         "mem": "host,size=8MiB",
         "known": "host,size=8MiB,pattern=words:5",
+        "large": "host,size=17MiB,pattern=words:6",
         "file": f"file:{folder}/served-{binding}.bin",
         "cmb": f"p2pmem:{nvme('a')},size=4MiB",
         "bar": f"bar:{ivshmem}/2,offset=8MiB,size=4MiB",
@@ -78,6 +79,14 @@ def test_host_to_host_with_odd_sizes_and_offsets(move, binding, operation):
     result = move(operation, target, source, size_bytes=MIB + 1)
     check(result, binding, local="pin", remote="pin")
     assert result.results[0].bytes == MIB + 1
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_the_source_is_digested_while_its_bytes_travel(move, binding, operation):
+    memory = "host,size=17MiB,pattern=words:7" if operation == "write" else "host,size=17MiB"
+    result = move(operation, "large", memory, size_bytes=16 * MIB + 1)
+    check(result, binding, local="pin", remote="pin")
+    assert result.verify.blocks == 17 and 0 < result.verify.blocks_ahead <= 17
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4096])
