@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from p2prw.engine.affinity import own_processors
@@ -160,9 +160,9 @@ class TotalDigest:
 
         self._hasher = xxhash.xxh3_128()
 
-    def add(self, block_digest: str) -> None:
-        """Take in the next block's digest."""
-        self._hasher.update(bytes.fromhex(block_digest))
+    def add(self, block_digests: Sequence[str]) -> None:
+        """Take in the next blocks' digests."""
+        self._hasher.update(bytes.fromhex("".join(block_digests)))
 
     def hexdigest(self) -> str:
         """Return 32 hex digits."""

@@ -118,7 +118,10 @@ class Verifier:
     """What the report says: how the owners came to their bytes."""
 
     def run(self) -> Generator[int, None, VerifyReport]:
-        """Yield the bytes compared so far, now and then; return what was found. Holds one page of digests at a time."""
+        """Yield the bytes compared so far, now and then; return what was found.
+
+        Holds one page of digests at a time, and those that were made ahead.
+        """
         started_s = self.clock()
         self.method = self.local.digest_method
         local_total, remote_total = TotalDigest(), TotalDigest()
@@ -141,9 +144,11 @@ class Verifier:
                     self.tick()
                     yield min(self.blocks_done * BLOCK_BYTES, self.length_bytes)
             remote_page += self._remote_digests(offset + asked, length - asked)
+            local_total.add(local_page)
+            remote_total.add(remote_page)
+            if local_page == remote_page:
+                continue
             for index, pair in enumerate(zip(local_page, remote_page, strict=True)):
-                local_total.add(pair[0])
-                remote_total.add(pair[1])
                 if pair[0] != pair[1]:
                     bad_blocks += 1
                     first_bad = first_bad or BadBlock(offset + index * BLOCK_BYTES, *pair)

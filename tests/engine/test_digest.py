@@ -199,5 +199,5 @@ def test_the_total_is_over_the_block_digests():
     parts = [b"one", b"two", b"three"]
     total = TotalDigest()
     for part in parts:
-        total.add(of(part))
+        total.add([of(part)])
     assert total.hexdigest() == of(b"".join(xxhash.xxh3_128_digest(p) for p in parts))
