@@ -33,7 +33,7 @@ def _bench() -> Iterator[Setting]:
     )  # fmt: skip
     yield Setting(
         "sizes", size_list, "Message sizes, as 64K or 4K,64K,1M (K = 1024).", group, _BENCH,
-        shown="64K for bw, 2 for lat", spellings=("--size", "-s"), metavar="SIZE,...",
+        shown="64K for bw, 2 for lat", spellings=("--size", "-s"), metavar="SIZE,...", has_commas=True,
     )  # fmt: skip
     yield Setting(
         "all", flag, "Every size from 2 bytes to 8 MiB by powers of two, as far as the region goes.", group, _BENCH,
@@ -88,7 +88,7 @@ def _bench() -> Iterator[Setting]:
     )  # fmt: skip
     yield Setting(
         "max_lat", latency_bounds, "Exit 5 unless every size stays below: p99=50us[,p50=20us]; also min, avg, max.",
-        group, _BENCH, metavar="FIGURE=TIME",
+        group, _BENCH, metavar="FIGURE=TIME", has_commas=True,
     )  # fmt: skip
     yield Setting(
         "format", choice("text", "perftest"), "text, or exactly the columns of ib_write_bw and ib_read_lat.", "Output",

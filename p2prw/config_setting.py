@@ -33,6 +33,8 @@ class Setting:
     """It may be given many times, and its value is a tuple."""
     multiple_for: frozenset[str] = frozenset()
     """The same for these commands only: `smoke` takes several devices."""
+    has_commas: bool = False
+    """Its text is values with commas between them; in YAML that may be a list."""
     words: int = 1
     """How many values the option takes; in the environment they are separated by spaces."""
 

@@ -251,7 +251,7 @@ def _safety() -> Iterator[Setting]:
     )  # fmt: skip
     yield Setting(
         "allow", networks, "Take clients from these networks only: CIDR[,CIDR...].", group, SERVE, shown="all",
-        sections=serve, metavar="NETWORKS",
+        sections=serve, metavar="NETWORKS", has_commas=True,
     )  # fmt: skip
     yield Setting(
         "client_bytes", auto_or(size(), "none"), "Most bytes granted to one client, all its leases together.", group,
@@ -360,7 +360,7 @@ def _tuning() -> Iterator[Setting]:
     )  # fmt: skip
     yield Setting(
         "cpu", auto_or(cpu_list, "any"), "Run on these CPUs only: 0,2-3.", group, MOVES, shown="any", sections=device,
-        metavar="LIST",
+        metavar="LIST", has_commas=True,
     )  # fmt: skip
     yield Setting(
         "staging", size(4096, 1 << 40), "Registered host memory that files and bounced memory pass through.", group,

@@ -15,6 +15,7 @@ import yaml
 from p2prw.config_files import FileKind, read_whole
 from p2prw.config_memory import split_access
 from p2prw.config_problems import Problems
+from p2prw.config_setting import Setting
 from p2prw.config_settings import SCENARIO_KEYS, SECTIONS, keys_of
 from p2prw.config_values import at_place, nearest, written_as
 from p2prw.engine.memory.spec import SpecError, memory_spec_from_mapping, parse_memory_spec
@@ -148,7 +149,7 @@ class Reader:
                     self.read_regions(value)
                 else:
                     setting = keys[key]
-                    placed = self.scalar(value, f"{section}.{key}")
+                    placed = self.value_of(setting, value, f"{section}.{key}")
                     # Read now, so that a bad value is an error for every command that is given this file.
                     self.checked(placed.place, setting.parse, placed.text, f"{section}.{key}")
                     self.values[(section, setting.name)] = placed
@@ -259,6 +260,12 @@ class Reader:
                 continue
             found.append((key, key_node, value))
         return found
+
+    def value_of(self, setting: Setting, node: yaml.Node, name: str) -> Placed:
+        """Return the text of a setting's value: `[4K, 64K]` is `4K,64K` where the setting takes that."""
+        if not (setting.has_commas and isinstance(node, yaml.SequenceNode) and node.value):
+            return self.scalar(node, name)
+        return Placed(",".join(self.scalar(item, name).text for item in node.value), self.place(node))
 
     def scalar(self, node: yaml.Node, name: str, *, or_map: bool = False) -> Placed:
         """Return the text of a scalar as it was written."""

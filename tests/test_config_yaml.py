@@ -66,6 +66,32 @@ def test_values_stay_as_written(tmp_path):
     assert (spec.arg, spec.options["size"]) == ("0000:01:00.0", "0100")
 
 
+def test_what_has_commas_may_be_a_list(tmp_path):
+    path = tmp_path / "f.yaml"
+    path.write_text("device: {cpu: [0, 2-3]}\nbench: {sizes: [4K, 1M]}\nserve: {allow: [10.0.0.0/8]}\n")
+    settings = resolve("bench", {"config": str(path)}, {})
+    assert (settings["cpu"], settings["sizes"]) == ((0, 2, 3), (4096, 1 << 20))
+    assert settings.origin("sizes").endswith("f.yaml:2:16")
+    assert resolve("serve", {"config": str(path)}, {})["allow"] == ("10.0.0.0/8",)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("bench: {sizes: []}", "1:16: bench.sizes: expected one value, got a list"),
+        ("bench: {sizes: [4K, [1]]}", "1:21: bench.sizes: expected one value, got a list"),
+        ("bench: {sizes: [4K, 9Q]}", "1:16: bench.sizes: "),
+        ("bench: {qp: [1, 2]}", "1:13: bench.qp: expected one value, got a list"),
+    ],
+)
+def test_a_list_that_is_none_is_placed(tmp_path, text, where):
+    path = tmp_path / "f.yaml"
+    path.write_text(text)
+    with pytest.raises(RequestError) as caught:
+        resolve("bench", {"config": str(path)}, {})
+    assert where in caught.value.what
+
+
 def test_hyphens_are_taken_in_keys(tmp_path):
     path = tmp_path / "f.yaml"
     path.write_text("device: {tx-depth: 3}\n")

@@ -109,7 +109,7 @@ def _words(reader: Reader, setting: Setting, command: str, value: yaml.Node) -> 
     # `device: [rxe0, soft0]`: an option that may be given many times.
     many = setting.is_multiple(command) and isinstance(value, yaml.SequenceNode)
     words: list[str] = []
-    for placed in (reader.scalar(item, name) for item in (value.value if many else [value])):
+    for placed in (reader.value_of(setting, item, name) for item in (value.value if many else [value])):
         if setting.is_flag:
             on = reader.checked(placed.place, flag, placed.text, name)
             words.append(setting.option if on else negative(setting))

@@ -173,6 +173,13 @@ steps:
     ]
 
 
+def test_what_has_commas_may_be_a_list(scenario):
+    step = 'bench: {peer: "h:1/a", test: lat, sizes: [4K, "${large}", 1M], max_lat: [p99=50ms, p50=20ms]}'
+    (line,) = commands(scenario(f"vars: {{large: 64K}}\ndevice: {{cpu: [0, 2-3]}}\nsteps: [{{{step}}}]"))
+    for words in ("--sizes 4K,64K,1M", "--max-lat p99=50ms,p50=20ms", "--cpu 0,2-3"):
+        assert words in line
+
+
 def test_a_servers_time_limit_is_told_to_it(scenario):
     (line,) = commands(scenario("steps: [{name: s, time_limit: 9s, serve: {regions: {a: 'host,size=4K'}}}]"))
     assert "--time-limit 9s" in line
