@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
+from p2prw.against.tools import by_hand
 from p2prw.engine.deadline import Deadline
 from p2prw.errors import HostError
 from p2prw.scenario.child import Child, end_all, wait_any
@@ -55,24 +56,29 @@ def run_pair(
     port: int,
     deadline: Deadline,
     ports: Callable[[], set[int]] = open_ports,
+    assigned: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Return what the client printed. HostError where one of them fails or hangs; a stop and the limit end both."""
+    """Return what the client printed. HostError where one of them fails or hangs; a stop and the limit end both.
+
+    `assigned` goes over `environ`: what stands before the program on the user's line.
+    """
+    environ = {**environ, **assigned}
     with _running(server, environ) as there:
         limit_s = deadline.clock() + deadline.left_s(START_LIMIT_S)
         while port not in ports():
             deadline.check("while a server of another tool starts")
             if there.ended or deadline.clock() > limit_s:
-                raise _failed(server, there, f"did not listen on port {port}")
+                raise _failed(server, assigned, there, f"did not listen on port {port}")
             wait_any([there], _LOOK_S)
         with _running(client, environ) as here:
             limit_s = deadline.clock() + deadline.left_s(RUN_LIMIT_S)
             while not here.ended:
                 deadline.check("while another tool measures")
                 if deadline.clock() > limit_s:
-                    raise _failed(client, here, f"did not end in {RUN_LIMIT_S:g} s")
+                    raise _failed(client, assigned, here, f"did not end in {RUN_LIMIT_S:g} s")
                 wait_any([here], _LOOK_S)
             if here.exit_code != 0:
-                raise _failed(client, here, f"ended with {here.exit_code}")
+                raise _failed(client, assigned, here, f"ended with {here.exit_code}")
             return here.stdout
 
 
@@ -112,11 +118,11 @@ def _package(program: str) -> str:
     return "ucx-utils" if base.startswith("ucx_") else "libfabric-dev (and fabtests from source: benchmarks/README.md)"
 
 
-def _failed(command: Sequence[str], child: Child, what: str) -> HostError:
+def _failed(command: Sequence[str], assigned: Mapping[str, str], child: Child, what: str) -> HostError:
     said = [*child.stderr_tail.strip().splitlines(), *child.stdout.strip().splitlines()]
     return HostError(
         f"{command[0]} {what}",
         why=said[-1][:200] if said else "it said nothing",
-        fix=f"run it by hand: {shlex.join(command)}",
+        fix=f"run it by hand: {by_hand(command, assigned)}",
         code="tool_failed",
     )

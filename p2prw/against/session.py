@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 
 from p2prw.against.child import check_tool, free_port, open_ports, run_pair
-from p2prw.against.tools import Command, Found, Launch, Setup, Wanted, check, parse_output, plan
+from p2prw.against.tools import Command, Found, Launch, Setup, Wanted, by_hand, check, parse_output, plan
 from p2prw.engine import outcome
 from p2prw.engine.bench.checks import plan_steps
 from p2prw.engine.bench.measure import Event
@@ -62,7 +62,7 @@ class _Pairs:
         self.command = command
         self.wanted = wanted
         self.pairs = pairs
-        self.environ = {**environ, **command.environ}
+        self.environ = environ
         self.deadline = Deadline(clock, stop, request.connection.timeouts.time_limit_s)
         self.launch: Launch | None = None
         self.shown = ("", "")
@@ -132,12 +132,14 @@ class _Pairs:
         server = (self.command.program, *words, *address, options.server_port, str(port))
         client = (self.command.program, *words, options.client_port, str(port), _HOST)
         self.shown = (shlex.join(server), shlex.join(client))
-        found = parse_output(self.command, run_pair(server, client, self.environ, port, self.deadline))
+        found = parse_output(
+            self.command, run_pair(server, client, self.environ, port, self.deadline, assigned=self.command.environ)
+        )
         if found.size_bytes not in (None, self.wanted.size_bytes):
             raise HostError(
                 f"{self.command.name} measured {found.size_bytes} bytes, p2prw {self.wanted.size_bytes}",
                 why="its output says so",
-                fix=f"run it by hand: {self.shown[1]}",
+                fix=f"run it by hand: {by_hand(client, self.command.environ)}",
                 code="unlike",
             )
         self.found.append(found)

@@ -82,6 +82,11 @@ _TEST_OPTION = {"ucx_perftest": ("-t",), "fi_rma_bw": ("-o",)}
 _DEFAULT_TEST = {"fi_rma_bw": "write"}
 
 
+def by_hand(words: Sequence[str], assigned: Mapping[str, str]) -> str:
+    """Return a line for a shell: the command with what is assigned to its environment."""
+    return " ".join((*(f"{name}={shlex.quote(value)}" for name, value in assigned.items()), shlex.join(words)))
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """A command line that was understood."""
@@ -299,7 +304,7 @@ def parse_output(command: Command, text: str) -> Found:
         raise HostError(
             f"{command.name} ran, and its output has no figure p2prw can read",
             why=(text.strip().splitlines() or ["it printed nothing"])[-1][:200],
-            fix=f"run it by hand: {shlex.join((command.program, *command.words))}",
+            fix=f"run it by hand: {by_hand((command.program, *command.words), command.environ)}",
             code="tool_output",
         )
     return found

@@ -18,7 +18,8 @@ def run(tool: str, how: str = "", *, limit_s: float | None = None, stop: StopReq
     port = free_port(os.getpid(), open_ports())
     deadline = Deadline(time.monotonic, StopRequest() if stop is None else stop, limit_s)
     words = ("-p", str(port))
-    return run_pair((tool, *words), (tool, *words, "127.0.0.1"), {**os.environ, "FAKE": how}, port, deadline)
+    assigned = {"FAKE": how} if how else {}
+    return run_pair((tool, *words), (tool, *words, "127.0.0.1"), os.environ, port, deadline, assigned=assigned)
 
 
 def test_the_client_is_run_when_the_server_listens_and_its_output_comes_back(fake_tool):
@@ -36,6 +37,7 @@ def test_failures_say_what_the_tool_said(fake_tool, how, what):
     with pytest.raises(HostError, match=what) as caught:
         run(fake_tool, how)
     assert caught.value.code == "tool_failed" and "trans" in (caught.value.why or "")
+    assert f"run it by hand: FAKE={how} {fake_tool} -p " in (caught.value.fix or "")
 
 
 def test_a_tool_that_hangs_has_a_deadline(fake_tool, monkeypatch):
