@@ -1,9 +1,9 @@
 """Digests of a transfer's source while its bytes travel, where they have the processor's idle time for it.
 
-That is: from host memory, carried by the kernel's software drivers. There the ends wait for each other's packets, and
-two fifths of the processors' time were idle (rxe in the lab's guest). A NIC would be measured with a digest on its
-memory bus, and the software device needs the processor itself: there the source is digested afterwards. The sink
-always is: nothing that arrived is final before the flush.
+That is: from host memory, between two ends on rxe. They wait for each other's packets, and two fifths of the
+processors' time were idle (in the lab's guest). A NIC would be measured with a digest on its memory bus, and the
+software device needs the processor itself: there the source is digested afterwards. The sink always is: nothing that
+arrived is final before the flush.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from p2prw.units import MIB
 ASK_BYTES = 8 * MIB
 """What a peer is asked for at once: so little that it does not share it among threads (`digest.py`), which would take
 both processors of a small guest from the transfer for a moment."""
-_SOFTWARE_DRIVERS = frozenset({"rxe", "siw"})
 _LEAST_BYTES = 16 * MIB
 
 
@@ -42,23 +41,30 @@ class SourceAhead(Protocol):
 
 
 def source_ahead(
-    channel: Channel, lease: str, operation: Operation, source: RouteReport, memory: MemorySource, length_bytes: int
+    channel: Channel,
+    lease: str,
+    operation: Operation,
+    local: RouteReport,
+    remote: RouteReport,
+    memory: MemorySource,
+    length_bytes: int,
 ) -> SourceAhead | None:
     """Begin with the digests of [0, length_bytes) of a lease's source; None where they must not be made ahead.
 
-    `source` is the route of the end that the bytes come from, `memory` is ours.
+    `memory` is ours.
     """
+    source = local if operation is Operation.WRITE else remote
     if (
         length_bytes < _LEAST_BYTES
         or source.memory != "host"
         or source.staged
-        or source.driver not in _SOFTWARE_DRIVERS
+        or not local.driver == remote.driver == "rxe"
         or own_processors() == 1
     ):
         return None
-    if operation is Operation.READ:
-        return PeerSource(channel, lease, length_bytes)
     view = memory.in_place().view if isinstance(memory, InPlace) else None
+    if operation is Operation.READ:
+        return PeerSource(channel, lease, length_bytes, shares=view is not None)
     return None if view is None else OurSource(view[:length_bytes])
 
 
@@ -70,7 +76,8 @@ class OurSource:
     def __init__(self, view: memoryview) -> None:
         self.digests: list[str] = []
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, args=(view,), name="p2prw-ahead")
+        # daemon: a program that ends in the middle of a transfer does not wait for it.
+        self._thread = threading.Thread(target=self._run, args=(view,), name="p2prw-ahead", daemon=True)
         self._thread.start()
 
     def _run(self, view: memoryview) -> None:
@@ -92,16 +99,17 @@ class OurSource:
 class PeerSource:
     """The server digests its region, a little at a time; what is under way at the end is the verifier's."""
 
-    def __init__(self, channel: Channel, lease: str, length_bytes: int) -> None:
+    def __init__(self, channel: Channel, lease: str, length_bytes: int, *, shares: bool) -> None:
+        """`shares`: our sink will be digested by several threads; what they need is loaded meanwhile."""
         self.digests: list[str] = []
         self.asked_bytes = 0
         self._channel = channel
         self._lease = lease
         self._length_bytes = length_bytes
         self._ask()
-        # Our sink comes afterwards: the libraries for it are loaded meanwhile.
-        self._thread = threading.Thread(target=make_ready, name="p2prw-ahead")
-        self._thread.start()
+        self._thread = threading.Thread(target=make_ready, name="p2prw-ahead", daemon=True) if shares else None
+        if self._thread is not None:
+            self._thread.start()
 
     def _ask(self) -> None:
         start, end = self.asked_bytes, min(self.asked_bytes + ASK_BYTES, self._length_bytes)
@@ -126,4 +134,5 @@ class PeerSource:
 
     def stop(self) -> None:
         """Nothing of ours is read; what the peer was asked for last is still to come."""
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()

@@ -563,7 +563,7 @@ class VerifyReport:
     classification: str | None = None
     why: str | None = None
     blocks_ahead: int = 0
-    """Blocks of the source that were digested while the bytes travelled (rxe, siw)."""
+    """Blocks of the source that were digested while the bytes travelled (rxe)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,8 +50,8 @@ class Mover:
     def digest_ahead(self, memory: MemorySource) -> None:
         """Have the source digested while `move` runs, where that takes nothing from it; `memory` is ours."""
         grant, operation = self.grant, self.request.operation
-        route = self.route if operation is Operation.WRITE else routes.from_wire(grant.route)
-        self._ahead = source_ahead(self.link.channel, grant.lease, operation, route, memory, grant.length)
+        remote = routes.from_wire(grant.route)
+        self._ahead = source_ahead(self.link.channel, grant.lease, operation, self.route, remote, memory, grant.length)
 
     def move(
         self, local: LocalAttachment, phases: PhaseClock, ranges: Sequence[tuple[int, int]] | None = None

@@ -279,8 +279,8 @@ class TransferLoop:
             if (message := self.channel.receive()) is None:
                 break
             heard = True
-            # A window moves nothing: a peer that sends only those is as idle as a silent one.
-            moved = moved or not isinstance(message, Window)
+            # Neither moves anything: a peer that sends only those is as idle as a silent one.
+            moved = moved or not isinstance(message, Window | Digests)
             self._take_in(message)
         if self.channel.wants_write:
             self.channel.flush()

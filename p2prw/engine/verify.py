@@ -158,7 +158,7 @@ class Verifier:
             algorithm=ALGORITHM,
             block_bytes=BLOCK_BYTES,
             blocks=self.blocks_done,
-            blocks_ahead=len(ahead),
+            blocks_ahead=len(self.ahead.digests) if self.ahead is not None else 0,
             elapsed_s=self.clock() - started_s,
             local_digest=local_total.hexdigest(),
             remote_digest=remote_total.hexdigest(),

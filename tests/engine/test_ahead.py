@@ -70,7 +70,7 @@ def test_stopped_it_touches_the_memory_no_more(monkeypatch):
 def test_the_peer_is_asked_for_a_little_at_a_time(channels):
     ours, theirs = channels
     blocks = ASK_BYTES // BLOCK_BYTES
-    source = PeerSource(ours, LEASE, ASK_BYTES + BLOCK_BYTES + 5)
+    source = PeerSource(ours, LEASE, ASK_BYTES + BLOCK_BYTES + 5, shares=True)
     assert theirs.receive() == Digest(LEASE, 0, ASK_BYTES, BLOCK_BYTES)
     source.take_in(page(0, 3))
     assert theirs.receive() is None and source.asked_bytes == ASK_BYTES
@@ -99,14 +99,14 @@ def test_what_is_asked_for_is_not_shared_among_threads_there(monkeypatch):
     ],
 )
 def test_a_page_that_answers_something_else_ends_it(channels, answer):
-    source = PeerSource(channels[0], LEASE, 32 * MIB)
+    source = PeerSource(channels[0], LEASE, 32 * MIB, shares=False)
     source.stop()
     with pytest.raises(RemoteProtocolError, match="not asked for"):
         source.take_in(answer)
 
 
 def test_no_page_is_taken_after_the_last(channels):
-    source = PeerSource(channels[0], LEASE, 8 * MIB)
+    source = PeerSource(channels[0], LEASE, 8 * MIB, shares=True)
     source.stop()
     source.take_in(page(0, 8))
     with pytest.raises(RemoteProtocolError):
@@ -122,34 +122,38 @@ class TestWhere:
     def begin(self, channels):
         memory = HostMemory.from_buffer(bytearray(16 * MIB))
 
-        def make(operation, source, length_bytes=16 * MIB, memory=memory):
-            made = source_ahead(channels[0], LEASE, operation, source, memory, length_bytes)
+        def make(operation, source=None, other=None, length_bytes=16 * MIB, memory=memory):
+            ends = [source or route(), other or route(memory="file")]
+            local, remote = ends if operation is Operation.WRITE else reversed(ends)
+            made = source_ahead(channels[0], LEASE, operation, local, remote, memory, length_bytes)
             if made is not None:
                 made.stop()
             return made
 
         return make
 
-    def test_host_memory_that_rxe_carries(self, begin, channels):
-        assert isinstance(begin(Operation.WRITE, route()), OurSource)
+    def test_host_memory_between_two_rxe(self, begin, channels):
+        assert isinstance(begin(Operation.WRITE), OurSource)
         assert channels[1].receive() is None
-        assert isinstance(begin(Operation.READ, route()), PeerSource)
+        assert isinstance(begin(Operation.READ), PeerSource)
         assert isinstance(channels[1].receive(), Digest)
+        assert isinstance(begin(Operation.READ, memory=object()), PeerSource), "into a file of ours"
 
     @pytest.mark.parametrize("operation", list(Operation))
     def test_nothing_else(self, begin, channels, monkeypatch, operation):
-        for driver in ("mlx5_core", "hfi1", "soft", "scripted"):
+        for driver in ("mlx5_core", "siw", "soft", "scripted"):
             assert begin(operation, route(driver)) is None, driver
+            assert begin(operation, other=route(driver)) is None, driver
         for kind in ("p2pmem", "file", "udmabuf"):
             assert begin(operation, route(memory=kind)) is None, kind
         assert begin(operation, replace(route(), staged=True)) is None
-        assert begin(operation, route(), length_bytes=16 * MIB - 1) is None
+        assert begin(operation, length_bytes=16 * MIB - 1) is None
         monkeypatch.setattr(ahead, "own_processors", lambda: 1)
-        assert begin(operation, route()) is None, "--cpu 0: it would be the transfer's own processor"
+        assert begin(operation) is None, "--cpu 0: it would be the transfer's own processor"
         assert channels[1].receive() is None
 
     def test_nothing_that_cannot_be_read_where_it_lies(self, begin):
         memory = HostMemory.from_buffer(bytearray(16))
         memory.buffer.view = None
-        assert begin(Operation.WRITE, route(), memory=memory) is None
-        assert begin(Operation.WRITE, route(), memory=object()) is None
+        assert begin(Operation.WRITE, memory=memory) is None
+        assert begin(Operation.WRITE, memory=object()) is None

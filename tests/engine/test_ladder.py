@@ -254,7 +254,7 @@ def test_a_source_that_rxe_carries_may_be_digested_meanwhile(verbs, monkeypatch)
 
     def begin(*args):
         ahead = source_ahead(*args)
-        asked.append((args[2].value, args[5]))
+        asked.append((args[2].value, args[6]))
         assert (ahead is not None) == (verbs.driver == "rxe")
         if isinstance(ahead, OurSource):
             ahead._thread.join()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from p2prw.engine.control.messages import Filled, Refuse, Window
+from p2prw.engine.control.messages import Digests, Filled, Refuse, Window
 from p2prw.engine.model import Opcode, Operation, WcStatus
 from p2prw.engine.pace import Pace
 from p2prw.engine.providers.scripted import Fault, Script
@@ -191,6 +191,24 @@ def test_a_peer_that_sends_nothing_but_windows_is_idle(make_rig, monkeypatch, ev
         list(rig.loop.run())
     assert caught.value.code == "idle_timeout"
     assert len(rig.device.counts.windows) <= 512 * 100
+
+
+def test_digests_go_to_who_asked_for_them_and_move_nothing(make_rig, monkeypatch):
+    rig = make_rig(64 * 4096, READ, script=Script(faults=(Fault(4, stall=True),)), idle_s=3.0, tick_s=0.1)
+    page, taken = Digests("0" * 16, 0, ("f" * 32,), more=False), list[Digests]()
+    rig.loop.take_in_digests = taken.append
+    monkeypatch.setattr(rig.loop.channel, "receive", iter([page, None] * 1000).__next__)
+    with pytest.raises(DeadlineExceeded) as caught:
+        list(rig.loop.run())
+    assert caught.value.code == "idle_timeout"
+    assert 5 < len(taken) < 100 and taken[0] is page
+
+
+def test_digests_that_nobody_asked_for_end_the_transfer(make_rig):
+    rig = make_rig(64 * 4096, READ, script=Script(faults=(Fault(4, stall=True),)))
+    rig.peer.send(Digests("0" * 16, 0, ("f" * 32,), more=False))
+    with pytest.raises(RemoteProtocolError, match="digests in the middle of a transfer"):
+        list(rig.loop.run())
 
 
 def test_a_peer_that_goes_ends_the_transfer_at_once(make_rig):
