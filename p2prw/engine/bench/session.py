@@ -24,7 +24,7 @@ from p2prw.engine.peer import list_regions
 from p2prw.engine.phases import PhaseClock
 from p2prw.engine.stop import StopRequest
 from p2prw.engine.verify import UNVERIFIED
-from p2prw.errors import HostError, P2prwError, PeerRefusedError
+from p2prw.errors import HostError, P2prwError, PeerRefusedError, RequestError
 from p2prw.units import typed_size
 
 
@@ -126,6 +126,12 @@ class _BenchRun:
                 if error.code == "region_too_small" and span is not None and (index or request.walk_bytes):
                     whole = request.connection.region_offset + request.queue_pairs * span
                     error.fix = f"a region of {typed_size(whole)} there, or less of -q, -s and --walk"
+                raise
+            except RequestError as error:
+                if error.code == "size_does_not_fit" and span is not None:
+                    option = "--sizes" if request.walk_bytes is None else "--walk"
+                    error.what = f"{option} {typed_size(span)} is more than the local memory holds"
+                    error.fix = f"a smaller {option}, or leave --local-memory away: host memory of the size needed"
                 raise
             check_staged(one, request.connection.region)
             attached.append(one)

@@ -189,6 +189,13 @@ def test_what_cannot_be_measured_says_why(measure, region, wishes, code, exit_co
     assert bool(result.results) == (code == "threshold_missed") and not result.partial
 
 
+@pytest.mark.parametrize(("walk_bytes", "said"), [(None, "--sizes 4KiB"), (65536, "--walk 64KiB")])
+def test_local_memory_without_room_names_what_was_asked_for(measure, walk_bytes, said):
+    _, _, result = measure(sizes=(4096,), walk_bytes=walk_bytes, memory="host,size=1024", iterations=20)
+    assert result.error.what == f"{said} is more than the local memory holds"
+    assert result.error.why == "host,size=1024 is 1 KiB" and "leave --local-memory away" in result.error.fix
+
+
 def test_a_region_that_may_not_be_written_is_refused(measure, guarded):
     _, _, result = measure("ro", at=guarded)
     assert result.error is not None and (result.error.code, result.exit_code) == ("read_only", 7)
