@@ -75,7 +75,7 @@ class LanesCase:
     @property
     def walk(self) -> tuple[str, ...]:
         """Words of `p2prw bench` for the one."""
-        return ("--walk", WALK) if self.same_memory else ()
+        return ("--walk", str(QUEUE_PAIRS * parse_size(self.size))) if self.same_memory else ()
 
     def holds(self, ratio: float) -> bool:
         """Return whether the ratio of medians is enough."""
@@ -85,5 +85,5 @@ class LanesCase:
 LANES_CASES = tuple(
     LanesCase(operation, size, same_memory)
     for operation in ("write", "read")
-    for size, same_memory in (("8K", False), ("64K", False), ("1M", False), ("1M", True))
+    for size, same_memory in (("8K", False), ("64K", False), ("64K", True), ("1M", False), ("1M", True))
 )

@@ -67,7 +67,8 @@ def test_many_queue_pairs_have_a_table_of_their_own():
     assert f"| WRITE 64 KiB | {rates} | 0.90 (0.70 to 0.95) | 0.85 x | yes |" in lines
     assert missed(results) == ["64 queue pairs, WRITE 8 KiB: ratio 0.75, wanted 0.85"]
     assert len({case.name for case in LANES_CASES}) == len(LANES_CASES)
-    assert LANES_CASES[3].name == "WRITE 1 MiB, the one in the memory of all"
+    assert LANES_CASES[2].name == "WRITE 64 KiB, the one in the memory of all"
+    assert [LANES_CASES[n].walk for n in (1, 2, 4)] == [(), ("--walk", "4194304"), ("--walk", "67108864")]
 
 
 def test_perftests_pairs_have_a_table_of_their_own():
