@@ -77,7 +77,7 @@ def digest_blocks(
         in_place is not None
         and length_bytes >= _LEAST_SHARED_BYTES
         and _LEAST_SHARED_BLOCK_BYTES <= block_bytes <= MAX_READ_BYTES
-        and (threads := min(_MOST_THREADS, own_processors())) > 1
+        and (threads := _threads()) > 1
     ):
         offset = yield from _digest_together(in_place, offset, end, block_bytes, threads)
     buffer = memoryview(bytearray(min(MAX_READ_BYTES, block_bytes, length_bytes)))
@@ -138,7 +138,11 @@ def make_ready() -> None:
     """Import what digests of large memory need, so that they need not wait for it; begins no thread."""
     import xxhash  # noqa: F401
 
-    _pool(min(_MOST_THREADS, own_processors()))
+    _pool(_threads())
+
+
+def _threads() -> int:
+    return min(_MOST_THREADS, own_processors())
 
 
 @functools.lru_cache(maxsize=1)

@@ -59,7 +59,7 @@ class TransferLoop:
     first_wr_id: int = 0
     pace: Pace | None = None
     take_in_digests: Callable[[Digests], None] | None = None
-    """For digests of the peer's that were asked for before the transfer (`ahead.py`)."""
+    """For the digests that `ahead.py` asks the peer for; None: there are none."""
     stats: LoopStats = field(default_factory=LoopStats)
     _spans: deque[Span] = field(default_factory=deque)
     _unposted: deque[Span] = field(default_factory=deque)

@@ -151,12 +151,13 @@ crc_copy_pclmulqdq(uint32_t crc, uint8_t *to, const uint8_t *from, size_t length
     return crc_copy_last(a, to, from, length);
 }
 
-#define HAS_STREAMING_STORES 1
+#define LINE_BYTES 64
+#define WAIT_FOR_STORES() _mm_sfence()
 
 /* As memcpy, past the caches; `to` begins a line. A store that fills a line of its own accord need not read it first,
  * which is what memory is slowest at. */
 static void copy_past_caches(uint8_t *to, const uint8_t *from, size_t length) {
-    for (; length >= 64; length -= 64, from += 64, to += 64) {
+    for (; length >= LINE_BYTES; length -= LINE_BYTES, from += LINE_BYTES, to += LINE_BYTES) {
         __m128i a = LOAD(from), b = LOAD(from + 16), c = LOAD(from + 32), d = LOAD(from + 48);
         _mm_stream_si128((__m128i *)to, a), _mm_stream_si128((__m128i *)(to + 16), b);
         _mm_stream_si128((__m128i *)(to + 32), c), _mm_stream_si128((__m128i *)(to + 48), d);
@@ -235,6 +236,12 @@ static uint32_t crc_copy_arm(uint32_t crc, uint8_t *to, const uint8_t *from, siz
     }
     return length ? crc_copy_tables(crc, to, from, length) : crc;
 }
+#endif
+
+#ifndef LINE_BYTES
+#define LINE_BYTES 0 /* no such stores here */
+#define WAIT_FOR_STORES() ((void)0)
+#define copy_past_caches memcpy
 #endif
 
 static crc_copy_function crc_copy = crc_copy_tables;
@@ -364,12 +371,8 @@ static inline int is_expected(const uint8_t *from, uint64_t prefix, uint32_t psn
 static Py_ssize_t take_packets(const uint8_t *from, Py_ssize_t count, Py_ssize_t mtu, uint64_t prefix, uint32_t psn,
                                const uint32_t *seeds, uint8_t *to, uint32_t *asked) {
     Py_ssize_t done = 0;
-#ifdef HAS_STREAMING_STORES
     /* Every packet of the run begins a line then. */
-    const int past_caches = !((uintptr_t)to & 63) && !(mtu & 63);
-#else
-    const int past_caches = 0;
-#endif
+    const int past_caches = LINE_BYTES && !((uintptr_t)to & (LINE_BYTES - 1)) && !(mtu & (LINE_BYTES - 1));
     for (; done < count; done++) {
         uint32_t word = load_big32(from + PREFIX_BYTES), crc;
         if (!is_expected(from, prefix, psn))
@@ -386,21 +389,17 @@ static Py_ssize_t take_packets(const uint8_t *from, Py_ssize_t count, Py_ssize_t
                 break;
         }
         /* Not before the ICRC was right; the packet is in the first-level cache by now. */
-#ifdef HAS_STREAMING_STORES
         if (past_caches)
             copy_past_caches(to, from + HEADER_BYTES, (size_t)mtu);
         else
-#endif
             memcpy(to, from + HEADER_BYTES, (size_t)mtu);
         to += mtu, from += mtu + OVERHEAD_BYTES;
         psn++;
         *asked |= word & ACK_REQUEST;
     }
-#ifdef HAS_STREAMING_STORES
     /* Whoever watches the end of a message from another processor sees all of it before its last packet. */
     if (past_caches)
-        _mm_sfence();
-#endif
+        WAIT_FOR_STORES();
     return done;
 }
 
